@@ -1,0 +1,307 @@
+"""The command line: the only place that parses arguments and prints."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dlc_jax import __version__
+from dlc_jax.errors import DatasetUnavailable, InputError
+
+if TYPE_CHECKING:
+    from dlc_jax.data import Dataset
+    from dlc_jax.experiment import Outcome
+    from dlc_jax.runs import Run
+    from dlc_jax.training import EpochReport
+
+_DEFAULT_DATASET, _FALLBACK_DATASET = "mnist", "mnist-5k"
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+
+def main() -> NoReturn:
+    """Runs the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        status = commands.main(prog_name="dlc-jax", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        status = _BAD_INPUT
+    except click.ClickException as error:
+        _complain(error.format_message())
+        status = _BAD_INPUT
+    except InputError as error:
+        _complain(str(error))
+        status = _BAD_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        status = _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"dlc-jax: {' '.join(message.split())}", err=True)
+
+
+class _PositiveNumber(click.ParamType[float]):
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            self.fail(f"{value} is not a positive number; give one such as 0.1", param, ctx)
+        return number
+
+
+class _Integer(click.ParamType[int]):
+    name = "integer"
+
+    def __init__(self, least: int) -> None:
+        self.least, self.most = least, 2**31 - 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = self.least - 1
+        if not self.least <= number <= self.most:
+            choice = f"give a whole number from {self.least} to {self.most}"
+            self.fail(f"{value} is not possible; {choice}", param, ctx)
+        return number
+
+
+_data_dir = click.option(
+    "--data-dir",
+    metavar="DIR",
+    help="Where TFDS keeps its datasets.  [default: $TFDS_DATA_DIR, else ~/tensorflow_datasets]",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dlc-jax")
+def commands() -> None:
+    r"""The convnets of a deep learning lecture, in JAX.
+
+    \b
+    Examples:
+      dlc-jax train                        learn MNIST with the lecture's network
+      dlc-jax eval runs/NAME               test it again
+      dlc-jax predict runs/NAME digit.png  ask it about a picture of your own
+    """
+
+
+@commands.command()
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help=f"What to learn; dlc-jax data lists them.  [default: {_DEFAULT_DATASET}; "
+    f"{_FALLBACK_DATASET} where that can't be had]",
+)
+@click.option("--epochs", type=_Integer(1), default=10, show_default=True, help="Passes over it.")
+@click.option(
+    "--batch-size", type=_Integer(1), default=100, show_default=True, help="Images an update."
+)
+@click.option(
+    "--learning-rate", type=_PositiveNumber(), default=0.1, show_default=True, help="Of plain SGD."
+)
+@click.option(
+    "--seed", type=_Integer(0), default=0, show_default=True, help="Of the initial weights."
+)
+@_data_dir
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    default="runs",
+    show_default=True,
+    help="Where to make the run's folder.",
+)
+@click.option(
+    "--name", metavar="NAME", help="The run folder's name.  [default: dataset, network and time]"
+)
+@_json
+def train(
+    dataset: str | None,
+    data_dir: str | None,
+    output_dir: str,
+    name: str | None,
+    as_json: bool,
+    **hyperparameters: Any,
+) -> int:
+    r"""Train the lecture's network; keep numbers, pictures and parameters in a run folder.
+
+    \b
+    Examples:
+      dlc-jax train
+      dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
+      dlc-jax train --name first --json
+    """
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    loaded = _load_or_fall_back(dataset, data_dir)
+    from dlc_jax import experiment, terminal
+
+    config = experiment.configure(loaded, **hyperparameters)
+    counts = len(loaded.train.labels), len(loaded.test.labels)
+    with terminal.epochs(config.epochs, *counts) as progress:
+
+        def watch(run: "Run", report: "EpochReport") -> None:
+            progress(report)
+            progress.line(_epoch_line(report, counts[0]) if report.epoch else _heading(run, counts))
+
+        outcome = experiment.train(config, loaded, Path(output_dir), name, watch)
+    return _print_outcome(outcome, as_json)
+
+
+def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
+    if name is not None:
+        return _load(name, data_dir)
+    try:
+        return _load(_DEFAULT_DATASET, data_dir)
+    except DatasetUnavailable as error:
+        _complain(f"{error}; training on {_FALLBACK_DATASET} meanwhile")
+        return _load(_FALLBACK_DATASET, None)
+
+
+def _load(name: str, data_dir: str | None) -> "Dataset":
+    from dlc_jax import data, terminal
+
+    with terminal.counting(f"reading {name}") as progress:
+        return data.load(name, data_dir, progress=progress)
+
+
+def _heading(run: "Run", counts: tuple[int, int]) -> str:
+    config = run.config
+    return (
+        f"{config.model} network on {config.dataset} ({counts[0]:,} training and "
+        f"{counts[1]:,} test images), {config.device}"
+    )
+
+
+def _epoch_line(report: "EpochReport", images: int) -> str:
+    return (
+        f"epoch {report.epoch:3d}   train loss {report.losses.mean():.4f}   "
+        f"test error {100 * float(report.test.error):5.2f} %   "
+        f"{images / report.train_seconds:,.0f} images/s"
+    )
+
+
+def _print_outcome(outcome: "Outcome", as_json: bool) -> int:
+    summary, folder = outcome.summary, outcome.run.folder
+    if outcome.interrupted:
+        _complain(
+            f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
+            f"the network so far is in {folder}"
+        )
+    else:
+        click.echo(
+            f"test error {summary['test_error_percent']:.2f} % on {summary['dataset']} after "
+            f"{summary['epochs']} epochs: {summary['train_seconds']:.1f} s of training, "
+            f"{summary['compile_seconds']:.1f} s of compiling"
+        )
+        click.echo(f"{folder}: curves.png, confusion.png, mistakes.png, metrics.jsonl, ...")
+    if as_json:
+        click.echo(json.dumps(summary))
+    return _INTERRUPTED if outcome.interrupted else 0
+
+
+@commands.command("eval")
+@click.argument("run")
+@_data_dir
+@_json
+def evaluate(run: str, data_dir: str | None, as_json: bool) -> None:
+    r"""Test the network of a run folder again.
+
+    \b
+    Example:
+      dlc-jax eval runs/first
+    """
+    from dlc_jax.runs import Run
+
+    opened = Run.open(Path(run))
+    model = opened.model()
+    dataset = _load(opened.config.dataset, data_dir)
+    from dlc_jax import experiment
+
+    result = experiment.evaluate(opened, model, dataset)
+    if not as_json:
+        click.echo(
+            f"test error {result['test_error_percent']:.2f} %, loss {result['test_loss']:.4f}, "
+            f"on {result['test_images']:,} test images of {result['dataset']}"
+        )
+        for name, error in result["error_percent_by_class"].items():
+            click.echo(f"  {name:12} {error:6.2f} %")
+    else:
+        click.echo(json.dumps(result))
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--invert/--no-invert",
+    default=None,
+    help="Turn dark into bright.  [default: where the network learned bright on dark, and "
+    "the picture's border is bright]",
+)
+@_json
+def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: bool) -> None:
+    r"""Ask the network of a run folder what is in pictures (PNG or JPEG, any size).
+
+    \b
+    Example:
+      dlc-jax predict runs/first photo.jpg digit.png
+    """
+    from dlc_jax import experiment
+    from dlc_jax.runs import Run
+
+    opened = Run.open(Path(run))
+    predictions = experiment.predict(opened, opened.model(), images, invert=invert)
+    if as_json:
+        click.echo(json.dumps({"run": run, "predictions": predictions}))
+        return
+    for prediction in predictions:
+        first, *others = list(prediction["probabilities"].items())[:3]
+        also = ", ".join(f"{name} {100 * p:.1f} %" for name, p in others)
+        note = "; inverted" if prediction["inverted"] else ""
+        click.echo(f"{prediction['image']}: {first[0]} {100 * first[1]:.1f} %  ({also}{note})")
+
+
+@commands.command("data")
+@_data_dir
+@_json
+def list_data(data_dir: str | None, as_json: bool) -> None:
+    r"""List the datasets: what is known, what is on this machine, and where.
+
+    \b
+    Example:
+      dlc-jax data --data-dir ~/tensorflow_datasets
+    """
+    from dlc_jax import data
+
+    statuses = [data.status(name, data_dir) for name in data.names()]
+    places = {
+        "data_folder": str(data.data_folder(data_dir)),
+        "cache_folder": str(data.cache.folder()),
+    }
+    if as_json:
+        click.echo(json.dumps({**places, "datasets": statuses}))
+        return
+    for status in statuses:
+        click.echo(f"{status['name']:14} {status['summary']} ({status['reference']})")
+        click.echo(f"{'':14} {status['where']}")
+        if status["cache"]:
+            click.echo(f"{'':14} decoded: {status['cache']}")
+    click.echo(f"prepared datasets: {places['data_folder']}    cache: {places['cache_folder']}")

@@ -1,0 +1,92 @@
+"""What a dataset is once it is loaded: arrays, and the names that go with them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+# What jitted functions take without ado.
+AnyArray: TypeAlias = Array | np.ndarray
+
+
+class Examples(NamedTuple):
+    """Images and their labels, as arrays of NumPy or JAX: a split of a dataset, or a batch.
+
+    Attributes:
+      images: [examples, height, width, channels]; uint8 as stored, from 0 to 255, or
+        float32 once normalised.
+      labels: int32 [examples], from 0 to the number of classes less one.
+    """
+
+    images: UInt8[AnyArray, "examples height width channels"]
+    labels: Int[AnyArray, " examples"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in memory.
+
+    Attributes:
+      name: what it is called here.
+      version: its publisher's version.
+      train: what to learn from.
+      test: what to measure the error on.
+      class_names: what each label means.
+      provenance: where these arrays came from, in words.
+    """
+
+    name: str
+    version: str
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    provenance: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        height, width, channels = np.shape(self.train.images)[1:]
+        return height, width, channels
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normalise:
+    """Maps pixels to (pixel - mean) / std, channel by channel.
+
+    It is a pytree and a function at once, so that it can be handed to a jitted function.
+
+    Attributes:
+      mean: float32 [channels], on the pixels' own scale from 0 to 255.
+      std: float32 [channels], likewise.
+    """
+
+    mean: Float[AnyArray, " channels"]
+    std: Float[AnyArray, " channels"]
+
+    @classmethod
+    def fit(cls, images: UInt8[np.ndarray, "examples height width channels"]) -> "Normalise":
+        """The mean and standard deviation of all pixels of the given images."""
+        channels = images.shape[-1]
+        total, squares = np.zeros(channels), np.zeros(channels)
+        # In pieces that stay in the processor's cache; sums of integers are exact in float64.
+        for start in range(0, len(images), 256):
+            pixels = images[start : start + 256].reshape(-1, channels).astype(np.float64)
+            total += np.ones(len(pixels)) @ pixels
+            squares += np.einsum("pc,pc->c", pixels, pixels)
+        count = images.size // channels
+        mean = total / count
+        variance = squares / count - mean**2
+        # A channel that never varies is left at zero instead of dividing by it.
+        std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 1)
+        return cls(mean.astype(np.float32), std.astype(np.float32))
+
+    def __call__(
+        self, images: UInt8[AnyArray, "*batch height width channels"]
+    ) -> Float[Array, "*batch height width channels"]:
+        """The images as float32, of mean 0 and standard deviation 1 where it was fitted."""
+        return (jnp.asarray(images, jnp.float32) - self.mean) / self.std

@@ -1,0 +1,316 @@
+"""Downloads datasets from where TFDS publishes them and prepares them, without TensorFlow.
+
+TFDS's own builders read the raw files through `tf.io.gfile` and encode arrays with
+TensorFlow. The builders here are theirs in all else (URLs, checksums, features, keys and
+so the order of the examples), but read the files in Python and yield Pillow images.
+"""
+
+import errno
+import gzip
+import logging
+import os
+import queue
+import shutil
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dlc_jax.errors import DatasetUnavailable, InputError
+
+# What TFDS's builders yield: a key and the features of an example.
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+# Seconds that the host has to answer.
+_PATIENCE = 4.0
+
+
+def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
+    """Downloads a dataset and prepares it as ArrayRecord, as TFDS itself would.
+
+    Args:
+      name: what TFDS calls it: mnist, fashion_mnist or cifar10.
+      data_dir: where to prepare it; made if need be. The downloaded files stay in its
+        folder `downloads`, where TFDS looks for them, too.
+      progress: shows TFDS's progress bars, if standard error is a terminal.
+
+    Returns:
+      The folder <data_dir>/<name>/<version>, at once if it is already there.
+
+    Raises:
+      DatasetUnavailable: TFDS is not installed, or the host does not answer; the latter
+        is known within five seconds.
+      InputError: the dataset is none of the three, `data_dir` can't be written to or is
+        full, or the files are not what TFDS expects.
+    """
+    builder_class = _builder_class(name)
+    prepared = data_dir / name / str(builder_class.VERSION)
+    if prepared.exists():
+        return prepared
+    _check_writable(data_dir)
+    urls = list(builder_class.url_infos)
+    _probe(name, urls[0], data_dir)
+    with _quiet(bars=progress and sys.stderr.isatty()), _tidy(name, data_dir):
+        import tensorflow_datasets as tfds
+
+        config = tfds.download.DownloadConfig(
+            force_checksums_validation=True, try_download_gcs=False
+        )
+        try:
+            builder = builder_class(data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare(download_config=config)
+        # TFDS, requests, gzip, tarfile and ArrayRecord each raise their own errors.
+        except Exception as error:
+            # Another process may have prepared it meanwhile.
+            if not prepared.exists():
+                raise _explain(error, name, data_dir, urls) from error
+    return prepared
+
+
+class _Builder:
+    """What the builders made here share; `official` is TFDS's own."""
+
+    official: ClassVar[Any]
+
+    # TFDS prints both messages to standard output.
+    def _log_download_bytes(self) -> None: ...
+
+    def _log_download_done(self) -> None: ...
+
+
+class _MnistLike(_Builder):
+    def _split_generators(self, dl_manager: Any) -> Any:
+        # TFDS's unpacking goes through TensorFlow, so its own method gets packed files.
+        packed = SimpleNamespace(download_and_extract=dl_manager.download)
+        return self.official._split_generators(self, packed)
+
+    def _generate_examples(self, num_examples: int, data_path: Path, label_path: Path) -> Rows:
+        from PIL import Image
+
+        del num_examples  # the files say it
+        rows = zip(_idx(data_path), _idx(label_path), strict=True)
+        for index, (pixels, label) in enumerate(rows):
+            yield index, {"image": Image.fromarray(pixels), "label": int(label)}
+
+
+class _CifarLike(_Builder):
+    _cifar_info: Any
+    info: Any
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Rows]:
+        layout = self._cifar_info
+        names = [*layout.label_files, *layout.test_files, *layout.train_files]
+        archive = dl_manager.download(layout.url)
+        labels, test, *train = _members(archive, [layout.prefix + name for name in names])
+        self.info.features["label"].names = labels.decode().split()
+        return {
+            "train": self._generate_examples("train_", train),
+            "test": self._generate_examples("test_", [test]),
+        }
+
+    def _generate_examples(self, split_prefix: str, files: list[bytes]) -> Rows:
+        from PIL import Image
+
+        rows = (row for data in files for row in zip(*_cifar(data), strict=True))
+        for index, (label, pixels) in enumerate(rows):
+            example = {"image": Image.fromarray(pixels), "label": int(label)}
+            yield index, example | {"id": f"{split_prefix}{index:05d}"}
+
+
+_BUILDERS: dict[str, tuple[str, type[_Builder]]] = {
+    "mnist": ("MNIST", _MnistLike),
+    "fashion_mnist": ("FashionMNIST", _MnistLike),
+    "cifar10": ("Cifar10", _CifarLike),
+}
+
+
+@cache
+def _builder_class(name: str) -> Any:
+    """TFDS's builder of that name, with the methods above in place of its own."""
+    if name not in _BUILDERS:
+        raise InputError(f"{name!r} can't be prepared; choose one of {', '.join(_BUILDERS)}")
+    class_name, reader = _BUILDERS[name]
+    try:
+        import tensorflow_datasets as tfds
+
+        official = getattr(tfds.image_classification, class_name)
+    except ImportError as error:
+        raise DatasetUnavailable(
+            f"downloading {name!r} needs TFDS ({error}); run: pip install tensorflow-datasets "
+            "importlib_resources"
+        ) from error
+    namespace = {"__module__": __name__, "name": name, "official": official}
+    made = type(official)(class_name, (reader, official), namespace, skip_registration=True)
+    # TFDS finds the checksums by the module, and writes it into dataset_info.json. It is set
+    # only now, since on creation TFDS would list the class among its module's own.
+    made.__module__ = official.__module__
+    return made
+
+
+def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """Reads a gzipped IDX file of bytes: images [n, height, width] or labels [n].
+
+    Raises:
+      ValueError: it is something else, or shorter or longer than its header says.
+    """
+    with gzip.open(path) as file:
+        data = file.read()
+    # Two zeros, the type (8: unsigned byte), the rank, then big-endian int32 sizes.
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} is not an IDX file of bytes")
+    rank = data[3]
+    shape = np.frombuffer(data, ">i4", rank, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _members(archive: Path, names: list[str]) -> list[bytes]:
+    """The contents of the named files of a tar.gz archive.
+
+    Raises:
+      ValueError: one of them is missing.
+    """
+    found = {}
+    with tarfile.open(archive, "r:gz") as tar:
+        # In the archive's order, since going back would mean to unpack it again.
+        for member in tar:
+            if member.name in names and (file := tar.extractfile(member)):
+                found[member.name] = file.read()
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{', '.join(missing)} is not in the archive")
+    return [found[name] for name in names]
+
+
+def _cifar(data: bytes) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, "n 32 32 3"]]:
+    """Splits CIFAR-10's records, a label and 3x32x32 pixels each, into labels and images.
+
+    Raises:
+      ValueError: `data` is not a whole number of records.
+    """
+    records = np.frombuffer(data, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return records[:, 0], np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+
+def _check_writable(data_dir: Path) -> None:
+    try:
+        # No folder is made before it is known that there is something to put there.
+        existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise _unwritable(data_dir, str(error.strerror)) from error
+
+
+def _probe(name: str, url: str, data_dir: Path) -> None:
+    """Asks for a URL once, because TFDS would retry for minutes before it gave up."""
+    import requests
+
+    problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with requests.get(url, stream=True, timeout=_PATIENCE) as response:
+                problems.put(None if response.ok else f"HTTP status {response.status_code}")
+        except Exception as error:
+            problems.put(type(error).__name__)
+
+    # requests bounds single steps, neither their sum nor the look-up of the host's name.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = problems.get(timeout=_PATIENCE)
+    except queue.Empty:
+        problem = f"no answer in {_PATIENCE:g} seconds"
+    if problem:
+        raise _unreachable(name, url, data_dir, problem)
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Keeps TFDS and urllib3 from logging, and TFDS from drawing bars unless `bars`."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3.connectionpool")]
+    bars_before = tqdm_utils._active
+    tqdm_utils.display_progress_bar(bars)
+    for logger in loggers:
+        logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        tqdm_utils.display_progress_bar(bars_before)
+        for logger in loggers:
+            logger.removeFilter(drop)
+
+
+@contextmanager
+def _tidy(name: str, data_dir: Path) -> Iterator[None]:
+    """Removes the unfinished downloads that TFDS leaves behind when it fails."""
+    downloads = data_dir / "downloads" / name
+
+    def unfinished() -> set[Path]:
+        return {*downloads.glob("*.tmp.*"), *downloads.glob("incomplete.*")}
+
+    before = unfinished()
+    try:
+        yield
+    finally:
+        for path in unfinished() - before:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (data_dir / name).rmdir()
+
+
+def _explain(error: Exception, name: str, data_dir: Path, urls: list[str]) -> InputError:
+    """What to tell the user of a failed preparation, in one line."""
+    import requests
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    text = " ".join(str(error).split())
+    url = next((url for url in urls if url in text), urls[0])
+    downloads = data_dir / "downloads" / name
+    if isinstance(error, NonMatchingChecksumError):
+        return InputError(
+            f"{url} is not the file that TFDS expects (its checksum differs); try again later, "
+            f"or point TFDS_DATA_DIR or --data-dir at a folder where {name!r} is prepared"
+        )
+    if isinstance(error, (DownloadError, requests.RequestException)):
+        return _unreachable(name, url, data_dir, type(error).__name__)
+    # ArrayRecord's writer has no error of its own for a full disk.
+    if (disk_full := os.strerror(errno.ENOSPC)) in text:
+        return _unwritable(data_dir, disk_full)
+    if isinstance(error, OSError) and error.strerror:
+        return _unwritable(data_dir, error.strerror)
+    return InputError(
+        f"the files of {name!r} in {str(downloads)!r} can't be read "
+        f"({type(error).__name__}: {text}); delete that folder and run again"
+    )
+
+
+def _unreachable(name: str, url: str, data_dir: Path, problem: str) -> DatasetUnavailable:
+    return DatasetUnavailable(
+        f"{name!r} is not prepared in {str(data_dir)!r} and {urlsplit(url).netloc} can't be "
+        f"reached ({problem}); connect to the network, or point TFDS_DATA_DIR or --data-dir "
+        "at a folder where it is prepared"
+    )
+
+
+def _unwritable(data_dir: Path, problem: str) -> InputError:
+    return InputError(
+        f"the data folder {str(data_dir)!r} can't be written to ({problem}); "
+        "point TFDS_DATA_DIR or --data-dir at another folder"
+    )

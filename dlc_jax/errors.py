@@ -1,0 +1,13 @@
+"""Errors that are about what the caller gave, not about a defect in the package."""
+
+
+class InputError(ValueError):
+    """What the caller gave can't be used.
+
+    The message is one sentence that names the offending value and says what to do
+    instead. The command line prints it on one line and exits with code 2.
+    """
+
+
+class DatasetUnavailable(InputError):
+    """The dataset is neither on this machine nor to be had from where it is published."""

@@ -1,0 +1,242 @@
+"""A training run from its configuration to its folder of results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from dlc_jax import checkpoint, plots, training
+from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data.images import read_image
+from dlc_jax.errors import InputError
+from dlc_jax.runs import Run, RunConfig
+from dlc_jax.training import EpochReport
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+      run: its folder.
+      summary: the result as it stands in `summary.json`.
+      interrupted: whether Ctrl-C ended it early.
+    """
+
+    run: Run
+    summary: dict[str, Any]
+    interrupted: bool
+
+
+def configure(
+    dataset: Dataset, *, epochs: int, batch_size: int, learning_rate: float, seed: int
+) -> RunConfig:
+    """The configuration of a run of the lecture's program on a dataset."""
+    from dlc_jax import __version__
+
+    normalise = Normalise.fit(np.asarray(dataset.train.images))
+    return RunConfig(
+        dlc_jax=__version__,
+        jax=jax.__version__,
+        device=jax.devices()[0].device_kind,
+        model="lecture",
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
+        dataset=dataset.name,
+        dataset_version=dataset.version,
+        provenance=dataset.provenance,
+        mean=tuple(np.asarray(normalise.mean).tolist()),
+        std=tuple(np.asarray(normalise.std).tolist()),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    output_dir: Path,
+    name: str | None = None,
+    watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
+) -> Outcome:
+    """Trains a network, and keeps what came of it in a new folder.
+
+    The folder is usable from the beginning: parameters and metrics are written after every
+    epoch, and the pictures whatever ends the training.
+
+    Args:
+      config: what to train, and how.
+      dataset: what on.
+      output_dir: where to make the run's folder.
+      name: the folder's name; by default one that tells dataset, network and time.
+      watch: called with every epoch's report, and first with that of the untrained network.
+
+    Raises:
+      InputError: configuration and dataset do not fit together, the folder can't be made,
+        or (`training.Diverged`) the loss became infinite or not a number.
+    """
+    state = training.create_state(config.create_model(), optax.sgd(config.learning_rate))
+    reports = training.fit(
+        state, dataset, config.normalise, epochs=config.epochs, batch_size=config.batch_size
+    )
+    run = Run.create(output_dir, name, config)
+    run.save_model(state.model)
+    history: list[EpochReport] = []
+    interrupted = False
+    try:
+        for report in reports:
+            history.append(report)
+            if report.epoch:
+                run.save_model(report.state.model)
+                run.append_metrics(_metrics(report, len(dataset.train.labels)))
+            watch(run, report)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        summary = summarise(run, dataset, history)
+        run.write_summary(summary)
+        if history:
+            draw(run, dataset, history)
+    return Outcome(run, summary, interrupted)
+
+
+def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:
+    """Loss and error of a run's network on a dataset's test split.
+
+    Raises:
+      InputError: the dataset's images or classes are not those of the network.
+    """
+    config = run.config
+    if (config.image_shape, len(config.class_names)) != (
+        dataset.image_shape,
+        len(dataset.class_names),
+    ):
+        raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
+    state = training.create_state(model, optax.identity())
+    logits, metrics = training.evaluate(state, jax.device_put(dataset.test), config.normalise)
+    labels = np.asarray(dataset.test.labels)
+    wrong = np.asarray(logits).argmax(1) != labels
+    return {
+        "run": str(run.folder),
+        "dataset": dataset.name,
+        "test_images": len(labels),
+        "test_loss": float(metrics.loss),
+        "test_error_percent": percent(metrics.error),
+        "error_percent_by_class": {
+            name: percent(wrong[labels == label].mean()) if (labels == label).any() else None
+            for label, name in enumerate(dataset.class_names)
+        },
+    }
+
+
+def predict(
+    run: Run, model: nnx.Module, paths: Sequence[str], *, invert: bool | None = None
+) -> list[dict[str, Any]]:
+    """What a run's network takes pictures for.
+
+    Args:
+      run: the run.
+      model: its network.
+      paths: PNG or JPEG files of any size.
+      invert: see `dlc_jax.data.images.read_image`.
+
+    Returns:
+      For each picture its path, the class, its probability, and all probabilities,
+      largest first.
+
+    Raises:
+      InputError: a picture can't be read.
+    """
+    config = run.config
+    dark = config.image_shape[2] == 1 and config.mean[0] < 127
+    pictures = [
+        read_image(path, config.image_shape, dark_background=dark, invert=invert) for path in paths
+    ]
+    images = np.stack([pixels for pixels, _ in pictures])
+    batch = Examples(config.normalise(images), np.zeros(len(images), np.int32))
+    logits, _ = training.eval_step(training.create_state(model, optax.identity()), batch)
+    results = []
+    for path, (_, inverted), row in zip(
+        paths, pictures, np.asarray(jax.nn.softmax(logits)), strict=True
+    ):
+        order = np.argsort(-row, kind="stable")
+        probabilities = {config.class_names[label]: float(row[label]) for label in order}
+        best = config.class_names[order[0]]
+        results.append(
+            {
+                "image": path,
+                "class": best,
+                "probability": probabilities[best],
+                "inverted": inverted,
+                "probabilities": probabilities,
+            }
+        )
+    return results
+
+
+def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[str, Any]:
+    """The result in numbers; those that no epoch has given yet are None."""
+    config = run.config
+    epochs = [report for report in history if report.epoch]
+    seconds = sum(report.train_seconds for report in epochs)
+    images = len(epochs) * len(dataset.train.labels)
+    return {
+        "dataset": dataset.name,
+        "dataset_version": dataset.version,
+        "model": config.model,
+        "seed": config.seed,
+        "epochs": len(epochs),
+        "train_loss": float(epochs[-1].losses.mean()) if epochs else None,
+        "test_loss": float(history[-1].test.loss) if history else None,
+        "test_error_percent": percent(history[-1].test.error) if history else None,
+        "train_seconds": round(seconds, 4),
+        "compile_seconds": round(history[-1].compile_seconds, 4) if history else None,
+        "images_per_second": round(images / seconds, 1) if epochs else None,
+        "device": config.device,
+        "run": str(run.folder),
+        "parameters_sha256": checkpoint.fingerprint(history[-1].state.params) if history else None,
+    }
+
+
+def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
+    """Writes the run's pictures: the curves, the confusion matrix, and the mistakes."""
+    epochs = [report for report in history if report.epoch]
+    logits = history[-1].test_logits
+    images, labels = (np.asarray(array) for array in dataset.test)
+    figures = {
+        "curves.png": plots.curves(
+            [report.losses for report in epochs],
+            [float(report.test.error) for report in epochs],
+            f"{run.config.model} on {dataset.name}",
+        ),
+        "confusion.png": plots.confusion(labels, logits.argmax(1), dataset.class_names),
+        "mistakes.png": plots.mistakes(
+            images, labels, np.asarray(jax.nn.softmax(logits)), dataset.class_names
+        ),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, run.folder / name)
+
+
+def percent(fraction: Any) -> float:
+    """A fraction in percent, without the noise of float32."""
+    return round(100 * float(fraction), 4)
+
+
+def _metrics(report: EpochReport, images: int) -> dict[str, Any]:
+    return {
+        "epoch": report.epoch,
+        "step": int(report.state.step),
+        "train_loss": float(report.losses.mean()),
+        "test_loss": float(report.test.loss),
+        "test_error_percent": percent(report.test.error),
+        "train_seconds": round(report.train_seconds, 4),
+        "images_per_second": round(images / report.train_seconds, 1),
+    }

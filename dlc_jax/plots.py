@@ -1,0 +1,129 @@
+"""Every picture, as a Matplotlib figure; `save` writes one."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dlc_jax.files import write_atomically
+
+_TRAIN, _TEST = "#1f77b4", "#d62728"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file, atomically."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def curves(
+    losses: Sequence[Float[np.ndarray, " steps"]], test_errors: Sequence[float], title: str
+) -> Figure:
+    """Training loss and test error over the epochs.
+
+    Args:
+      losses: for each epoch, the training loss of each step, in nats.
+      test_errors: for each epoch, the fraction of test examples that were misclassified.
+      title: what was trained.
+    """
+    figure = Figure(figsize=(8, 3.4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title)
+    epochs = np.arange(1, len(test_errors) + 1)
+    for epoch, of_epoch in zip(epochs, losses, strict=True):
+        steps = epoch - 1 + np.arange(1, len(of_epoch) + 1) / len(of_epoch)
+        left.plot(steps, of_epoch, color=_TRAIN, alpha=0.25, linewidth=0.5)
+    left.plot(epochs, [of_epoch.mean() for of_epoch in losses], "o-", color=_TRAIN, markersize=4)
+    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    left.set_title("each step, and the epoch's mean", fontsize="small")
+    percents = 100 * np.array(test_errors)
+    right.plot(epochs, percents, "o-", color=_TEST, markersize=4)
+    right.set(xlabel="epoch", ylabel="test error (%)", ylim=(0, 1.1 * max([*percents, 0.1])))
+    if len(percents):
+        right.set_title(f"{percents[-1]:.2f} % after the last epoch", fontsize="small")
+    for axes in (left, right):
+        axes.set_xlim(0, max(len(epochs), 1) + 0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def confusion(
+    labels: Int[np.ndarray, " examples"],
+    predictions: Int[np.ndarray, " examples"],
+    class_names: Sequence[str],
+) -> Figure:
+    """How often each class was taken for each other."""
+    classes = len(class_names)
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predictions), 1)
+    figure = Figure(figsize=(1.6 + 0.55 * classes, 1.4 + 0.5 * classes), dpi=120)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    # The diagonal would drown the mistakes, which are what one looks for.
+    mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
+    axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=max(mistakes.max(), 1))
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            bright = mistakes[row, column] > mistakes.max() / 2
+            weight = "bold" if row == column else "normal"
+            axes.text(
+                column, row, f"{count}", ha="center", va="center", fontsize=8, weight=weight,
+                color="white" if bright else "black",
+            )  # fmt: skip
+    rotation = 0 if max(map(len, class_names)) <= 2 else 45
+    axes.set_xticks(range(classes), class_names, rotation=rotation)
+    axes.set_yticks(range(classes), class_names)
+    wrong = counts.sum() - counts.trace()
+    axes.set(xlabel="prediction", ylabel="truth")
+    axes.set_title(f"{wrong:,} of {counts.sum():,} test images misclassified", fontsize="medium")
+    return figure
+
+
+def mistakes(
+    images: UInt8[np.ndarray, "examples height width channels"],
+    labels: Int[np.ndarray, " examples"],
+    probabilities: Float[np.ndarray, "examples classes"],
+    class_names: Sequence[str],
+    most: int = 60,
+) -> Figure:
+    """The test images that the network got wrong, the surest of its mistakes first.
+
+    Args:
+      images: the test images.
+      labels: their classes.
+      probabilities: the network's, for each class.
+      class_names: what the classes are called.
+      most: how many to show at most.
+    """
+    predictions = probabilities.argmax(1)
+    wrong = np.flatnonzero(predictions != labels)
+    shown = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:most]
+    columns = 10
+    rows = max(-(-len(shown) // columns), 1)
+    figure = Figure(figsize=(columns * 0.95, 0.8 + rows * 1.2), dpi=120, layout="constrained")
+    figure.suptitle(
+        f"{len(shown)} of {len(wrong)} misclassified test images, the surest first\n"
+        "prediction and its probability, truth in brackets",
+        fontsize="medium",
+    )
+    axes = figure.subplots()
+    axes.axis("off")
+    for place, index in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, top = column + 0.06, 1.27 * row + 0.37
+        extent = (left, left + 0.88, top + 0.88, top)
+        axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255, extent=extent)
+        predicted = predictions[index]
+        percent = 100 * probabilities[index, predicted]
+        text = f"{class_names[predicted]}: {percent:.0f} %\n({class_names[labels[index]]})"
+        axes.text(column + 0.5, top - 0.03, text, ha="center", va="bottom", fontsize=7)
+    # Each imshow fitted the axes to its own image.
+    axes.set(xlim=(0, columns), ylim=(1.27 * rows, 0), aspect="equal")
+    return figure

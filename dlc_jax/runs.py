@@ -1,0 +1,171 @@
+"""A run's folder: what was asked for, what happened, and the trained network."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from dlc_jax import checkpoint, models
+from dlc_jax.data.examples import Normalise
+from dlc_jax.errors import InputError
+from dlc_jax.files import make_folder, write_atomically
+
+CONFIG, METRICS, PARAMETERS, SUMMARY = (
+    "config.json",
+    "metrics.jsonl",
+    "parameters.safetensors",
+    "summary.json",
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What it takes to build a run's network again, and to train it again.
+
+    Attributes:
+      dlc_jax: the version of this package.
+      jax: the version of JAX.
+      device: what it was trained on.
+      model: the network's name.
+      image_shape: height, width and channels.
+      class_names: what its outputs mean.
+      dataset: the dataset's name.
+      dataset_version: its publisher's version.
+      provenance: where the arrays came from.
+      mean: what was subtracted from the pixels, by channel.
+      std: what they were then divided by, by channel.
+      epochs: passes over the training split.
+      batch_size: examples an update.
+      learning_rate: of plain stochastic gradient descent.
+      seed: of the initial weights.
+    """
+
+    dlc_jax: str
+    jax: str
+    device: str
+    model: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    dataset: str
+    dataset_version: str
+    provenance: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def create_model(self) -> nnx.Module:
+        """The network with the weights that the seed gives."""
+        return models.create(
+            self.model,
+            image_shape=self.image_shape,
+            num_classes=len(self.class_names),
+            rngs=nnx.Rngs(self.seed),
+        )
+
+    @property
+    def normalise(self) -> Normalise:
+        """What is applied to every image."""
+        return Normalise(np.array(self.mean, np.float32), np.array(self.std, np.float32))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder that exists.
+
+    Attributes:
+      folder: where it is.
+      config: what was asked for.
+    """
+
+    folder: Path
+    config: RunConfig
+
+    @classmethod
+    def create(cls, parent: Path, name: str | None, config: RunConfig) -> "Run":
+        """Makes a new folder in `parent`.
+
+        Args:
+          parent: made where it is missing.
+          name: the folder's name; by default the dataset's, the network's and the time.
+          config: written to `config.json`.
+
+        Raises:
+          InputError: it can't be made, or there is one of that name.
+        """
+        make_folder(parent)
+        folder = _new_folder(parent, name, f"{config.dataset}-{config.model}")
+        content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+        write_atomically(folder / CONFIG, content.encode())
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """A run that was made before.
+
+        Raises:
+          InputError: the folder is not one of a run, or its `config.json` is damaged.
+        """
+        path = folder / CONFIG
+        try:
+            values = json.loads(path.read_text())
+            fields = {field.name for field in dataclasses.fields(RunConfig)}
+            config = RunConfig(**{name: values[name] for name in fields})
+            shape = tuple(int(size) for size in config.image_shape)
+            if len(shape) != 3 or not all(isinstance(name, str) for name in config.class_names):
+                raise ValueError("image_shape or class_names")
+            config.normalise  # noqa: B018
+            return cls(folder, dataclasses.replace(config, image_shape=shape))
+        except OSError as error:
+            raise InputError(
+                f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
+                "name one that dlc-jax train made"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{str(path)!r} is damaged ({error})") from error
+
+    def model(self) -> nnx.Module:
+        """The trained network.
+
+        Raises:
+          InputError: the file of parameters is missing or damaged.
+        """
+        return checkpoint.load(self.folder / PARAMETERS, self.config.create_model())
+
+    def save_model(self, model: nnx.Module) -> None:
+        """Writes the network's variables in place of those of an earlier epoch."""
+        checkpoint.save(self.folder / PARAMETERS, model)
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes what became of the run."""
+        content = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.folder / SUMMARY, content.encode())
+
+
+def _new_folder(parent: Path, name: str | None, default: str) -> Path:
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise InputError(f"the run's name {name!r} must be that of one folder, without slashes")
+    stem = name or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1, 1000):
+        folder = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if name is not None:
+                break
+        except OSError as error:
+            raise InputError(f"can't make the run folder {str(folder)!r} ({error})") from error
+    raise InputError(f"there is already a run in {str(parent / stem)!r}; choose another --name")

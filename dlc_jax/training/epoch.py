@@ -1,0 +1,78 @@
+"""A whole pass over a split as one call on the device."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.training.state import TrainState
+from dlc_jax.training.step import Metrics, cross_entropy, eval_step, misclassified, train_step
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def train_epoch(
+    state: TrainState, train: Examples, normalise: Normalise, *, batch_size: int
+) -> tuple[TrainState, Metrics]:
+    """One `train_step` for each batch, in the order in which the examples stand.
+
+    Nothing passes between host and device until it returns. Where the batch size does not
+    divide the number of examples, the last batch is smaller.
+
+    Args:
+      state: the network in training.
+      train: uint8 images [examples, height, width, channels] and labels [examples], best
+        put on the device beforehand (`jax.device_put`).
+      normalise: what to apply to each batch of images.
+      batch_size: examples an update.
+
+    Returns:
+      The state after the epoch, and each step's loss and error, [steps].
+    """
+
+    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
+        return train_step(state, Examples(normalise(batch.images), batch.labels))
+
+    full, rest = _batches(train, batch_size)
+    state, metrics = lax.scan(step, state, full)
+    if rest is not None:
+        state, last = step(state, rest)
+        metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, last)
+    return state, metrics
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def evaluate(
+    state: TrainState, examples: Examples, normalise: Normalise, *, batch_size: int = 500
+) -> tuple[Float[Array, "examples classes"], Metrics]:
+    """The logits of all examples in evaluation mode, with their mean loss and error.
+
+    Args:
+      state: the network.
+      examples: uint8 images [examples, height, width, channels] and labels [examples].
+      normalise: the same as in training.
+      batch_size: examples at a time; it bounds the memory and changes nothing else.
+    """
+
+    def step(batch: Examples) -> Float[Array, "batch classes"]:
+        return eval_step(state, Examples(normalise(batch.images), batch.labels))[0]
+
+    full, rest = _batches(examples, batch_size)
+    logits = lax.map(step, full)
+    logits = logits.reshape(-1, logits.shape[-1])
+    if rest is not None:
+        logits = jnp.concatenate([logits, step(rest)])
+    loss = cross_entropy(logits, examples.labels)
+    return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
+
+
+def _batches(examples: Examples, batch_size: int) -> tuple[Examples, Examples | None]:
+    """The full batches, [batches, batch_size, ...], and what is left over."""
+    count = len(examples.labels)
+    full = count // batch_size * batch_size
+    stacked = jax.tree.map(
+        lambda array: array[:full].reshape(-1, batch_size, *array.shape[1:]), examples
+    )
+    return stacked, jax.tree.map(lambda array: array[full:], examples) if full < count else None

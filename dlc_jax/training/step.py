@@ -1,0 +1,85 @@
+"""One update of the parameters, and one look at how good they are."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from dlc_jax.data.examples import AnyArray, Examples
+from dlc_jax.training.state import TrainState
+
+
+class Metrics(NamedTuple):
+    """How a network did on some examples.
+
+    Attributes:
+      loss: mean cross-entropy in nats.
+      error: fraction of examples that were misclassified, from 0 to 1.
+    """
+
+    loss: Float[Array, "*steps"]
+    error: Float[Array, "*steps"]
+
+
+def cross_entropy(
+    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
+) -> Float[Array, ""]:
+    """Mean over the batch of -log softmax(logits)[label], in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    ).mean()
+
+
+def misclassified(
+    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
+) -> Bool[Array, " batch"]:
+    """Whether the largest logit is another than the label's."""
+    return logits.argmax(-1) != labels
+
+
+@jax.jit
+def train_step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
+    """One step of stochastic gradient descent on a batch's cross-entropy.
+
+    Args:
+      state: the network in training.
+      batch: normalised float images [batch, height, width, channels] and labels [batch].
+
+    Returns:
+      The next state, and loss and error on the batch before the step.
+    """
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        model = nnx.merge(state.graphdef, params, state.stats)
+        model.train()
+        logits = model(batch.images)
+        stats = nnx.state(model, nnx.Not(nnx.Param))
+        return cross_entropy(logits, batch.labels), (logits, stats)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (logits, stats)), grads = grad_fn(state.params)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = Metrics(loss, misclassified(logits, batch.labels).mean())
+    changed = {"step": state.step + 1, "params": params, "stats": stats, "opt_state": opt_state}
+    return dataclasses.replace(state, **changed), metrics
+
+
+@jax.jit
+def eval_step(state: TrainState, batch: Examples) -> tuple[Float[Array, "batch classes"], Metrics]:
+    """The logits of a batch in evaluation mode, with their loss and error.
+
+    Args:
+      state: the network.
+      batch: normalised float images [batch, height, width, channels] and labels [batch].
+    """
+    model = state.model
+    model.eval()
+    logits = model(batch.images)
+    loss = cross_entropy(logits, batch.labels)
+    return logits, Metrics(loss, misclassified(logits, batch.labels).mean())
