@@ -168,9 +168,15 @@ def train(
 def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
     if name is not None:
         return _load(name, data_dir)
+    from dlc_jax import data
+
     try:
         return _load(_DEFAULT_DATASET, data_dir)
-    except DatasetUnavailable as error:
+    except InputError as error:
+        # A folder that the user named, or what is prepared but damaged, is theirs to mend.
+        theirs = data_dir is not None or data.find(_DEFAULT_DATASET) is not None
+        if theirs and not isinstance(error, DatasetUnavailable):
+            raise
         _complain(f"{error}; training on {_FALLBACK_DATASET} meanwhile")
         return _load(_FALLBACK_DATASET, None)
 

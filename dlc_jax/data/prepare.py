@@ -90,8 +90,12 @@ class _Builder:
 
 class _MnistLike(_Builder):
     def _split_generators(self, dl_manager: Any) -> Any:
+        # One by one, since TFDS would go on with the others in the background if one failed.
+        def download(urls: dict[str, str]) -> dict[str, Path]:
+            return {key: dl_manager.download(url) for key, url in urls.items()}
+
         # TFDS's unpacking goes through TensorFlow, so its own method gets packed files.
-        packed = SimpleNamespace(download_and_extract=dl_manager.download)
+        packed = SimpleNamespace(download_and_extract=download)
         return self.official._split_generators(self, packed)
 
     def _generate_examples(self, num_examples: int, data_path: Path, label_path: Path) -> Rows:

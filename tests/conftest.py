@@ -1,0 +1,107 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlc_jax import cli, data, experiment
+from dlc_jax.data import Dataset, Examples
+from dlc_jax.runs import Run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture
+def dlc_jax(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Runs `dlc-jax` with the given arguments in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["dlc-jax", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert isinstance(ending.value.code, int)
+        return Finished(ending.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def dlc_jax_process(tmp_path: Path) -> Command:
+    """Runs `dlc-jax` with the given arguments in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "dlc_jax", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """`mnist-5k`."""
+    return data.load("mnist-5k")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    """Full MNIST, where it is prepared."""
+    if data.find("mnist") is None:
+        pytest.skip(f"full MNIST is not prepared in {data.data_folder()} (TFDS_DATA_DIR)")
+    return data.load("mnist")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Dataset) -> Dataset:
+    """230 training and 50 test digits, for what does not depend on how many there are."""
+    return Dataset(
+        "few",
+        "1",
+        Examples(*(array[:230] for array in digits.train)),
+        Examples(*(array[:50] for array in digits.test)),
+        digits.class_names,
+        "the first of mnist-5k",
+    )
+
+
+@pytest.fixture(scope="session")
+def run(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two epochs."""
+    config = experiment.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
+    return experiment.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

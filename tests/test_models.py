@@ -1,0 +1,73 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlc_jax import layers, models
+from dlc_jax.errors import InputError
+
+
+def lecture(shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10) -> nnx.Module:
+    return models.create("lecture", image_shape=shape, num_classes=classes, rngs=nnx.Rngs(0))
+
+
+def test_the_lectures_network_has_the_slides_layers() -> None:
+    shapes = {
+        ".".join(map(str, path)): variable.shape
+        for path, variable in nnx.to_flat_state(nnx.state(lecture(), nnx.Param))
+    }
+    assert shapes == {
+        "conv1.kernel": (5, 5, 1, 32),
+        "conv1.bias": (32,),
+        "conv2.kernel": (5, 5, 32, 64),
+        "conv2.bias": (64,),
+        "fc1.kernel": (256, 200),
+        "fc1.bias": (200,),
+        "fc2.kernel": (200, 10),
+        "fc2.bias": (10,),
+    }
+
+
+def test_weights_and_biases_are_uniform_within_the_inverse_root_of_the_fan_in() -> None:
+    fan_in = {"conv1": 25, "conv2": 800, "fc1": 256, "fc2": 200}
+    for path, variable in nnx.to_flat_state(nnx.state(lecture(), nnx.Param)):
+        bound = fan_in[str(path[0])] ** -0.5
+        values = np.asarray(variable[...])
+        assert np.abs(values).max() <= bound
+        # Of n uniform draws the mean's standard error is bound/sqrt(3n), and the largest
+        # magnitude is below 1 - 10/n of the bound with probability e^-10.
+        assert abs(values.mean()) < 5 * bound / math.sqrt(3 * values.size)
+        assert np.abs(values).max() > (1 - 10 / values.size) * bound
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (22, 40, 2)])
+def test_images_become_logits(shape: tuple[int, int, int]) -> None:
+    logits = lecture(shape, 7)(jnp.ones((3, *shape)))  # type: ignore[operator]
+    assert logits.shape == (3, 7)
+
+
+def test_dtype_is_what_is_computed_in_and_parameters_stay_float32() -> None:
+    model = models.create(
+        "lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=jnp.bfloat16
+    )
+    assert model(jnp.ones((1, 28, 28, 1))).dtype == jnp.bfloat16  # type: ignore[operator]
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+
+
+def test_flattening_goes_channel_by_channel() -> None:
+    x = np.arange(24).reshape(1, 2, 3, 4)
+    expected = [x[0, i, j, c] for c in range(4) for i in range(2) for j in range(3)]
+    np.testing.assert_array_equal(layers.flatten(jnp.asarray(x))[0], expected)
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"'lectur'.*lecture"):
+        models.create("lectur", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
+
+
+def test_images_too_small_are_named() -> None:
+    with pytest.raises(InputError, match="22x22, not 21x28"):
+        lecture((21, 28, 1))

@@ -1,0 +1,168 @@
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from dlc_jax import ops
+
+Shape = tuple[int, ...]
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[Shape, tuple[int, int], tuple[int, int], Any]:
+    """An image's shape, and a window, strides and padding that fit it."""
+    size = st.integers(1, 3)
+    window = draw(st.tuples(size, size))
+    strides = draw(st.tuples(size, size))
+    # Within the window, so that every window holds a pixel.
+    pads = st.tuples(*(st.tuples(*[st.integers(0, w - 1)] * 2) for w in window))
+    padding = draw(st.one_of(st.sampled_from(["SAME", "VALID"]), pads))
+    height, width = (draw(st.integers(w, w + 7)) for w in window)
+    return (draw(st.integers(1, 3)), height, width, draw(size)), window, strides, padding
+
+
+def both_gradients(function: Any, *arguments: Any, cotangent: Any) -> Any:
+    values, vjp = jax.vjp(function, *arguments)
+    return values, *vjp(cotangent.astype(values.dtype))
+
+
+def assert_no_worse(ours: Any, xlas: Any, exact: Any) -> None:
+    """Ours is as near to the float64 reference as XLA's own, or within rounding of it."""
+    scale = np.abs(exact).max() + 1e-30
+    unit = float(jnp.finfo(ours.dtype).eps)
+    error, bound = (np.abs(np.asarray(a, np.float64) - exact).max() / scale for a in (ours, xlas))
+    assert error <= max(2 * bound, 4 * unit)
+
+
+@settings(max_examples=12, deadline=None)
+@given(windows(), st.integers(1, 3), st.sampled_from([jnp.float32, jnp.bfloat16]))
+def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
+    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], features: int, dtype: Any
+) -> None:
+    shape, window, strides, padding = case
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], shape, dtype)
+    kernel = jax.random.normal(keys[1], (*window, shape[3], features), dtype)
+    xla = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    ours = partial(ops.conv2d, strides=strides, padding=padding)
+    cotangent = jax.random.normal(keys[2], xla(x, kernel).shape, dtype)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, cotangent)]
+        exact = both_gradients(xla, *wide[:2], cotangent=wide[2])
+    results = both_gradients(jax.jit(ours), x, kernel, cotangent=cotangent)
+    rivals = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    for result, rival, reference in zip(results, rivals, exact, strict=True):
+        assert (result.shape, result.dtype) == (rival.shape, rival.dtype)
+        assert_no_worse(result, rival, np.asarray(reference))
+
+
+@settings(max_examples=12, deadline=None)
+@given(windows(), st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16]))
+def test_max_pool_and_its_gradient_equal_xlas(
+    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], tiled: bool, dtype: Any
+) -> None:
+    shape, window, strides, padding = case
+    if tiled:
+        strides, padding = window, "VALID"
+    # Each value occurs once, so that there are no ties; all are exact in bfloat16.
+    count = int(np.prod(shape))
+    values = np.random.default_rng(0).permutation(count) % 251 - 100.0
+    x = jnp.asarray(values, dtype).reshape(shape)
+    ours = partial(ops.max_pool, window=window, strides=strides, padding=padding)
+    flax = partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
+    cotangent = jax.random.normal(jax.random.key(0), flax(x).shape, dtype)
+    result = both_gradients(jax.jit(ours), x, cotangent=cotangent)
+    expected = both_gradients(jax.jit(flax), x, cotangent=cotangent)
+    np.testing.assert_array_equal(result[0], expected[0])
+    if count <= 251:
+        tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(
+            result[1].astype(jnp.float32), expected[1].astype(jnp.float32), atol=tolerance
+        )
+
+
+def test_among_equal_values_the_first_takes_max_pools_gradient() -> None:
+    x = jnp.array([[1.0, 2.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0]]).reshape(1, 2, 4, 1)
+    grad = jax.grad(lambda x: (ops.max_pool(x, (2, 2)) * jnp.array([3.0, 5.0])[:, None]).sum())(x)
+    expected = [[0.0, 3.0, 5.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(grad[0, :, :, 0], expected)
+
+
+def network(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.sum(ops.max_pool(ops.conv2d(x, kernel, padding="VALID"), (2, 2)) ** 2)
+
+
+def test_transformations_give_what_plain_calls_give() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (3, 2, 8, 8, 2))
+    kernel = jax.random.normal(keys[1], (3, 3, 2, 4))
+    grad = jax.grad(network, (0, 1))
+    one_by_one = [grad(image, kernel) for image in x]
+    plain = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
+    transformed = {
+        "vmap": jax.vmap(grad, (0, None))(x, kernel),
+        "jit of vmap": jax.jit(jax.vmap(grad, (0, None)))(x, kernel),
+        "scan": lax.scan(lambda _, image: (None, grad(image, kernel)), None, x)[1],
+        "remat": jax.vmap(jax.grad(jax.checkpoint(network), (0, 1)), (0, None))(x, kernel),
+    }
+    for name, result in transformed.items():
+        for ours, expected in zip(result, plain, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=1e-4, err_msg=name)
+
+
+def test_gradients_are_chosen_by_the_platform_that_is_lowered_for() -> None:
+    arguments = jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 2, 4))
+    grad = jax.jit(jax.grad(network, (0, 1)))
+    lowered = {p: grad.trace(*arguments).lower(lowering_platforms=(p,)) for p in ("cpu", "cuda")}
+    assert "select_and_scatter" not in lowered["cpu"].as_text()
+    assert "select_and_scatter" in lowered["cuda"].as_text()
+
+
+def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 4))
+    for options in ({}, {"strides": 2}, {"kernel_dilation": 2}, {"feature_group_count": 2}):
+        layers = [
+            nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0), conv_general_dilated=convolution, **options)
+            for convolution in (lax.conv_general_dilated, ops.conv_general_dilated)
+        ]
+        np.testing.assert_allclose(layers[1](x), layers[0](x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 2, 4))), "3 channels"),
+        (lambda: ops.conv2d(jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 4))), r"\(8, 8, 3\)"),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 2, 8, 3)), jnp.ones((3, 3, 3, 4)), padding="VALID"),
+            "2x8",
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), padding="same"),
+            "same",
+        ),
+        (lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), (0, 1)), r"\(0, 1\)"),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4), jnp.bfloat16)),
+            "bfloat16",
+        ),
+        (lambda: ops.max_pool(jnp.ones((1, 8, 8)), (2, 2)), r"\(1, 8, 8\)"),
+        (lambda: ops.max_pool(jnp.ones((1, 2, 8, 1)), (3, 3)), "2x8"),
+        (lambda: ops.max_pool(jnp.ones((1, 8, 8, 1)), (2, 2), padding=((1,),)), r"\(\(1,\),\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        call()
