@@ -1,5 +1,7 @@
+import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,36 +57,64 @@ def slides_network() -> Any:
     return model
 
 
-def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(digits: Dataset) -> None:
+# At the lecture's learning rate of 0.1 the first hundred steps multiply any difference
+# about a million times: in float32 PyTorch's losses, computed once with and once without
+# oneDNN, differ at step 100 by 2e-3 to 2e-1. So the lecture's own rate is held to the
+# tolerance in float64, and float32 at a rate at which rounding stays small.
+@pytest.mark.parametrize(
+    ("dtype", "learning_rate", "first", "last"),
+    [("float64", 0.1, 1e-9, 1e-6), ("float32", 0.01, 1e-5, 1e-3)],
+)
+def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(
+    digits: Dataset, dtype: str, learning_rate: float, first: float, last: float
+) -> None:
     theirs = slides_network()
+    weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
+    normalise = Normalise.fit(np.asarray(digits.train.images))
+    images = np.asarray(normalise(digits.train.images))
+    batches = [
+        (images[start : start + 100].astype(dtype), np.asarray(digits.train.labels)[start:][:100])
+        for start in (step * 100 % 4000 for step in range(100))
+    ]
+    with jax.enable_x64(dtype == "float64"):
+        ours = our_losses(weights, batches, dtype, learning_rate)
+    expected = pytorch_losses(theirs, batches, dtype, learning_rate)
+    difference = np.abs(np.array(ours) / np.array(expected) - 1)
+    assert difference[0] <= first
+    assert difference[99] <= last
+    # Both have learnt something by then, so that there is something to agree on.
+    assert expected[99] < 0.8 * expected[0]
+
+
+def our_losses(weights: Any, batches: Any, dtype: str, learning_rate: float) -> list[float]:
+    model = models.create(
+        "lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=dtype
+    )
+    state = training.create_state(interop.load_torch(model, weights), optax.sgd(learning_rate))
+    wide = jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)
+    state = dataclasses.replace(state, params=wide)
+    losses = []
+    for images, labels in batches:
+        state, metrics = training.train_step(state, Examples(jnp.asarray(images), labels))
+        losses.append(float(metrics.loss))
+    return losses
+
+
+def pytorch_losses(model: Any, batches: Any, dtype: str, learning_rate: float) -> list[float]:
     import torch
 
-    # The weights are copied before PyTorch changes its own in place.
-    model = interop.load_torch(
-        lecture(), {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
-    )
-    state = training.create_state(model, optax.sgd(0.1))
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    model = model.to(getattr(torch, dtype))
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     criterion = torch.nn.CrossEntropyLoss()
-    normalise = Normalise.fit(np.asarray(digits.train.images))
     losses = []
-    for step in range(100):
-        start = step * 100 % 4000
-        images, labels = (np.asarray(array)[start : start + 100] for array in digits.train)
-        batch = Examples(normalise(images), labels)
-        state, metrics = training.train_step(state, batch)
-        pixels = torch.tensor(np.asarray(batch.images)).permute(0, 3, 1, 2)
-        loss = criterion(theirs(pixels), torch.tensor(labels).long())
+    for images, labels in batches:
+        pixels = torch.tensor(images).permute(0, 3, 1, 2)
+        loss = criterion(model(pixels), torch.tensor(labels).long())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append((float(metrics.loss), loss.item()))
-    ours, expected = np.array(losses).T
-    difference = np.abs(ours / expected - 1)
-    assert difference[0] < 1e-5
-    assert difference[99] < 1e-3
-    # Both have learnt something by then, so that there is something to agree on.
-    assert expected[99] < expected[0] / 2
+        losses.append(loss.item())
+    return losses
 
 
 def test_weights_are_laid_out_as_pytorch_reads_them(weights: dict[str, Any]) -> None:

@@ -30,9 +30,9 @@ def cross_entropy(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Float[Array, ""]:
     """Mean over the batch of -log softmax(logits)[label], in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    ).mean()
+    # At least float32, since a mean over many examples would be lost in bfloat16.
+    logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def misclassified(

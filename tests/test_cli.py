@@ -1,0 +1,274 @@
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command
+from PIL import Image
+
+from dlc_jax import data
+from dlc_jax.data import Dataset
+from dlc_jax.runs import Run
+
+FEW = ("--dataset", "mnist-5k", "--epochs", 1)
+# Nothing listens there, so that whatever wants the network fails at once.
+OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No network, and nothing that TFDS has prepared."""
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.upper(), value)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    return tmp_path / "tfds"
+
+
+# --- train ------------------------------------------------------------------------------
+
+
+def test_train_prints_a_line_an_epoch_and_a_summary_as_json(dlc_jax: Command) -> None:
+    done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 2, "--name", "a", "--json")
+    assert done.code == 0
+    assert re.search(r"^epoch +1 +train loss \d\.\d+ +test error +\d+\.\d+ %", done.out, re.M)
+    assert re.search(r"^epoch +2 ", done.out, re.M)
+    summary = done.json
+    assert summary.keys() >= {
+        "dataset", "epochs", "train_loss", "test_error_percent", "train_seconds",
+        "compile_seconds", "images_per_second", "device", "run", "parameters_sha256",
+    }  # fmt: skip
+    assert (summary["dataset"], summary["epochs"], summary["run"]) == ("mnist-5k", 2, "runs/a")
+    # It learns: guessing would be wrong in 90 % of the cases.
+    assert summary["test_error_percent"] < 15
+    evaluated = dlc_jax("eval", "runs/a", "--json").json
+    assert evaluated["test_error_percent"] == summary["test_error_percent"]
+
+
+def test_what_is_no_terminal_gets_no_escape_codes(dlc_jax_process: Command) -> None:
+    done = dlc_jax_process("train", *FEW, FORCE_COLOR="1")
+    assert done.code == 0
+    assert "\x1b" not in done.out + done.err
+    assert done.err == ""
+
+
+def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlc_jax", "train", "--dataset", "mnist-5k", "--epochs", "2"],
+        stdout=subprocess.DEVNULL, stderr=follower, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    while select.select([leader], [], [], 120)[0]:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # the process has closed its end
+            break
+    os.close(leader)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"epoch 1/2 .*loss \d\.\d+ +[\d,]+ images/s +0:00:\d\d left", text)
+
+
+def test_without_flags_and_network_it_says_so_at_once_and_trains_on_bundled_digits(
+    dlc_jax: Command, offline: Path
+) -> None:
+    start = time.monotonic()
+    done = dlc_jax("train", "--epochs", 1, "--json")
+    assert done.code == 0
+    assert done.json["dataset"] == "mnist-5k"
+    (line,) = done.err.splitlines()
+    assert "'mnist' is not prepared" in line
+    assert "training on mnist-5k" in line
+    # Training, too, is in this time; the line alone is held to less in the next test.
+    assert time.monotonic() - start < 60
+
+
+def test_a_dataset_asked_for_by_name_is_never_replaced(dlc_jax: Command, offline: Path) -> None:
+    start = time.monotonic()
+    done = dlc_jax("train", "--dataset", "mnist")
+    assert time.monotonic() - start < 10
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert "--data-dir" in line
+    assert not offline.exists()
+
+
+def test_ctrl_c_leaves_a_usable_run_folder(tmp_path: Path, dlc_jax: Command) -> None:
+    command = ["train", "--dataset", "mnist-5k", "--epochs", "1000", "--name", "a", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlc_jax", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "epoch   2" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted after" in err
+    assert "Traceback" not in err
+    summary = json.loads(out.splitlines()[-1])
+    assert 2 <= summary["epochs"] < 1000
+    again = dlc_jax("eval", "runs/a", "--json").json
+    assert again["test_error_percent"] == summary["test_error_percent"]
+    pictures = {path.name for path in (tmp_path / "runs" / "a").glob("*.png")}
+    assert pictures == {"curves.png", "confusion.png", "mistakes.png"}
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command) -> None:
+    done = dlc_jax("train", *FEW, "--learning-rate", "1e20", "--name", "a")
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert re.search(r"the loss became \w+ at step \d+ .*try a smaller learning rate", line)
+    assert dlc_jax("eval", "runs/a").code == 0
+
+
+# --- bad input --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--dataset", "mnits"], "'mnits'.*mnist"),
+        (["train", "--epoch", "3"], "--epoch.*--epochs"),
+        (["train", "extra"], "extra"),
+        (["train", "--epochs", "0"], "--epochs.* 0 "),
+        (["train", "--epochs", "two"], "--epochs.* two "),
+        (["train", "--batch-size", "0"], "--batch-size.* 0 .*from 1"),
+        (["train", "--batch-size", "-5"], "--batch-size.* -5 "),
+        (["train", "--batch-size", "1.5"], r"--batch-size.* 1\.5 "),
+        (["train", "--dataset", "mnist-5k", "--batch-size", "4001"], "4001 .*4000"),
+        *(
+            (["train", "--learning-rate", rate], f"--learning-rate.* {rate} is not a positive")
+            for rate in ("0", "-1", "nan", "inf", "fast")
+        ),
+        (["train", "--seed", "-1"], "--seed.* -1 "),
+        (["train", "--data-dir", "nowhere"], "nowhere.* does not exist"),
+        (["train", "--output-dir", "/dev/null/runs"], "/dev/null/runs"),
+        (["train", "--dataset", "mnist-5k", "--name", "a/b"], "a/b"),
+        (["data", "--data-dir", "nowhere"], "nowhere.* does not exist"),
+        (["eval", "nowhere"], "nowhere.* is not the folder of a run"),
+        (["eval"], "RUN"),
+        (["predict", "nowhere", "a.png"], "nowhere.* is not the folder of a run"),
+        (["predict", "nowhere"], "IMAGE"),
+        (["trian"], "trian"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    dlc_jax: Command, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    done = dlc_jax(*arguments)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert re.search(named, line)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_an_existing_run_is_not_overwritten(dlc_jax: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    done = dlc_jax("train", *FEW, "--name", "a")
+    assert done.code == 2
+    assert "already" in done.err
+    assert not list((tmp_path / "runs" / "a").iterdir())
+
+
+def test_a_truncated_array_record_is_one_line(
+    dlc_jax: Command, mnist: Dataset, tmp_path: Path
+) -> None:
+    source = data.find("mnist")
+    assert source is not None
+    copy = tmp_path / "tfds" / "mnist" / source.name
+    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    (record,) = copy.glob("*train*")
+    os.truncate(record, record.stat().st_size // 3)
+    for arguments in ([], ["--dataset", "mnist"]):
+        done = dlc_jax("train", "--data-dir", tmp_path / "tfds", *arguments)
+        assert (done.code, len(done.err.splitlines())) == (2, 1)
+        assert f"{str(copy)!r} is damaged" in done.err
+
+
+def test_a_truncated_cache_file_is_one_line(
+    dlc_jax: Command, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = data.cache.path(data.cache_key("mnist-5k", None))
+    copy = tmp_path / file.name
+    copy.write_bytes(file.read_bytes()[:100_000])
+    monkeypatch.setenv("DLC_JAX_CACHE_DIR", str(tmp_path))
+    done = dlc_jax("train", *FEW)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert f"{str(copy)!r} is damaged; delete it" in done.err
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "foreign", "truncated", "gif", "empty"])
+def test_pictures_that_cant_be_read_are_one_line(
+    dlc_jax: Command, run: Run, tmp_path: Path, kind: str
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / f"{kind}.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    Image.fromarray(noise).save(good)
+    if kind == "folder":
+        bad.mkdir()
+    elif kind == "gif":
+        Image.fromarray(noise).save(bad, format="gif")
+    elif kind != "missing":
+        content = {"foreign": b"not an image at all", "truncated": good.read_bytes()[:2000]}
+        bad.write_bytes(content.get(kind, b""))
+    done = dlc_jax("predict", run.folder, good, bad)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert repr(str(bad)) in done.err
+
+
+# --- eval, predict, data ----------------------------------------------------------------
+
+
+def test_predict_sees_the_same_digit_in_any_size_colour_and_format(
+    dlc_jax: Command, digits: Dataset, tmp_path: Path
+) -> None:
+    trained = dlc_jax("train", *FEW, "--json").json["run"]
+    plain, changed = [], []
+    for index, digit in enumerate(np.asarray(digits.test.images)[:20, ..., 0]):
+        plain.append(f"{index}.png")
+        Image.fromarray(digit).save(tmp_path / plain[-1])
+        changed.append(f"{index}-large.{'png' if index % 3 else 'jpg'}")
+        ink_on_paper = Image.fromarray(255 - digit if index % 2 else digit)
+        ink_on_paper.resize((300, 300)).convert("RGB").save(tmp_path / changed[-1])
+    predictions = dlc_jax("predict", trained, *plain, *changed, "--json").json["predictions"]
+    assert [prediction["image"] for prediction in predictions] == plain + changed
+    classes = [prediction["class"] for prediction in predictions]
+    agreed = np.array(classes[:20]) == np.array(classes[20:])
+    assert agreed.sum() >= 18  # JPEG and resizing may turn what was close
+    right = np.array(classes[:20], int) == np.asarray(digits.test.labels)[:20]
+    assert right.sum() >= 12  # after one epoch three in four are
+    for prediction in predictions:
+        assert abs(sum(prediction["probabilities"].values()) - 1) < 1e-5
+        assert prediction["probability"] == max(prediction["probabilities"].values())
+    assert re.match(r"1\.png: \d \d+\.\d %", dlc_jax("predict", trained, "1.png").out)
+
+
+def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Path) -> None:
+    listed = dlc_jax("data", "--json").json
+    here = {entry["name"]: entry["available"] for entry in listed["datasets"]}
+    assert here == {"mnist": False, "fashion_mnist": False, "cifar10": False, "mnist-5k": True}
+    assert listed["data_folder"] == str(offline)
+    human = dlc_jax("data").out
+    assert all(name in human for name in here)
+    assert "not on this machine" in human
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "data"])
+def test_every_commands_help_has_an_example(dlc_jax: Command, command: str) -> None:
+    done = dlc_jax(command, "--help")
+    assert done.code == 0
+    assert f"dlc-jax {command} " in done.out.split("Example")[1]

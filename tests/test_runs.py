@@ -1,0 +1,158 @@
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from dlc_jax import checkpoint, experiment, files
+from dlc_jax.data import Dataset
+from dlc_jax.errors import InputError
+from dlc_jax.runs import Run
+from dlc_jax.training import EpochReport
+
+
+def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: Run) -> None:
+    assert {path.name for path in run.folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "parameters.safetensors",
+        "summary.json",
+        "curves.png",
+        "confusion.png",
+        "mistakes.png",
+    }
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [5, 10]
+    for name in ("curves", "confusion", "mistakes"):
+        with Image.open(run.folder / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+            assert len(set(picture.convert("L").tobytes())) > 10  # it is not blank
+
+
+def test_the_network_comes_back_bit_by_bit(run: Run) -> None:
+    summary = json.loads((run.folder / "summary.json").read_text())
+    params = nnx.state(Run.open(run.folder).model(), nnx.Param)
+    assert checkpoint.fingerprint(params) == summary["parameters_sha256"]
+
+
+def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
+    params = nnx.state(run.model(), nnx.Param)
+    nudged = jax.tree.map(lambda leaf: leaf, params)
+    bias = np.array(params["fc2"]["bias"][...])
+    bias[0] = np.nextafter(bias[0], np.float32(np.inf))
+    nudged["fc2"]["bias"] = params["fc2"]["bias"].replace(bias)
+    assert checkpoint.fingerprint(nudged) != checkpoint.fingerprint(params)
+
+
+def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset) -> None:
+    summary = json.loads((run.folder / "summary.json").read_text())
+    result = experiment.evaluate(run, run.model(), few_digits)
+    assert result["test_error_percent"] == summary["test_error_percent"]
+
+
+def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
+    other = dataclasses.replace(few_digits, class_names=("a", "b"))
+    with pytest.raises(InputError, match="was not trained for few"):
+        experiment.evaluate(run, run.model(), other)
+
+
+def test_two_runs_of_one_seed_are_bit_identical(
+    run: Run, few_digits: Dataset, tmp_path: Path
+) -> None:
+    again = experiment.train(run.config, few_digits, tmp_path).summary
+    first = json.loads((run.folder / "summary.json").read_text())
+    assert again["parameters_sha256"] == first["parameters_sha256"]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_interrupted_run_leaves_a_usable_folder(
+    run: Run, few_digits: Dataset, tmp_path: Path, epoch: int
+) -> None:
+    def interrupt(_: Run, report: EpochReport) -> None:
+        if report.epoch == epoch:
+            raise KeyboardInterrupt
+
+    outcome = experiment.train(run.config, few_digits, tmp_path, "half", interrupt)
+    assert outcome.interrupted
+    assert outcome.summary["epochs"] == epoch
+    opened = Run.open(tmp_path / "half")
+    params = nnx.state(opened.model(), nnx.Param)
+    assert checkpoint.fingerprint(params) == outcome.summary["parameters_sha256"]
+    assert (tmp_path / "half" / "mistakes.png").exists()
+
+
+def test_runs_without_a_name_never_share_a_folder(
+    run: Run, few_digits: Dataset, tmp_path: Path
+) -> None:
+    folders = {Run.create(tmp_path, None, run.config).folder for _ in range(3)}
+    assert len(folders) == 3
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def halve(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        os.truncate(path, path.stat().st_size // 2)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (remove("config.json"), "not the folder of a run"),
+        (halve("config.json"), "config.json' is damaged"),
+        (overwrite("config.json", b"[]"), "config.json' is damaged"),
+        (overwrite("config.json", b"{}"), "config.json' is damaged"),
+        (overwrite("config.json", b"\xff"), "config.json' is damaged"),
+        (remove("parameters.safetensors"), "parameters.safetensors"),
+        (halve("parameters.safetensors"), "parameters.safetensors"),
+        (overwrite("parameters.safetensors", b"pickle"), "parameters.safetensors"),
+    ],
+)
+def test_damaged_run_folders_are_named(
+    run: Run, tmp_path: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in run.folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    damage(folder)
+    with pytest.raises(InputError, match=named):
+        Run.open(folder).model()
+
+
+def test_parameters_of_another_network_are_refused(run: Run) -> None:
+    config = dataclasses.replace(run.config, class_names=("a", "b"))
+    with pytest.raises(InputError, match="belong to another network"):
+        Run(run.folder, config).model()
+
+
+def test_writing_a_file_fails_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_atomically(path, b"before")
+    with pytest.raises(RuntimeError), files.atomic_writer(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["/dev/null/folder", "/proc/folder"])
+def test_folders_that_cant_be_written_to_are_named(place: str) -> None:
+    with pytest.raises(InputError, match=place):
+        files.make_folder(Path(place))
