@@ -39,7 +39,7 @@ def configure(
     """The configuration of a run of the lecture's program on a dataset."""
     from dlc_jax import __version__
 
-    normalise = Normalise.fit(np.asarray(dataset.train.images))
+    normalise = Normalise.fit(dataset.train.images)
     return RunConfig(
         dlc_jax=__version__,
         jax=jax.__version__,

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import platformdirs
+
 from dlc_jax.errors import InputError
 
 
@@ -33,6 +35,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a small file as a whole."""
     with atomic_writer(path) as file:
         file.write(content)
+
+
+def cache_folder() -> Path:
+    """Where to keep what can be made again: `DLC_JAX_CACHE_DIR`, else the user's cache folder."""
+    return Path(os.environ.get("DLC_JAX_CACHE_DIR") or platformdirs.user_cache_dir("dlc_jax"))
 
 
 def make_folder(path: Path) -> None:

@@ -9,6 +9,7 @@ Layouts are Flax's: images are NHWC (batch, height, width, channels), kernels ar
 (height, width, input channels, output channels).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,8 +24,12 @@ Padding: TypeAlias = str | Sequence[tuple[int, int]]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 # Past this size the patches of a whole batch no longer pay: they are read and written
-# from memory, and XLA's own gradient is faster.
-_LARGEST_PATCHES = 64 * 2**20
+# from memory, and XLA's own formulations are faster.
+_LARGEST_PATCHES = 32 * 2**20
+
+# With fewer channels than this, patches are gathered a few bytes at a time, and XLA's
+# convolution and a transposed layout of the patches are faster.
+_FEWEST_CHANNELS = 8
 
 
 def conv2d(
@@ -198,13 +203,19 @@ def _xla_conv2d(x: Array, kernel: Array, strides: Sequence[int], pads: Any) -> A
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x: Array, kernel: Array, strides: tuple[int, int], pads: Any) -> Array:
-    return _xla_conv2d(x, kernel, strides, pads)
+    xla = partial(_xla_conv2d, strides=strides, pads=pads)
+    if x.shape[3] < _FEWEST_CHANNELS or not _patches_pay(jax.eval_shape(xla, x, kernel), kernel):
+        return xla(x, kernel)
+    patches = partial(_conv2d_by_patches, strides=strides, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=patches, default=xla)
 
 
 def _conv2d_forward(
     x: Array, kernel: Array, strides: tuple[int, int], pads: Any
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _xla_conv2d(x, kernel, strides, pads), (x, kernel)
+    # The patches are not kept: on a CPU XLA finds that the backward pass gathers the same
+    # ones, and does it once.
+    return _conv2d(x, kernel, strides, pads), (x, kernel)
 
 
 def _conv2d_backward(
@@ -216,52 +227,87 @@ def _conv2d_backward(
         _, vjp = jax.vjp(partial(_xla_conv2d, strides=strides, pads=pads), x, kernel)
         return vjp(grad)
 
-    positions = grad.size // grad.shape[-1]
-    if positions * kernel[..., 0].size * x.dtype.itemsize > _LARGEST_PATCHES:
+    if not _patches_pay(grad, kernel):
         return xla(x, kernel, grad)
     patches = partial(_conv2d_backward_by_patches, strides=strides, pads=pads)
     return lax.platform_dependent(x, kernel, grad, cpu=patches, default=xla)
 
 
+def _patches_pay(out: Array | jax.ShapeDtypeStruct, kernel: Array) -> bool:
+    positions = math.prod(out.shape[:3])
+    return positions * kernel[..., 0].size * kernel.dtype.itemsize <= _LARGEST_PATCHES
+
+
+# In what follows, barriers keep XLA from fusing the gathering of patches into the products,
+# which would make it run its slow general product instead of the fast one.
+
+
+def _conv2d_by_patches(x: Array, kernel: Array, strides: tuple[int, int], pads: Any) -> Array:
+    out_shape = jax.eval_shape(partial(_xla_conv2d, strides=strides, pads=pads), x, kernel).shape
+    patches = _patches(x, kernel.shape, out_shape, strides, pads)
+    out = lax.optimization_barrier(patches @ kernel.reshape(-1, kernel.shape[3]))
+    return out.reshape(out_shape)
+
+
 def _conv2d_backward_by_patches(
     x: Array, kernel: Array, grad: Array, strides: tuple[int, int], pads: Any
 ) -> tuple[Array, Array]:
-    """Both gradients as one matrix product each, over all patches of the batch.
-
-    The barriers keep XLA from fusing the gathering of patches into the products, which
-    would make it run its slow general product instead of the fast one.
-    """
+    """Both gradients as one matrix product each, over all patches of the batch."""
     kernel_height, kernel_width, channels, features = kernel.shape
-    _, out_height, out_width, _ = grad.shape
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    grad = lax.optimization_barrier(grad)
-    flat_grad = grad.reshape(-1, features)
-
-    # Along the width first, then along the height: far fewer bytes are moved than by
-    # gathering kernel_height * kernel_width slices at once.
-    rows = _shifted(padded, 2, kernel_width, out_width, strides[1])
-    rows = lax.optimization_barrier(jnp.concatenate(rows, axis=3))
-    patches = _shifted(rows, 1, kernel_height, out_height, strides[0])
-    patches = lax.optimization_barrier(jnp.concatenate(patches, axis=3))
-    grad_kernel = lax.optimization_barrier(patches.reshape(len(flat_grad), -1).T @ flat_grad)
+    flat_grad = lax.optimization_barrier(grad).reshape(-1, features)
+    if channels < _FEWEST_CHANNELS:
+        taps = _taps(x, kernel.shape, grad.shape, strides, pads)
+        grad_kernel = lax.optimization_barrier(taps @ flat_grad)
+    else:
+        patches = _patches(x, kernel.shape, grad.shape, strides, pads)
+        grad_kernel = lax.optimization_barrier(flat_grad.T @ patches).T
 
     grad_patches = lax.optimization_barrier(flat_grad @ kernel.reshape(-1, features).T)
+    (top, bottom), (left, right) = pads
+    height, width = x.shape[1:3]
     grad_rows = _unshifted(
         grad_patches.reshape(*grad.shape[:3], kernel_height, kernel_width * channels),
         axis=1,
-        size=padded.shape[1],
+        size=top + height + bottom,
         stride=strides[0],
     )
     grad_rows = lax.optimization_barrier(grad_rows)
     grad_padded = _unshifted(
         grad_rows.reshape(*grad_rows.shape[:3], kernel_width, channels),
         axis=2,
-        size=padded.shape[2],
+        size=left + width + right,
         stride=strides[1],
     )
-    (top, _), (left, _) = pads
-    grad_x = grad_padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    grad_x = grad_padded[:, top : top + height, left : left + width]
     return grad_x, grad_kernel.reshape(kernel.shape)
+
+
+def _patches(
+    x: Array, kernel_shape: Sequence[int], out_shape: Sequence[int], strides: Any, pads: Any
+) -> Array:
+    """What each output position reads, [positions, kernel_height * kernel_width * channels].
+
+    Gathered along the width first, then along the height, it moves far fewer bytes than
+    kernel_height * kernel_width slices at once.
+    """
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows = _shifted(padded, 2, kernel_shape[1], out_shape[2], strides[1])
+    rows = lax.optimization_barrier(jnp.concatenate(rows, axis=3))
+    patches = _shifted(rows, 1, kernel_shape[0], out_shape[1], strides[0])
+    patches = lax.optimization_barrier(jnp.concatenate(patches, axis=3))
+    return patches.reshape(math.prod(out_shape[:3]), -1)
+
+
+def _taps(
+    x: Array, kernel_shape: Sequence[int], out_shape: Sequence[int], strides: Any, pads: Any
+) -> Array:
+    """The transpose of `_patches`, gathered as such: it keeps whole rows of pixels together."""
+    channels_first = jnp.pad(x, ((0, 0), *pads, (0, 0))).transpose(3, 0, 1, 2)
+    rows = _shifted(channels_first, 3, kernel_shape[1], out_shape[2], strides[1])
+    rows = lax.optimization_barrier(jnp.stack(rows))
+    taps = _shifted(rows, 3, kernel_shape[0], out_shape[1], strides[0])
+    taps = lax.optimization_barrier(jnp.stack(taps))
+    return taps.reshape(math.prod(kernel_shape[:3]), -1)
 
 
 def _shifted(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Array]:

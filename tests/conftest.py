@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlc_jax.files import cache_folder
+
+# Before JAX is imported, which reads it then: most tests compile the same few programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 from dlc_jax import cli, data, experiment
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.runs import Run

@@ -43,16 +43,16 @@ def test_mnist_5k_is_balanced_in_both_splits_and_in_every_batch(digits: Dataset)
 def test_mnist_5k_trains_on_none_of_its_test_digits(digits: Dataset) -> None:
     train, test = (
         {image.tobytes() for image in split.images} for split in (digits.train, digits.test)
-    )  # type: ignore[union-attr]
+    )
     assert not train & test
 
 
 def test_mnist_5k_are_digits_of_mnists_training_split(digits: Dataset, mnist: Dataset) -> None:
     known = {
         (image.tobytes(), int(label))
-        for image, label in zip(mnist.train.images, mnist.train.labels, strict=True)  # type: ignore[arg-type]
+        for image, label in zip(mnist.train.images, mnist.train.labels, strict=True)
     }
-    ours = zip(digits.test.images, digits.test.labels, strict=True)  # type: ignore[arg-type]
+    ours = zip(digits.test.images, digits.test.labels, strict=True)
     assert all((image.tobytes(), int(label)) in known for image, label in ours)
 
 
@@ -64,7 +64,7 @@ def test_full_mnist_has_its_published_statistics(mnist: Dataset) -> None:
     assert np.bincount(mnist.test.labels).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
-    normalise = Normalise.fit(np.asarray(mnist.train.images))
+    normalise = Normalise.fit(mnist.train.images)
     np.testing.assert_allclose(np.asarray(normalise.mean) / 255, [0.13066], atol=1e-5)
     np.testing.assert_allclose(np.asarray(normalise.std) / 255, [0.30811], atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_cifar10_has_its_published_statistics() -> None:
     assert np.shape(cifar10.train.images) == (50000, 32, 32, 3)
     assert np.bincount(cifar10.train.labels).tolist() == [5000] * 10
     assert cifar10.class_names[:3] == ("airplane", "automobile", "bird")
-    normalise = Normalise.fit(np.asarray(cifar10.train.images))
+    normalise = Normalise.fit(cifar10.train.images)
     np.testing.assert_allclose(normalise.mean / 255, [0.49140, 0.48216, 0.44653], atol=1e-5)
     np.testing.assert_allclose(normalise.std / 255, [0.24703, 0.24349, 0.26159], atol=1e-5)
 
@@ -217,7 +217,7 @@ def test_normalising_fits_every_channels_mean_and_deviation(images: np.ndarray) 
 
 
 def test_normalising_is_a_pytree_that_jit_takes(few_digits: Dataset) -> None:
-    normalise = Normalise.fit(np.asarray(few_digits.train.images))
+    normalise = Normalise.fit(few_digits.train.images)
     compiled = jax.jit(lambda normalise, images: normalise(images))
     np.testing.assert_allclose(
         compiled(normalise, few_digits.test.images), normalise(few_digits.test.images), rtol=1e-6

@@ -70,7 +70,7 @@ def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(
 ) -> None:
     theirs = slides_network()
     weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
-    normalise = Normalise.fit(np.asarray(digits.train.images))
+    normalise = Normalise.fit(digits.train.images)
     images = np.asarray(normalise(digits.train.images))
     batches = [
         (images[start : start + 100].astype(dtype), np.asarray(digits.train.labels)[start:][:100])

@@ -132,7 +132,8 @@ def test_gradients_are_chosen_by_the_platform_that_is_lowered_for() -> None:
 
 def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 9, 9, 4))
-    for options in ({}, {"strides": 2}, {"kernel_dilation": 2}, {"feature_group_count": 2}):
+    cases: list[dict[str, Any]] = [{}, {"strides": 2}, {"kernel_dilation": 2}]
+    for options in [*cases, {"feature_group_count": 2}]:
         layers = [
             nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0), conv_general_dilated=convolution, **options)
             for convolution in (lax.conv_general_dilated, ops.conv_general_dilated)
@@ -160,7 +161,7 @@ def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
         ),
         (lambda: ops.max_pool(jnp.ones((1, 8, 8)), (2, 2)), r"\(1, 8, 8\)"),
         (lambda: ops.max_pool(jnp.ones((1, 2, 8, 1)), (3, 3)), "2x8"),
-        (lambda: ops.max_pool(jnp.ones((1, 8, 8, 1)), (2, 2), padding=((1,),)), r"\(\(1,\),\)"),
+        (lambda: ops.max_pool(jnp.ones((1, 8, 8, 1)), (2, 2), padding=((1, 1),)), r"\(\(1, 1\),\)"),
     ],
 )
 def test_what_does_not_fit_is_named(call: Any, named: str) -> None:

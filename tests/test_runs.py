@@ -3,6 +3,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,8 +44,8 @@ def test_the_network_comes_back_bit_by_bit(run: Run) -> None:
 
 
 def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
-    params = nnx.state(run.model(), nnx.Param)
-    nudged = jax.tree.map(lambda leaf: leaf, params)
+    params: Any = nnx.state(run.model(), nnx.Param)
+    nudged: Any = jax.tree.map(lambda leaf: leaf, params)
     bias = np.array(params["fc2"]["bias"][...])
     bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     nudged["fc2"]["bias"] = params["fc2"]["bias"].replace(bias)
@@ -100,7 +101,10 @@ def remove(name: str) -> Callable[[Path], None]:
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
 
 
 def halve(name: str) -> Callable[[Path], None]:

@@ -1,5 +1,6 @@
 import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def new_state(seed: int = 0, learning_rate: float = 0.1) -> TrainState:
 
 @pytest.fixture(scope="module")
 def normalise(few_digits: Dataset) -> Normalise:
-    return Normalise.fit(np.asarray(few_digits.train.images))
+    return Normalise.fit(few_digits.train.images)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,15 @@ def batch(few_digits: Dataset, normalise: Normalise) -> Examples:
 def test_the_state_is_a_pytree_of_arrays_that_jit_returns_whole() -> None:
     state = new_state()
     again = jax.jit(lambda state: state)(state)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert repr(jax.tree.structure(again)) == repr(jax.tree.structure(state))
     assert all(isinstance(leaf, Array) for leaf in jax.tree.leaves(state))
 
 
 def test_a_step_is_sgd_on_the_cross_entropy(batch: Examples) -> None:
     state = new_state()
 
-    def loss(params: nnx.State) -> Array:
-        logits = nnx.merge(state.graphdef, params, state.stats)(batch.images)  # type: ignore[operator]
+    def loss(params: Any) -> Array:
+        logits = nnx.merge(state.graphdef, params, state.stats)(batch.images)
         chosen = jnp.take_along_axis(logits, jnp.asarray(batch.labels)[:, None], 1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, 1) - chosen)
 
@@ -107,7 +108,7 @@ def test_nothing_passes_between_host_and_device_inside_an_epoch(
     epoch = training.train_epoch.lower(*arguments, batch_size=50).compile()
     with jax.transfer_guard("disallow"):
         jax.block_until_ready(epoch(*arguments))
-    program = epoch.as_text()
+    program = str(epoch.as_text())
     assert not any(word in program for word in ("infeed", "outfeed", "callback", "host_compute"))
 
 
@@ -123,7 +124,7 @@ def test_evaluation_is_independent_of_the_batch_size(
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(digits: Dataset) -> None:
-    normalise = Normalise.fit(np.asarray(digits.train.images))
+    normalise = Normalise.fit(digits.train.images)
 
     def trained(seed: int) -> str:
         state, _ = training.train_epoch(new_state(seed), digits.train, normalise, batch_size=100)

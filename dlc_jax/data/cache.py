@@ -5,29 +5,22 @@ is compared whenever the file is read.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import safetensors
 import safetensors.numpy
 import xxhash
 
 from dlc_jax.data.examples import Dataset, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.files import atomic_writer
-
-
-def folder() -> Path:
-    """Where the files are: `DLC_JAX_CACHE_DIR`, else the user's cache folder."""
-    return Path(os.environ.get("DLC_JAX_CACHE_DIR") or platformdirs.user_cache_dir("dlc_jax"))
+from dlc_jax.files import atomic_writer, cache_folder
 
 
 def path(key: str) -> Path:
     """The file that keeps the dataset of that key, once it has been loaded."""
-    return folder() / f"{key}.safetensors"
+    return cache_folder() / f"{key}.safetensors"
 
 
 def through(key: str, load: Callable[[], Dataset]) -> Dataset:

@@ -69,8 +69,9 @@ class Normalise:
     std: Float[AnyArray, " channels"]
 
     @classmethod
-    def fit(cls, images: UInt8[np.ndarray, "examples height width channels"]) -> "Normalise":
+    def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalise":
         """The mean and standard deviation of all pixels of the given images."""
+        images = np.asarray(images)
         channels = images.shape[-1]
         total, squares = np.zeros(channels), np.zeros(channels)
         # In pieces that stay in the processor's cache; sums of integers are exact in float64.
