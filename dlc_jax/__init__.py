@@ -9,12 +9,26 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlc_jax import checkpoint, data, interop, layers, models, ops, plots, runs, training
+    from dlc_jax import (
+        checkpoint,
+        data,
+        errors,
+        experiment,
+        interop,
+        layers,
+        models,
+        ops,
+        plots,
+        runs,
+        training,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "checkpoint",
     "data",
+    "errors",
+    "experiment",
     "interop",
     "layers",
     "models",

@@ -30,8 +30,9 @@ def main() -> NoReturn:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         status = _BAD_INPUT
-    except click.ClickException as error:
-        _complain(error.format_message())
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "dlc-jax"
+        _complain(f"{error.format_message().rstrip('.')} (see {command} --help)")
         status = _BAD_INPUT
     except InputError as error:
         _complain(str(error))
@@ -43,6 +44,9 @@ def main() -> NoReturn:
         # Whoever read our output has gone; Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        _complain(f"{error.strerror or error}: {error.filename or 'a file'}")
+        status = _BAD_INPUT
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -111,7 +115,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dlc-jax")
 def commands() -> None:
-    r"""The convnets of a deep learning lecture, in JAX.
+    """The convnets of a deep learning lecture, in JAX.
 
     \b
     Examples:
@@ -158,7 +162,9 @@ def train(
     as_json: bool,
     **hyperparameters: Any,
 ) -> int:
-    r"""Train the lecture's network; keep numbers, pictures and parameters in a run folder.
+    """Train the lecture's network.
+
+    Numbers, pictures and parameters go into a new run folder.
 
     \b
     Examples:
@@ -247,7 +253,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> int:
 @_data_dir
 @_json
 def evaluate(run: str, data_dir: str | None, as_json: bool) -> None:
-    r"""Test the network of a run folder again.
+    """Test a run's network again, on the data that it was trained for.
 
     \b
     Example:
@@ -283,7 +289,9 @@ def evaluate(run: str, data_dir: str | None, as_json: bool) -> None:
 )
 @_json
 def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: bool) -> None:
-    r"""Ask the network of a run folder what is in pictures (PNG or JPEG, any size).
+    """Ask a run's network what is in pictures.
+
+    They are PNG or JPEG files of any size.
 
     \b
     Example:
@@ -308,7 +316,7 @@ def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: boo
 @_data_dir
 @_json
 def list_data(data_dir: str | None, as_json: bool) -> None:
-    r"""List the datasets: what is known, what is on this machine, and where.
+    """List the datasets, and where they are on this machine.
 
     \b
     Example:

@@ -271,4 +271,5 @@ def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Pa
 def test_every_commands_help_has_an_example(dlc_jax: Command, command: str) -> None:
     done = dlc_jax(command, "--help")
     assert done.code == 0
-    assert f"dlc-jax {command} " in done.out.split("Example")[1]
+    examples = done.out.split("Example")[1].splitlines()
+    assert any(re.fullmatch(rf"    dlc-jax {command}( .*)?", line) for line in examples)

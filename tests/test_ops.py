@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_gradients_are_chosen_by_the_platform_that_is_lowered_for() -> None:
     lowered = {p: grad.trace(*arguments).lower(lowering_platforms=(p,)) for p in ("cpu", "cuda")}
     assert "select_and_scatter" not in lowered["cpu"].as_text()
     assert "select_and_scatter" in lowered["cuda"].as_text()
+
+
+def test_forward_and_backward_pass_gather_the_patches_once() -> None:
+    arguments = jnp.ones((4, 12, 12, 16)), jnp.ones((5, 5, 16, 8))
+    conv2d = partial(ops.conv2d, padding="VALID")
+    grad = jax.jit(jax.grad(lambda *a: (conv2d(*a) ** 2).sum(), (0, 1)))
+    program = str(grad.lower(*arguments).compile().as_text())
+    assert len(re.findall(r"= f32\[4,8,8,400\]\S* concatenate\(", program)) == 1
 
 
 def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
