@@ -72,7 +72,7 @@ def _complain(message: str) -> None:
     click.echo(f"dlc-jax: {' '.join(message.split())}", err=True)
 
 
-class _PositiveNumber(click.ParamType[float]):
+class _PositiveNumber(click.ParamType):  # type: ignore[type-arg]
     name = "number"
 
     def convert(
@@ -87,7 +87,7 @@ class _PositiveNumber(click.ParamType[float]):
         return number
 
 
-class _Integer(click.ParamType[int]):
+class _Integer(click.ParamType):  # type: ignore[type-arg]
     name = "integer"
 
     def __init__(self, least: int) -> None:

@@ -37,6 +37,7 @@ def slides_network() -> Any:
     """The network of the lecture's slide, in PyTorch, with its program's initial weights."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # its threads would spin while JAX computes
     nn = torch.nn
     # `nn.Sequential` in the slide's order of layers, with its names.
     layers = {
