@@ -24,7 +24,7 @@ _BAD_INPUT, _INTERRUPTED = 2, 130
 
 def main() -> NoReturn:
     """Runs the command line; bad input is one line on standard error and exit code 2."""
-    _keep_compiled_programs()
+    keep_compiled_programs()
     try:
         status = commands.main(prog_name="dlc-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -50,7 +50,7 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """Has JAX keep what it compiles in the user's cache folder, which saves seconds a command.
 
     By environment variables, since JAX reads them when it is imported, and many a command

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlc_jax.files import cache_folder
+from dlc_jax import cli
 
 # Before JAX is imported, which reads it then: most tests compile the same few programs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+cli.keep_compiled_programs()
 
-from dlc_jax import cli, data, experiment
+from dlc_jax import data, experiment
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.runs import Run
 
