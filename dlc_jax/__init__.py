@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dlc_jax import (
         checkpoint,
         data,
+        environment,
         errors,
         experiment,
         interop,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ops,
         plots,
         runs,
+        sharding,
         training,
     )
 
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "checkpoint",
     "data",
+    "environment",
     "errors",
     "experiment",
     "interop",
@@ -35,6 +38,7 @@ __all__ = [
     "ops",
     "plots",
     "runs",
+    "sharding",
     "training",
 ]
 

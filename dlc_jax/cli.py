@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dlc_jax import __version__
+from dlc_jax.environment import prepare_jax
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _BAD_INPUT, _INTERRUPTED = 2, 130
 
 def main() -> NoReturn:
     """Runs the command line; bad input is one line on standard error and exit code 2."""
-    keep_compiled_programs()
+    prepare_jax()
     try:
         status = commands.main(prog_name="dlc-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -48,24 +49,6 @@ def main() -> NoReturn:
         _complain(f"{error.strerror or error}: {error.filename or 'a file'}")
         status = _BAD_INPUT
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def keep_compiled_programs() -> None:
-    """Has JAX keep what it compiles in the user's cache folder, which saves seconds a command.
-
-    By environment variables, since JAX reads them when it is imported, and many a command
-    never imports it.
-    """
-    from dlc_jax.files import cache_folder
-
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def _complain(message: str) -> None:

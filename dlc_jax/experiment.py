@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dlc_jax import checkpoint, plots, training
+from dlc_jax import checkpoint, plots, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
@@ -84,7 +84,12 @@ def train(
     """
     state = training.create_state(config.create_model(), optax.sgd(config.learning_rate))
     reports = training.fit(
-        state, dataset, config.normalise, epochs=config.epochs, batch_size=config.batch_size
+        state,
+        dataset,
+        config.normalise,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        mesh=sharding.cpu_mesh(config.batch_size),
     )
     run = Run.create(output_dir, name, config)
     run.save_model(state.model)

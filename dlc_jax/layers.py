@@ -7,6 +7,7 @@ PyTorch draws a `Conv2d`'s and a `Linear`'s weights and biases uniformly from
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -55,6 +56,47 @@ class Conv(nnx.Conv):
             "conv_general_dilated": ops.conv_general_dilated,
         }
         super().__init__(in_features, out_features, kernel_size, rngs=rngs, **defaults | kwargs)
+
+
+class PooledConv(Conv):
+    """A `Conv` whose feature maps are max-pooled, and only then receive their biases.
+
+    A bias is the same all over its map, so that the result is that of pooling afterwards,
+    while the bias is added to (and its gradient summed over) fewer values.
+
+    Args:
+      in_features: input channels.
+      out_features: feature maps.
+      kernel_size: height and width in pixels.
+      pool: height and width of a pooling window in pixels; windows do not overlap.
+      rngs: where the initial weights come from.
+      **kwargs: further arguments of `flax.nnx.Conv`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: tuple[int, int],
+        pool: tuple[int, int],
+        *,
+        rngs: nnx.Rngs,
+        **kwargs: Any,
+    ) -> None:
+        convolve = kwargs.pop("conv_general_dilated", ops.conv_general_dilated)
+        both = _convolve_and_pool(convolve, pool)
+        super().__init__(
+            in_features, out_features, kernel_size, rngs=rngs, conv_general_dilated=both, **kwargs
+        )
+
+
+# One function for each pair, since layers are equal to JAX only if their functions are.
+@lru_cache(maxsize=64)
+def _convolve_and_pool(convolve: Callable[..., Array], pool: tuple[int, int]) -> Any:
+    def convolve_and_pool(*args: Any, **options: Any) -> Array:
+        return ops.max_pool(convolve(*args, **options), pool)
+
+    return convolve_and_pool
 
 
 class Linear(nnx.Linear):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from dlc_jax import cli
+from dlc_jax.environment import prepare_jax
 
-# Before JAX is imported, which reads it then: most tests compile the same few programs.
-cli.keep_compiled_programs()
+# Before JAX is imported, which reads it then: the tests see the devices that users do, and
+# most compile the same few programs.
+prepare_jax()
 
 from dlc_jax import data, experiment
 from dlc_jax.data import Dataset, Examples

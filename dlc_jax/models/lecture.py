@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import layers
 from dlc_jax.errors import InputError
 
 
@@ -43,8 +43,8 @@ class Lecture(nnx.Module):
                 f"the lecture's network needs images of at least 22x22, not {height}x{width}"
             )
         valid: dict[str, Any] = {"padding": "VALID", "dtype": dtype, "rngs": rngs}
-        self.conv1 = layers.Conv(channels, 32, (5, 5), **valid)
-        self.conv2 = layers.Conv(32, 64, (5, 5), **valid)
+        self.conv1 = layers.PooledConv(channels, 32, (5, 5), pool=(3, 3), **valid)
+        self.conv2 = layers.PooledConv(32, 64, (5, 5), pool=(2, 2), **valid)
         self.fc1 = layers.Linear(rows * columns * 64, 200, dtype=dtype, rngs=rngs)
         self.fc2 = layers.Linear(200, num_classes, dtype=dtype, rngs=rngs)
 
@@ -52,7 +52,7 @@ class Lecture(nnx.Module):
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
         """The logits of a batch of normalised images."""
-        x = nnx.relu(ops.max_pool(self.conv1(x), (3, 3)))
-        x = nnx.relu(ops.max_pool(self.conv2(x), (2, 2)))
+        x = nnx.relu(self.conv1(x))
+        x = nnx.relu(self.conv2(x))
         x = nnx.relu(self.fc1(layers.flatten(x)))
         return self.fc2(x)

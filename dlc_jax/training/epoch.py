@@ -5,16 +5,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.sharding import constrain
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, cross_entropy, eval_step, misclassified, train_step
 
 
-@partial(jax.jit, static_argnames="batch_size")
+@partial(jax.jit, static_argnames=("batch_size", "mesh"))
 def train_epoch(
-    state: TrainState, train: Examples, normalise: Normalise, *, batch_size: int
+    state: TrainState,
+    train: Examples,
+    normalise: Normalise,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One `train_step` for each batch, in the order in which the examples stand.
 
@@ -27,6 +34,8 @@ def train_epoch(
         put on the device beforehand (`jax.device_put`).
       normalise: what to apply to each batch of images.
       batch_size: examples an update.
+      mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`;
+        the arguments must lie on them (`dlc_jax.sharding.replicate`).
 
     Returns:
       The state after the epoch, and each step's loss and error, [steps].
@@ -36,16 +45,21 @@ def train_epoch(
         return train_step(state, Examples(normalise(batch.images), batch.labels))
 
     full, rest = _batches(train, batch_size)
-    state, metrics = lax.scan(step, state, full)
+    state, metrics = lax.scan(step, state, constrain(full, mesh, batch_axis=1))
     if rest is not None:
-        state, last = step(state, rest)
+        state, last = step(state, constrain(rest, mesh, batch_axis=0))
         metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, last)
-    return state, metrics
+    return constrain((state, metrics), mesh)
 
 
-@partial(jax.jit, static_argnames="batch_size")
+@partial(jax.jit, static_argnames=("batch_size", "mesh"))
 def evaluate(
-    state: TrainState, examples: Examples, normalise: Normalise, *, batch_size: int = 500
+    state: TrainState,
+    examples: Examples,
+    normalise: Normalise,
+    *,
+    batch_size: int = 500,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "examples classes"], Metrics]:
     """The logits of all examples in evaluation mode, with their mean loss and error.
 
@@ -54,16 +68,18 @@ def evaluate(
       examples: uint8 images [examples, height, width, channels] and labels [examples].
       normalise: the same as in training.
       batch_size: examples at a time; it bounds the memory and changes nothing else.
+      mesh: devices to spread each batch over, as for `train_epoch`.
     """
 
     def step(batch: Examples) -> Float[Array, "batch classes"]:
         return eval_step(state, Examples(normalise(batch.images), batch.labels))[0]
 
     full, rest = _batches(examples, batch_size)
-    logits = lax.map(step, full)
+    logits = lax.map(step, constrain(full, mesh, batch_axis=1))
     logits = logits.reshape(-1, logits.shape[-1])
     if rest is not None:
         logits = jnp.concatenate([logits, step(rest)])
+    logits = constrain(logits, mesh)
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
 

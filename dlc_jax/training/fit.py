@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from dlc_jax.data.examples import Dataset, Normalise
 from dlc_jax.errors import InputError
+from dlc_jax.sharding import replicate
 from dlc_jax.training.epoch import evaluate, train_epoch
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics
@@ -49,7 +51,13 @@ class EpochReport:
 
 
 def fit(
-    state: TrainState, dataset: Dataset, normalise: Normalise, *, epochs: int, batch_size: int
+    state: TrainState,
+    dataset: Dataset,
+    normalise: Normalise,
+    *,
+    epochs: int,
+    batch_size: int,
+    mesh: Mesh | None = None,
 ) -> Iterator[EpochReport]:
     """Trains for some epochs, evaluating after each.
 
@@ -59,6 +67,7 @@ def fit(
       normalise: what to apply to the images of both splits.
       epochs: passes over the training split.
       batch_size: examples an update.
+      mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`.
 
     Returns:
       An iterator of reports: one on the untrained network, then one after each epoch. It
@@ -73,16 +82,24 @@ def fit(
             f"a batch size of {batch_size} does not fit {dataset.name}'s {count} training "
             f"examples; choose one from 1 to {count}"
         )
-    return _reports(state, dataset, normalise, epochs, batch_size)
+    return _reports(state, dataset, normalise, epochs, batch_size, mesh)
 
 
 def _reports(
-    state: TrainState, dataset: Dataset, normalise: Normalise, epochs: int, batch_size: int
+    state: TrainState,
+    dataset: Dataset,
+    normalise: Normalise,
+    epochs: int,
+    batch_size: int,
+    mesh: Mesh | None,
 ) -> Iterator[EpochReport]:
-    train, test, normalise = jax.device_put((dataset.train, dataset.test, normalise))
+    arguments = state, dataset.train, dataset.test, normalise
+    state, train, test, normalise = replicate(arguments, mesh)
     start = time.perf_counter()
-    run_epoch = train_epoch.lower(state, train, normalise, batch_size=batch_size).compile()
-    run_test = evaluate.lower(state, test, normalise).compile()
+    run_epoch = train_epoch.lower(
+        state, train, normalise, batch_size=batch_size, mesh=mesh
+    ).compile()
+    run_test = evaluate.lower(state, test, normalise, mesh=mesh).compile()
     compile_seconds = time.perf_counter() - start
     losses, train_seconds = np.zeros(0, np.float32), 0.0
     for epoch in range(epochs + 1):

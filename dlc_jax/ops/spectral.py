@@ -1,0 +1,183 @@
+"""Convolution of small images as products in the frequency domain.
+
+By the convolution theorem a circular convolution is a product of discrete Fourier
+transforms, frequency by frequency. An image so small that one transform spans it needs no
+tiles: the transforms are small matrices, a matrix product applies them to a whole batch,
+and the products over channels run frequency by frequency. On 8x8 images a 5x5 kernel then
+takes 94 multiplications a channel where the sixteen outputs would take 400.
+
+Images and kernels are real, so half of the frequencies determine the others, and a complex
+product takes three real ones (Karatsuba). The whole is a bilinear algorithm
+`A @ ((G @ kernel) * (B @ image))` with constant real matrices, as Winograd's is (Lavin and
+Gray 2015, section 4.1), but with points on the unit circle: it loses no precision.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dlc_jax.ops.patches import out_shape
+from dlc_jax.ops.windows import Pads
+
+# Below this size of the transformed kernel, and by this factor of operations saved, the
+# formulation was faster than patches and than XLA's own.
+_LARGEST_KERNEL = 40 * 2**20
+_LEAST_GAIN = 1.4
+# Larger transforms would be better done by an FFT.
+_MOST_FREQUENCIES = 100
+
+
+class _Algorithm(NamedTuple):
+    """The matrices of `A @ ((G @ kernel) * (B @ image))`, pixels in row-major order.
+
+    Attributes:
+      inverse: A, [out_height * out_width, products].
+      kernel: G, [products, kernel_height * kernel_width].
+      image: B, [products, height * width].
+    """
+
+    inverse: np.ndarray
+    kernel: np.ndarray
+    image: np.ndarray
+
+
+def pays(
+    x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> bool:
+    """Whether this formulation is the fastest on a CPU."""
+    periods = _periods(x_shape, pads)
+    if tuple(strides) != (1, 1) or math.prod(periods) > _MOST_FREQUENCIES:
+        return False
+    batch, height, width, channels = x_shape
+    kernel_size = math.prod(kernel_shape[:2])
+    features = kernel_shape[3]
+    outputs = math.prod(out_shape(x_shape, kernel_shape, strides, pads)[1:3])
+    products = _products(*periods)
+    direct = batch * outputs * kernel_size * channels * features
+    ours = products * (
+        batch * (channels * features + height * width * channels + outputs * features)
+        + kernel_size * channels * features
+    )
+    small = products * channels * features * 4 <= _LARGEST_KERNEL
+    return small and direct >= _LEAST_GAIN * ours
+
+
+def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
+    """The convolution, computed in at least float32."""
+    out = out_shape(x.shape, kernel.shape, strides, pads)
+    algorithm = _matrices(x, kernel, pads)
+    products = _by_frequency(_image(algorithm, x), _kernel(algorithm, kernel))
+    y = algorithm.inverse @ products.reshape(len(products), -1)
+    y = lax.optimization_barrier(y).reshape(out[1], out[2], out[0], out[3])
+    return y.transpose(2, 0, 1, 3).astype(x.dtype)
+
+
+def gradients(
+    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
+) -> tuple[Array, Array]:
+    """The gradients with respect to images and kernel, computed in at least float32."""
+    del strides
+    batch, height, width, channels = x.shape
+    algorithm = _matrices(x, kernel, pads)
+    pixels = _pixels_first(grad.astype(algorithm.inverse.dtype))
+    grad_products = lax.optimization_barrier(algorithm.inverse.T @ pixels)
+    grad_products = grad_products.reshape(len(algorithm.image), batch, -1)
+
+    image, spectrum = _image(algorithm, x), _kernel(algorithm, kernel)
+    grad_spectrum = _by_frequency(_transposed(image), grad_products)
+    grad_kernel = algorithm.kernel.T @ grad_spectrum.reshape(len(algorithm.kernel), -1)
+    grad_image = _by_frequency(grad_products, _transposed(spectrum))
+    grad_x = algorithm.image.T @ grad_image.reshape(len(algorithm.image), -1)
+    grad_x = lax.optimization_barrier(grad_x).reshape(height, width, batch, channels)
+    grad_x = grad_x.transpose(2, 0, 1, 3)
+    return grad_x.astype(x.dtype), jnp.asarray(grad_kernel, kernel.dtype).reshape(kernel.shape)
+
+
+def _matrices(x: Array, kernel: Array, pads: Pads) -> _Algorithm:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    matrices = _algorithm(x.shape[1:3], kernel.shape[:2], pads)
+    return _Algorithm(*(matrix.astype(dtype) for matrix in matrices))
+
+
+def _image(algorithm: _Algorithm, x: Array) -> Array:
+    """The images' part of each product, [products, batch, channels]."""
+    spectrum = algorithm.image @ _pixels_first(x.astype(algorithm.image.dtype))
+    return lax.optimization_barrier(spectrum).reshape(-1, x.shape[0], x.shape[3])
+
+
+def _kernel(algorithm: _Algorithm, kernel: Array) -> Array:
+    """The kernel's part of each product, [products, channels, features]."""
+    flat = kernel.astype(algorithm.kernel.dtype).reshape(algorithm.kernel.shape[1], -1)
+    return lax.optimization_barrier(algorithm.kernel @ flat).reshape(-1, *kernel.shape[2:])
+
+
+def _pixels_first(x: Array) -> Array:
+    """[height * width, batch * channels]."""
+    batch, height, width, channels = x.shape
+    moved = lax.optimization_barrier(x.transpose(1, 2, 0, 3))
+    return moved.reshape(height * width, batch * channels)
+
+
+def _by_frequency(a: Array, b: Array) -> Array:
+    return lax.optimization_barrier(
+        lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=a.dtype)
+    )
+
+
+def _transposed(a: Array) -> Array:
+    return lax.optimization_barrier(a.transpose(0, 2, 1))
+
+
+def _periods(x_shape: Sequence[int], pads: Pads) -> tuple[int, int]:
+    """The least lengths of circular convolutions that equal the linear ones.
+
+    What is read beyond one border comes round from the other, so that the zeros of the
+    larger padding serve both.
+    """
+    return x_shape[1] + max(pads[0]), x_shape[2] + max(pads[1])
+
+
+def _products(rows: int, columns: int) -> int:
+    """How many real products a pair of transforms of real arrays takes."""
+    real = (2 - rows % 2) * (2 - columns % 2)
+    return real + 3 * (rows * columns - real) // 2
+
+
+@lru_cache(maxsize=64)
+def _algorithm(image: Sequence[int], kernel: Sequence[int], pads: Pads) -> _Algorithm:
+    rows, columns = _periods((1, *image), pads)
+    out = [image[i] + sum(pads[i]) - kernel[i] + 1 for i in (0, 1)]
+    images = _fourier((rows, columns), image, (pads[0][0], pads[1][0]))
+    # Correlation is convolution with the kernel's conjugate spectrum.
+    kernels = _fourier((rows, columns), kernel, (0, 0)).conj()
+    inverse = _fourier((rows, columns), out, (0, 0)).conj() / (rows * columns)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for row in range(rows):
+        for column in range(columns):
+            mirrored = -row % rows, -column % columns
+            x, w, y = (spectrum[row, column] for spectrum in (images, kernels, inverse))
+            if mirrored == (row, column):
+                parts.append((y.real, w.real, x.real))
+            elif (row, column) < mirrored:
+                # Twice the real part of y times (x times w), in three products.
+                parts += [
+                    (2 * (y.real - y.imag), w.real, x.real + x.imag),
+                    (-2 * y.imag, w.imag - w.real, x.real),
+                    (-2 * y.real, w.imag + w.real, x.imag),
+                ]
+    inverses, of_kernel, of_image = (np.stack(part) for part in zip(*parts, strict=True))
+    return _Algorithm(inverses.T, of_kernel, of_image)
+
+
+def _fourier(periods: tuple[int, int], size: Sequence[int], offset: tuple[int, int]) -> np.ndarray:
+    """exp(-2 pi i f p) by frequency and pixel, [rows, columns, pixels]."""
+    waves = [
+        np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(length) + start) / n)
+        for n, length, start in zip(periods, size, offset, strict=True)
+    ]
+    return np.einsum("up,vq->uvpq", *waves).reshape(*periods, -1)

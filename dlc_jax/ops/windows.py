@@ -1,0 +1,65 @@
+"""What convolution and pooling have in common: windows, strides and padding."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+from jax import Array, lax
+from jax.sharding import AxisType, PartitionSpec
+
+Padding: TypeAlias = str | Sequence[tuple[int, int]]
+Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+
+
+def check_window(
+    name: str, x: Array, window: Sequence[int], strides: Sequence[int], padding: Padding
+) -> None:
+    """Raises a ValueError that names what does not fit the images."""
+    if len(window) != 2 or len(strides) != 2 or min(*window, *strides) < 1:
+        raise ValueError(
+            f"{name}: window {tuple(window)} and strides {tuple(strides)} must each be two "
+            "integers of at least 1"
+        )
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f'{name}: padding {padding!r} is neither "SAME" nor "VALID"')
+    elif len(padding) != 2 or any(len(p) != 2 or min(p) < 0 for p in padding):
+        raise ValueError(
+            f"{name}: padding {padding!r} is not ((top, bottom), (left, right)) of at least 0"
+        )
+    pads = explicit_padding(x.shape[1:3], window, strides, padding)
+    if any(size + sum(pad) < w for size, w, pad in zip(x.shape[1:3], window, pads, strict=True)):
+        raise ValueError(
+            f"{name}: a window of {tuple(window)} does not fit into images of "
+            f"{x.shape[1]}x{x.shape[2]} with padding {padding!r}"
+        )
+
+
+def explicit_padding(
+    shape: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
+) -> Pads:
+    """The padding in pixels, ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(shape, window, strides, padding)
+    (top, bottom), (left, right) = padding
+    return (int(top), int(bottom)), (int(left), int(right))
+
+
+def over_batches(function: Callable[..., Array], x: Array, *others: Array) -> Array:
+    """`function(x, *others)`, where `x` may be sharded explicitly along its batch.
+
+    The formulations reshape batches, which JAX refuses where a mesh has explicit axes. There
+    the compiler shards what is inside, and only the result's sharding is stated: `x`'s.
+    """
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(x, *others)
+    spec = PartitionSpec(*sharding.spec[:1])
+    wrapped: Any = jax.sharding.auto_axes(function, out_sharding=spec)
+    return wrapped(x, *others)
+
+
+def slices(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Array]:
+    """For each tap of a window along `axis`, the `count` values of `x` that it reads."""
+    last = (count - 1) * stride + 1
+    return [lax.slice_in_dim(x, tap, tap + last, stride, axis) for tap in range(taps)]
