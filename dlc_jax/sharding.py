@@ -5,6 +5,8 @@ consists of many small operations. JAX can count each core as a device instead
 (`JAX_NUM_CPU_DEVICES`); batches are then spread over them as over any other devices.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -38,21 +40,28 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
 
 
-def constrain(tree: Tree, mesh: Mesh | None, *, batch_axis: int | None = None) -> Tree:
-    """Inside a jitted function, spreads arrays over the mesh.
+def spread(
+    function: Callable[..., Any],
+    mesh: Mesh | None,
+    *,
+    in_axes: Sequence[int | None],
+    out_axes: int | None,
+) -> Callable[..., Any]:
+    """A function that runs on each device of a mesh, on its part of the batch.
 
     Args:
-      tree: arrays.
-      mesh: the devices; without one nothing happens.
-      batch_axis: which axis of each array to spread; None to have all of it everywhere.
+      function: takes `axis_name`, by which it can average over the devices, beside its
+        arguments.
+      mesh: the devices; without one, `function` runs on whole batches, with None as the name.
+      in_axes: the batch's axis in each argument, None where every device gets all of it.
+      out_axes: the batch's axis in the results, None where they are the same on all devices.
     """
     if mesh is None:
-        return tree
-    spec = () if batch_axis is None else (*[None] * batch_axis, _BATCH)
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return partial(function, axis_name=None)
+    in_specs, out_specs = tuple(map(_spec, in_axes)), _spec(out_axes)
+    named = partial(function, axis_name=_BATCH)
+    return jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def one(array: Any) -> Any:
-        uneven = batch_axis is not None and array.shape[batch_axis] % mesh.size
-        return array if uneven else jax.lax.with_sharding_constraint(array, sharding)
 
-    return jax.tree.map(one, tree)
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, _BATCH)

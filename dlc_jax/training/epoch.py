@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from dlc_jax.data.examples import Examples, Normalise
-from dlc_jax.sharding import constrain
+from dlc_jax.sharding import spread
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, cross_entropy, eval_step, misclassified, train_step
 
@@ -40,16 +40,13 @@ def train_epoch(
     Returns:
       The state after the epoch, and each step's loss and error, [steps].
     """
-
-    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
-        return train_step(state, Examples(normalise(batch.images), batch.labels))
-
     full, rest = _batches(train, batch_size)
-    state, metrics = lax.scan(step, state, constrain(full, mesh, batch_axis=1))
+    epoch = spread(_steps, mesh, in_axes=(None, None, 1), out_axes=None)
+    state, metrics = epoch(state, normalise, full)
     if rest is not None:
-        state, last = step(state, constrain(rest, mesh, batch_axis=0))
+        state, last = train_step(state, _normalised(rest, normalise))
         metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, last)
-    return constrain((state, metrics), mesh)
+    return state, metrics
 
 
 @partial(jax.jit, static_argnames=("batch_size", "mesh"))
@@ -70,18 +67,35 @@ def evaluate(
       batch_size: examples at a time; it bounds the memory and changes nothing else.
       mesh: devices to spread each batch over, as for `train_epoch`.
     """
-
-    def step(batch: Examples) -> Float[Array, "batch classes"]:
-        return eval_step(state, Examples(normalise(batch.images), batch.labels))[0]
-
     full, rest = _batches(examples, batch_size)
-    logits = lax.map(step, constrain(full, mesh, batch_axis=1))
+    even = mesh if mesh is not None and batch_size % mesh.size == 0 else None
+    logits = spread(_logits, even, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
     logits = logits.reshape(-1, logits.shape[-1])
     if rest is not None:
-        logits = jnp.concatenate([logits, step(rest)])
-    logits = constrain(logits, mesh)
+        logits = jnp.concatenate([logits, eval_step(state, _normalised(rest, normalise))[0]])
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
+
+
+def _normalised(batch: Examples, normalise: Normalise) -> Examples:
+    """The batch as a network takes it."""
+    return Examples(normalise(batch.images), batch.labels)
+
+
+def _steps(
+    state: TrainState, normalise: Normalise, batches: Examples, *, axis_name: str | None
+) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
+        return train_step(state, _normalised(batch, normalise), axis_name=axis_name)
+
+    return lax.scan(step, state, batches)
+
+
+def _logits(
+    state: TrainState, normalise: Normalise, batches: Examples, *, axis_name: str | None
+) -> Float[Array, "batches batch classes"]:
+    del axis_name
+    return lax.map(lambda batch: eval_step(state, _normalised(batch, normalise))[0], batches)
 
 
 def _batches(examples: Examples, batch_size: int) -> tuple[Examples, Examples | None]:
