@@ -23,11 +23,15 @@ _DEFAULT_DATASET, _FALLBACK_DATASET = "mnist", "mnist-5k"
 _BAD_INPUT, _INTERRUPTED = 2, 130
 
 
-def main() -> NoReturn:
-    """Runs the command line; bad input is one line on standard error and exit code 2."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line; bad input is one line on standard error and exit code 2.
+
+    Args:
+      arguments: what stands after the command's name; by default what the user typed.
+    """
     prepare_jax()
     try:
-        status = commands.main(prog_name="dlc-jax", standalone_mode=False)
+        status = commands.main(arguments, prog_name="dlc-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         status = _BAD_INPUT
@@ -322,3 +326,176 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
         if status["cache"]:
             click.echo(f"{'':14} decoded: {status['cache']}")
     click.echo(f"prepared datasets: {places['data_folder']}    cache: {places['cache_folder']}")
+
+
+@commands.group(invoke_without_command=True)
+@click.pass_context
+def bench(ctx: click.Context) -> None:
+    """Measure this package against others on this machine.
+
+    Without a command, the lecture's epoch is measured.
+
+    \b
+    Examples:
+      dlc-jax bench
+      dlc-jax bench lecture --rivals torch,flax --json
+      dlc-jax bench ops --rounds 5
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(bench_lecture)
+
+
+_results_dir = click.option(
+    "--output-dir",
+    metavar="DIR",
+    default="benchmarks/results",
+    show_default=True,
+    help="Where to keep the results, a file a device, and their picture.",
+)
+
+
+class _Names(click.ParamType):  # type: ignore[type-arg]
+    """Names with commas between them."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+@bench.command("lecture")
+@click.option(
+    "--epochs", type=_Integer(1), default=5, show_default=True, help="Rounds of an epoch each."
+)
+@click.option(
+    "--rivals",
+    type=_Names(),
+    help="Of torch, torch-channels-last, torch-compile, flax, with commas between them.  "
+    "[default: torch,flax, those of them that are installed]",
+)
+@click.option(
+    "--seeds",
+    type=_Integer(0),
+    default=0,
+    show_default=True,
+    help="Also train so many networks at once.",
+)
+@click.option(
+    "--arrays",
+    metavar="FILE",
+    help="An .npz file of x_train, y_train, x_test, y_test instead of TFDS's MNIST.",
+)
+@_data_dir
+@_results_dir
+@_json
+def bench_lecture(
+    epochs: int = 5,
+    rivals: tuple[str, ...] | None = None,
+    seeds: int = 0,
+    arrays: str | None = None,
+    data_dir: str | None = None,
+    output_dir: str = "benchmarks/results",
+    as_json: bool = False,
+) -> None:
+    """Time epochs of the lecture's program against rivals.
+
+    Each contender runs in a process of its own, and they take turns. Compiling is timed
+    apart. PyTorch's 7 seconds for ten epochs on a GTX 1080 are the lecture's.
+
+    \b
+    Examples:
+      dlc-jax bench lecture --rivals torch,flax --epochs 5
+      dlc-jax bench lecture --arrays mnist.npz --seeds 64 --json
+    """
+    from dlc_jax import terminal
+    from dlc_jax.benchmark import lecture, report
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    if rivals is None:
+        rivals = lecture.installed(("torch", "flax"))
+    if arrays:
+        splits = lecture.read_arrays(Path(arrays))
+    else:
+        dataset = _load(_DEFAULT_DATASET, data_dir)
+        splits = dataset.train, dataset.test
+    with terminal.stages() as progress:
+        results = lecture.run(splits, epochs=epochs, rivals=rivals, seeds=seeds, report=progress)
+    kept = report.keep_lecture(Path(output_dir), results)
+    _print_bench(report.lecture_lines(results), kept, results, as_json)
+
+
+@bench.command("ops")
+@click.option(
+    "--rounds", type=_Integer(1), default=5, show_default=True, help="Of which medians are taken."
+)
+@click.option("--batch-size", type=_Integer(1), default=64, show_default=True, help="Images.")
+@click.option(
+    "--rivals",
+    type=_Names(),
+    default="torch",
+    show_default=True,
+    help="Of torch, torch-channels-last, xla, with commas between them.",
+)
+@_results_dir
+@_json
+def bench_ops(
+    rounds: int, batch_size: int, rivals: tuple[str, ...], output_dir: str, as_json: bool
+) -> None:
+    """Time the convolutions and poolings of a ResNet-18 and a VGG-16 against rivals.
+
+    Forward pass and both gradients, on images of 32x32.
+
+    \b
+    Example:
+      dlc-jax bench ops --rivals torch,xla
+    """
+    from dlc_jax import terminal
+    from dlc_jax.benchmark import operations, report
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    with terminal.stages() as progress:
+        results = operations.run(
+            rounds=rounds, batch_size=batch_size, rivals=rivals, report=progress
+        )
+    kept = report.keep_operations(Path(output_dir), results)
+    _print_bench(report.operations_lines(results), kept, results, as_json)
+
+
+@bench.command("startup")
+@click.option(
+    "--rounds", type=_Integer(1), default=5, show_default=True, help="Of which medians are taken."
+)
+@_results_dir
+@_json
+def bench_startup(rounds: int, output_dir: str, as_json: bool) -> None:
+    """Time importing, and a process from its start to its first training step.
+
+    \b
+    Example:
+      dlc-jax bench startup --rounds 3
+    """
+    from dlc_jax import terminal
+    from dlc_jax.benchmark import machine, report, startup
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    with terminal.stages() as progress:
+        results = startup.run(rounds=rounds, report=progress)
+    kept = machine.keep(Path(output_dir), "startup", results)
+    _print_bench(report.startup_lines(results), [kept], results, as_json)
+
+
+def _print_bench(
+    lines: list[str], files: list[Path], results: dict[str, Any], as_json: bool
+) -> None:
+    for line in lines:
+        click.echo(line)
+    click.echo(f"results: {', '.join(map(str, files))}")
+    if as_json:
+        click.echo(json.dumps(results))

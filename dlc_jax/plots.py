@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dlc_jax.files import write_atomically
 
@@ -126,4 +126,62 @@ def mistakes(
         axes.text(column + 0.5, top - 0.03, text, ha="center", va="bottom", fontsize=7)
     # Each imshow fitted the axes to its own image.
     axes.set(xlim=(0, columns), ylim=(1.27 * rows, 0), aspect="equal")
+    return figure
+
+
+def epoch_bars(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
+    """Seconds of ten epochs by contender, with a reference as the line to beat.
+
+    Args:
+      seconds: for each contender, the seconds of each epoch.
+      reference: seconds of ten epochs.
+      title: what was measured, and on what.
+    """
+    names = list(seconds)
+    figure = Figure(figsize=(7.5, 1.4 + 0.5 * len(names)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    tens = [10 * float(np.median(of_one)) for of_one in seconds.values()]
+    spread = [
+        [ten - 10 * min(of_one) for ten, of_one in zip(tens, seconds.values(), strict=True)],
+        [10 * max(of_one) - ten for ten, of_one in zip(tens, seconds.values(), strict=True)],
+    ]
+    colours = [_TEST if name == "dlc_jax" else _TRAIN for name in names]
+    axes.barh(names, tens, xerr=spread, color=colours, height=0.6, error_kw={"capsize": 3})
+    for place, ten in enumerate(tens):
+        axes.text(ten, place - 0.33, f" {ten:.3g} s", va="center", fontsize=8)
+    axes.axvline(reference, color="black", linestyle="--", linewidth=1)
+    axes.text(reference, -0.62, f" GTX 1080: {reference:.3g} s", fontsize=8, va="bottom")
+    axes.set(xlabel="seconds for ten epochs (median; lines from least to most)", xlim=(0, None))
+    axes.set_ylim(len(names) - 0.5, -0.9)
+    axes.set_title(title, fontsize="medium")
+    return figure
+
+
+def ratio_bars(ratios: dict[str, float], mean: float, rival: str, title: str) -> Figure:
+    """How many times a rival's time is of ours, by operation, on a logarithmic axis.
+
+    Args:
+      ratios: for each operation, the rival's time over ours.
+      mean: their geometric mean.
+      rival: its name.
+      title: what was measured, and on what.
+    """
+    names = list(ratios)
+    figure = Figure(figsize=(7.5, 1.2 + 0.26 * len(names)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colours = [_TEST if ratio >= 1 else "grey" for ratio in ratios.values()]
+    axes.barh(names, list(ratios.values()), color=colours, height=0.7)
+    for place, ratio in enumerate(ratios.values()):
+        axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=7)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.axvline(mean, color="black", linewidth=1, linestyle="--")
+    axes.text(mean, -0.9, f" geometric mean {mean:.2f}", fontsize=7, va="bottom")
+    most, least = max([*ratios.values(), 1]), min([*ratios.values(), 1])
+    axes.set(xscale="log", xlim=(0.8 * least, 1.5 * most), ylim=(len(names) - 0.4, -1.8))
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if 0.8 * least <= tick <= 1.5 * most]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel(f"{rival}'s time over ours, forward and both gradients")
+    axes.set_title(title, fontsize="medium")
     return figure

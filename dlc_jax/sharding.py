@@ -45,7 +45,7 @@ def spread(
     mesh: Mesh | None,
     *,
     in_axes: Sequence[int | None],
-    out_axes: int | None,
+    out_axes: int | tuple[int | None, ...] | None,
 ) -> Callable[..., Any]:
     """A function that runs on each device of a mesh, on its part of the batch.
 
@@ -54,11 +54,13 @@ def spread(
         arguments.
       mesh: the devices; without one, `function` runs on whole batches, with None as the name.
       in_axes: the batch's axis in each argument, None where every device gets all of it.
-      out_axes: the batch's axis in the results, None where they are the same on all devices.
+      out_axes: likewise for the result, or for each of several: the batch's axis, or None
+        where it is the same on all devices.
     """
     if mesh is None:
         return partial(function, axis_name=None)
-    in_specs, out_specs = tuple(map(_spec, in_axes)), _spec(out_axes)
+    in_specs = tuple(map(_spec, in_axes))
+    out_specs = tuple(map(_spec, out_axes)) if isinstance(out_axes, tuple) else _spec(out_axes)
     named = partial(function, axis_name=_BATCH)
     return jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -53,6 +53,20 @@ class Counter:
     def __call__(self, done: int, total: int) -> None:
         """Shows that `done` of `total` pieces are done."""
         self._progress.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over a known number of steps, each with a name of its own."""
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    named = TextColumn("{task.description}")
+    with _progress(*columns, named, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield report
 
 
 class _EpochBar(BarColumn):

@@ -13,8 +13,9 @@ import pytest
 from dlc_jax import cli
 from dlc_jax.environment import prepare_jax
 
-# Before JAX is imported, which reads it then: the tests see the devices that users do, and
-# most compile the same few programs.
+# Before JAX is imported, which reads it then: batches are spread over two devices whatever
+# the machine has, and most tests compile the same few programs.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 prepare_jax()
 
 from dlc_jax import data, experiment

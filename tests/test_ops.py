@@ -10,8 +10,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
+from dlc_jax.ops import patches, spectral, winograd
 
 Shape = tuple[int, ...]
 
@@ -42,31 +44,175 @@ def assert_no_worse(ours: Any, xlas: Any, exact: Any) -> None:
     assert error <= max(2 * bound, 4 * unit)
 
 
-@settings(max_examples=12, deadline=None)
-@given(windows(), st.integers(1, 3), st.sampled_from([jnp.float32, jnp.bfloat16]))
-def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
-    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], features: int, dtype: Any
+def compare_convolutions(
+    ours: Any, gradients: Any, x: jax.Array, kernel: jax.Array, strides: Any, padding: Any
 ) -> None:
-    shape, window, strides, padding = case
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], shape, dtype)
-    kernel = jax.random.normal(keys[1], (*window, shape[3], features), dtype)
+    """Values and both gradients are as near to float64's as those of XLA."""
     xla = partial(
         lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    ours = partial(ops.conv2d, strides=strides, padding=padding)
-    cotangent = jax.random.normal(keys[2], xla(x, kernel).shape, dtype)
+    cotangent = jax.random.normal(jax.random.key(2), jax.eval_shape(xla, x, kernel).shape, x.dtype)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, cotangent)]
         exact = both_gradients(xla, *wide[:2], cotangent=wide[2])
-    results = both_gradients(jax.jit(ours), x, kernel, cotangent=cotangent)
+    results = ours(x, kernel), *gradients(x, kernel, cotangent)
     rivals = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
     for result, rival, reference in zip(results, rivals, exact, strict=True):
         assert (result.shape, result.dtype) == (rival.shape, rival.dtype)
         assert_no_worse(result, rival, np.asarray(reference))
+
+
+def random_images_and_kernel(
+    shape: Shape, window: tuple[int, int], features: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 2)
+    kernel = jax.random.normal(keys[1], (*window, shape[3], features), dtype)
+    return jax.random.normal(keys[0], shape, dtype), kernel
+
+
+@settings(max_examples=12, deadline=None)
+@given(windows(), st.integers(1, 3), st.sampled_from([jnp.float32, jnp.bfloat16]))
+def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
+    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], features: int, dtype: Any
+) -> None:
+    shape, window, strides, padding = case
+    x, kernel = random_images_and_kernel(shape, window, features, dtype)
+    ours = jax.jit(partial(ops.conv2d, strides=strides, padding=padding))
+
+    def gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
+        return jax.vjp(ours, x, kernel)[1](cotangent)
+
+    compare_convolutions(ours, gradients, x, kernel, strides, padding)
+
+
+# Every formulation on shapes of its own, whether `conv2d` would choose it there or not.
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from([patches, spectral, winograd]),
+    windows(),
+    st.integers(1, 3),
+    st.sampled_from([jnp.float32, jnp.bfloat16]),
+    st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
+)
+def test_each_formulation_is_as_exact_as_xlas(
+    formulation: Any,
+    case: tuple[Shape, tuple[int, int], tuple[int, int], Any],
+    features: int,
+    dtype: Any,
+    pads: Any,
+) -> None:
+    shape, window, strides, _ = case
+    if formulation is not patches:
+        strides = (1, 1)
+    if formulation is winograd:
+        window = (3, 3)
+        shape = (shape[0], shape[1] + 2, shape[2] + 2, shape[3])
+    x, kernel = random_images_and_kernel(shape, window, features, dtype)
+    convolve, gradients = (
+        jax.jit(partial(function, strides=strides, pads=pads))
+        for function in (formulation.convolve, formulation.gradients)
+    )
+    compare_convolutions(convolve, gradients, x, kernel, strides, pads)
+
+
+# The lecture's second layer, a wide layer, the lecture's first layer, and one in which no
+# patch of output columns divides the width.
+CHOICES = [
+    (spectral, (4, 8, 8, 32), (5, 5, 32, 64), "VALID"),
+    (winograd, (8, 16, 16, 32), (3, 3, 32, 32), "SAME"),
+    (patches, (4, 28, 28, 1), (5, 5, 1, 32), "VALID"),
+    (patches, (2, 9, 9, 3), (3, 3, 3, 8), "SAME"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "padding"), CHOICES)
+def test_the_formulation_chosen_is_as_exact_as_xlas(
+    chosen: Any, x_shape: Shape, kernel_shape: Shape, padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = jax.random.normal(jax.random.key(0), x_shape)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    called = []
+    for name in ("convolve", "gradients"):
+        original = getattr(chosen, name)
+        monkeypatch.setattr(
+            chosen, name, lambda *a, original=original, **k: called.append(1) or original(*a, **k)
+        )
+    ours = partial(ops.conv2d, padding=padding)
+    compare_convolutions(
+        ours, lambda x, k, g: jax.vjp(ours, x, k)[1](g), x, kernel, (1, 1), padding
+    )
+    assert called
+
+
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+def test_transformations_of_each_formulation_give_what_plain_calls_give(
+    x_shape: Shape, kernel_shape: Shape, padding: str
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, *x_shape))
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return (ops.conv2d(x, kernel, padding=padding) ** 2).mean()
+
+    grad = jax.grad(loss, (0, 1))
+    plain = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[grad(one, kernel) for one in x])
+    transformed = {
+        "vmap": jax.jit(jax.vmap(grad, (0, None)))(x, kernel),
+        "scan": lax.scan(lambda _, one: (None, grad(one, kernel)), None, x)[1],
+        "remat": jax.vmap(jax.grad(jax.checkpoint(loss), (0, 1)), (0, None))(x, kernel),
+    }
+    for name, result in transformed.items():
+        for ours, expected in zip(result, plain, strict=True):
+            scale = float(abs(expected).max())
+            np.testing.assert_allclose(ours, expected, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+def test_a_batch_spread_over_devices_gives_the_same(
+    axis_type: AxisType, x_shape: Shape, kernel_shape: Shape, padding: str
+) -> None:
+    x = jax.random.normal(jax.random.key(0), x_shape)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+
+    @jax.jit
+    def gradients(x: jax.Array, kernel: jax.Array) -> Any:
+        def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            y = ops.conv2d(x, kernel, padding=padding)
+            return (ops.max_pool(y, (2, 2)) ** 2).mean() + ops.max_pool(y, (3, 3), (1, 1)).mean()
+
+        return jax.grad(loss, (0, 1))(x, kernel)
+
+    expected = gradients(x, kernel)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+        whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+        result = gradients(spread, whole)
+    assert result[0].sharding.spec[0] == "batch"
+    for ours, plain in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * float(abs(plain).max()))
+
+
+def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:
+    x, kernel = random_images_and_kernel((4, 8, 8, 32), (5, 5), 64, jnp.float32)
+    xla = partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    exact = partial(ops.conv2d, precision="highest")
+    cotangent = jax.random.normal(jax.random.key(3), (4, 8, 8, 64))
+    results = both_gradients(jax.jit(exact), x, kernel, cotangent=cotangent)
+    rivals = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    for result, rival in zip(results, rivals, strict=True):
+        np.testing.assert_array_equal(result, rival)
+    assert (jax.jit(ops.conv2d)(x, kernel) != results[0]).any()
 
 
 @settings(max_examples=12, deadline=None)
@@ -92,6 +238,19 @@ def test_max_pool_and_its_gradient_equal_xlas(
         np.testing.assert_allclose(
             result[1].astype(jnp.float32), expected[1].astype(jnp.float32), atol=tolerance
         )
+
+
+def test_among_equal_values_of_overlapping_windows_the_first_takes_the_gradient() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    x = np.random.default_rng(0).integers(0, 3, (2, 9, 9, 4)).astype(np.float32)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return (ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) ** 3).sum()
+
+    theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    (torch.nn.functional.max_pool2d(theirs, 3, 2, padding=1) ** 3).sum().backward()
+    expected = theirs.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x), expected)
 
 
 def test_among_equal_values_the_first_takes_max_pools_gradient() -> None:

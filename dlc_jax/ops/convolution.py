@@ -8,7 +8,7 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
-from dlc_jax.ops import patches, spectral
+from dlc_jax.ops import patches, spectral, winograd
 from dlc_jax.ops.windows import Padding, Pads, check_window, explicit_padding, over_batches
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -172,6 +172,8 @@ def _formulation(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) 
     shapes = (x.shape, kernel.shape, strides, pads)
     if spectral.pays(*shapes):
         return spectral
+    if winograd.pays(*shapes):
+        return winograd
     if patches.pays(*shapes, itemsize=x.dtype.itemsize):
         return patches
     return None

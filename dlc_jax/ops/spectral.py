@@ -26,7 +26,7 @@ from dlc_jax.ops.windows import Pads
 
 # Below this size of the transformed kernel, and by this factor of operations saved, the
 # formulation was faster than patches and than XLA's own.
-_LARGEST_KERNEL = 40 * 2**20
+_LARGEST_KERNEL = 4 * 2**20
 _LEAST_GAIN = 1.4
 # Larger transforms would be better done by an FFT.
 _MOST_FREQUENCIES = 100

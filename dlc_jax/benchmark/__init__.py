@@ -1,0 +1,5 @@
+"""Measured comparisons: the lecture's program, single operations, and starting up.
+
+Each contender runs in a process of its own and waits for its turn, so that one run compares
+them under the same conditions: A B A B, by medians.
+"""

@@ -1,0 +1,92 @@
+"""What a measurement was made on, and where its results are kept."""
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from dlc_jax import __version__
+from dlc_jax.environment import usable_cores
+from dlc_jax.files import make_folder, write_atomically
+
+
+def describe() -> dict[str, Any]:
+    """Device, machine, versions, date and commit."""
+    import jax
+
+    device = jax.devices()[0]
+    kind = _processor() if device.platform == "cpu" else device.device_kind
+    return {
+        "device": f"{kind}, {usable_cores()} cores" if device.platform == "cpu" else kind,
+        "platform": device.platform,
+        "cores": usable_cores(),
+        "system": platform.platform(terse=True),
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "dlc_jax": __version__,
+            **{name: _version(name) for name in ("jax", "flax", "torch")},
+        },
+    }
+
+
+def keep(folder: Path, section: str, results: dict[str, Any]) -> Path:
+    """Writes results as one section of the device's file, leaving its other sections.
+
+    Args:
+      folder: made where it is missing.
+      section: which benchmark.
+      results: with an entry `device`, which names the file.
+
+    Returns:
+      The file.
+    """
+    make_folder(folder)
+    slug = re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
+    path = folder / f"{slug}.json"
+    try:
+        sections = json.loads(path.read_text())
+    except (OSError, ValueError):
+        sections = {}
+    sections[section] = results
+    write_atomically(path, (json.dumps(sections, indent=2) + "\n").encode())
+    return path
+
+
+def _processor() -> str:
+    try:
+        models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        models = []
+    name = models[0] if models else platform.processor() or platform.machine()
+    return re.sub(r"\((R|TM)\)|\bCPU\b.*|\bProcessor\b", "", name).strip() or "CPU"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, if it does."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    git = ["git", "-C", str(folder)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "dlc_jax"], capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
