@@ -26,8 +26,8 @@ from dlc_jax.ops.windows import Pads
 
 # Below this size of the transformed kernel, and by this factor of operations saved, the
 # formulation was faster than patches and than XLA's own.
-_LARGEST_KERNEL = 4 * 2**20
-_LEAST_GAIN = 1.4
+_LARGEST_KERNEL = 20 * 2**20
+_LEAST_GAIN = 0.6
 # Larger transforms would be better done by an FFT.
 _MOST_FREQUENCIES = 100
 
