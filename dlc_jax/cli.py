@@ -439,7 +439,8 @@ def bench_lecture(
     type=_Names(),
     default="torch",
     show_default=True,
-    help="Of torch, torch-channels-last, xla, with commas between them.",
+    help="Of torch, torch-channels-last, xla, one-device (ours with the CPU as one device), with "
+    "commas between them.",
 )
 @_results_dir
 @_json

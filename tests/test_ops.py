@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
 from dlc_jax.ops import patches, spectral, winograd
+from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
 
@@ -192,9 +193,48 @@ def test_a_batch_spread_over_devices_gives_the_same(
         spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
         whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
         result = gradients(spread, whole)
-    assert result[0].sharding.spec[0] == "batch"
+    if axis_type is AxisType.Explicit:
+        assert result[0].sharding.spec[0] == "batch"
     for ours, plain in zip(result, expected, strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-5 * float(abs(plain).max()))
+
+
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
+    x_shape: Shape, kernel_shape: Shape, padding: str
+) -> None:
+    x = jax.random.normal(jax.random.key(0), x_shape)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+
+    def gradient(convolve: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.grad(lambda kernel: (convolve(x, kernel, padding=padding) ** 2).sum())(kernel)
+
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    specs = PartitionSpec("batch"), PartitionSpec()
+    spread = jax.shard_map(
+        partial(gradient, ops.conv2d), mesh=mesh, in_specs=specs, out_specs=PartitionSpec()
+    )
+    plain = gradient(partial(ops.conv2d, precision="highest"), x, kernel)
+    result = jax.jit(spread)(x, kernel)
+    np.testing.assert_allclose(result, plain, atol=1e-5 * float(abs(plain).max()))
+
+
+@settings(max_examples=6, deadline=None)
+@given(windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
+def test_patches_for_a_few_images_at_a_time_are_as_exact_as_xlas(
+    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
+) -> None:
+    (_, *shape), window, strides, padding = case
+    x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
+    pads = explicit_padding(x.shape[1:3], window, strides, padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "_LARGEST_WHOLE", 0)
+        patch.setattr(patches, "_CHUNK", 3000)
+        convolve, gradients = (
+            jax.jit(partial(function, strides=strides, pads=pads))
+            for function in (patches.convolve, patches.gradients)
+        )
+        compare_convolutions(convolve, gradients, x, kernel, strides, pads)
 
 
 def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:

@@ -13,7 +13,13 @@ from dlc_jax.environment import usable_cores
 from dlc_jax.errors import InputError
 
 # The rivals, and what each needs.
-RIVALS = {"torch": ("torch",), "torch-channels-last": ("torch",), "xla": ()}
+RIVALS: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "torch-channels-last": ("torch",),
+    "xla": (),
+    # Ours again, with the CPU as one device.
+    "one-device": (),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ def run(
 def _factory(name: str) -> Any:
     if name == "dlc_jax":
         return partial(Contender, "operation_jax", cores=usable_cores())
+    if name == "one-device":
+        return partial(Contender, "operation_jax")
     if name == "xla":
         arguments = ["--precision", "highest"]
         return partial(Contender, "operation_jax", (), arguments, cores=usable_cores())

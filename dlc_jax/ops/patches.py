@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dlc_jax.ops.windows import Pads, slices
+from dlc_jax.ops.windows import Pads, in_chunks, slices
 
-# Past this size the patches of a whole batch no longer pay: they are read and written
-# from memory, and XLA's own formulations are faster.
-_LARGEST_PATCHES = 32 * 2**20
+# Patches of a whole batch up to the first size in bytes are gathered at once. Larger ones
+# are gathered for a few images at a time, about the second size, which stay in the cache.
+_LARGEST_WHOLE, _CHUNK = 16 * 2**20, 2 * 2**20
+# An image whose patches are larger than this is left to XLA.
+_LARGEST_IMAGE = 64 * 2**20
 
 # With fewer channels than this, patches are gathered a few bytes at a time. Their transpose
 # is then gathered for its own sake, and several output columns share one patch.
@@ -33,12 +35,48 @@ def pays(
     itemsize: int,
 ) -> bool:
     """Whether this formulation is faster than XLA's own on a CPU."""
-    positions = math.prod(out_shape(x_shape, kernel_shape, strides, pads)[:3])
-    return positions * math.prod(kernel_shape[:3]) * itemsize <= _LARGEST_PATCHES
+    out = out_shape(x_shape, kernel_shape, strides, pads)
+    return _bytes_an_image(kernel_shape, out, itemsize) <= _LARGEST_IMAGE
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
-    """The convolution as one product, patches @ kernel."""
+    """The convolution as one product, patches @ kernel, for as many images as the cache holds."""
+    out = out_shape(x.shape, kernel.shape, strides, pads)
+    some = _images_at_once(kernel.shape, out, x.dtype.itemsize)
+    if some == len(x):
+        return _convolve(x, kernel, strides, pads)
+    chunks = in_chunks(x, some)
+    return lax.map(lambda x: _convolve(x, kernel, strides, pads), chunks).reshape(out)
+
+
+def gradients(
+    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
+) -> tuple[Array, Array]:
+    """The gradients with respect to images and kernel, one product each."""
+    some = _images_at_once(kernel.shape, grad.shape, x.dtype.itemsize)
+    if some == len(x):
+        return _gradients(x, kernel, grad, strides, pads)
+
+    def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        grad_x, grad_kernel = _gradients(chunk[0], kernel, chunk[1], strides, pads)
+        return total + grad_kernel, grad_x
+
+    # Many small terms would be lost in bfloat16.
+    zeros = jnp.zeros_like(kernel, jnp.promote_types(kernel.dtype, jnp.float32))
+    total, grad_x = lax.scan(add, zeros, (in_chunks(x, some), in_chunks(grad, some)))
+    return grad_x.reshape(x.shape), total.astype(kernel.dtype)
+
+
+def _bytes_an_image(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:
+    return math.prod(out[1:3]) * math.prod(kernel_shape[:3]) * itemsize
+
+
+def _images_at_once(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:
+    size = _bytes_an_image(kernel_shape, out, itemsize)
+    return out[0] if out[0] * size <= _LARGEST_WHOLE else max(1, _CHUNK // size)
+
+
+def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
     out = out_shape(x.shape, kernel.shape, strides, pads)
     shared = _columns_a_patch(kernel.shape, out, strides)
     patches = _patches(x, kernel.shape, out, strides, pads, shared)
@@ -46,10 +84,9 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Arr
     return product.reshape(out)
 
 
-def gradients(
+def _gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """The gradients with respect to images and kernel, one product each."""
     features = kernel.shape[3]
     flat_grad = lax.optimization_barrier(grad).reshape(-1, features)
     if kernel.shape[2] < _FEWEST_CHANNELS:

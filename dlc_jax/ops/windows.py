@@ -46,11 +46,15 @@ def explicit_padding(
 
 
 def over_batches(function: Callable[..., Array], x: Array, *others: Array) -> Array:
-    """`function(x, *others)`, where `x` may be sharded explicitly along its batch.
+    """`function(x, *others)`, where `x` may be sharded along its batch.
 
     The formulations reshape batches, which JAX refuses where a mesh has explicit axes. There
     the compiler shards what is inside, and only the result's sharding is stated: `x`'s.
+
+    Inside `jax.shard_map`, what is the same on all devices is marked as differing where the
+    batch differs, so that its gradient is summed over them.
     """
+    others = tuple(_varying_as(other, x) for other in others)
     sharding = jax.typeof(x).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return function(x, *others)
@@ -59,7 +63,25 @@ def over_batches(function: Callable[..., Array], x: Array, *others: Array) -> Ar
     return wrapped(x, *others)
 
 
+def _varying_as(other: Array, x: Array) -> Array:
+    axes = tuple(_varying_axes(x) - _varying_axes(other))
+    return lax.pcast(other, axes, to="varying") if axes else other
+
+
+def _varying_axes(x: Array) -> frozenset[str]:
+    # Releases of JAX name them differently.
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)
+    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
+
+
 def slices(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Array]:
     """For each tap of a window along `axis`, the `count` values of `x` that it reads."""
     last = (count - 1) * stride + 1
     return [lax.slice_in_dim(x, tap, tap + last, stride, axis) for tap in range(taps)]
+
+
+def in_chunks(x: Array, most: int) -> Array:
+    """The batch in equal parts of at most `most` images, [chunks, images, ...]."""
+    images = max(count for count in range(1, max(1, most) + 1) if len(x) % count == 0)
+    return x.reshape(-1, images, *x.shape[1:])
