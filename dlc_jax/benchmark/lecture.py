@@ -3,6 +3,7 @@
 import importlib.util
 import statistics
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -59,9 +60,9 @@ def read_arrays(path: Path) -> tuple[Examples, Examples]:
       InputError: it is missing, or does not hold such arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             splits = [Examples(file[f"x_{name}"], file[f"y_{name}"]) for name in ("train", "test")]
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{str(path)!r} does not hold the arrays x_train, y_train, x_test, y_test ({error})"
         ) from error

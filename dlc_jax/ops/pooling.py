@@ -156,9 +156,9 @@ def _to_windows(
 ) -> Array:
     """Each gradient at its maximum's place, summed where windows overlap."""
     total: Any = 0
-    zero = jnp.zeros((), grad.dtype)
+    zero = jnp.zeros((), places.dtype)
     for place, tap in enumerate(product(*map(range, window))):
-        own = jnp.where(places == place, grad, zero)
+        own = jnp.where(places == place, grad.astype(places.dtype), zero)
         config = [(0, 0, 0)] * 4
         for axis in (0, 1):
             # Where the first and the last window read with this tap, in unpadded pixels.
@@ -166,4 +166,4 @@ def _to_windows(
             last = first + (grad.shape[1 + axis] - 1) * strides[axis]
             config[1 + axis] = (first, shape[1 + axis] - 1 - last, strides[axis] - 1)
         total = total + lax.pad(own, zero, config)
-    return total
+    return total.astype(grad.dtype)
