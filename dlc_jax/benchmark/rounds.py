@@ -11,8 +11,14 @@ from typing import Any
 
 from dlc_jax.errors import InputError
 
-# Compiling is measured too, and the last line of a complaint should be its reason.
-_ENVIRONMENT = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_TRACEBACK_FILTERING": "off"}
+_ENVIRONMENT = {
+    # Compiling is measured too.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    # The last line of a complaint should be its reason.
+    "JAX_TRACEBACK_FILTERING": "off",
+    # The contenders share a GPU's memory.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 
 Report = Callable[[str, int, int], None]
 
