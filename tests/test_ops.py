@@ -183,6 +183,19 @@ def test_transformations_of_each_formulation_give_what_plain_calls_give(
             np.testing.assert_allclose(ours, expected, atol=1e-5 * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_groups_are_xlas(groups: int) -> None:
+    x, kernel = random_images_and_kernel((3, 7, 7, 6), (3, 3), 12, jnp.float32)
+    kernel = kernel[:, :, : 6 // groups]
+    ours = partial(ops.conv2d, groups=groups)
+    cotangent = jax.random.normal(jax.random.key(3), (3, 7, 7, 12))
+    results = both_gradients(jax.jit(ours), x, kernel, cotangent=cotangent)
+    xla = partial(ours, precision="highest")
+    expected = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    for result, reference in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
 def test_a_batch_spread_over_devices_gives_the_same(
@@ -380,6 +393,10 @@ def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
         (
             lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4), jnp.bfloat16)),
             "bfloat16",
+        ),
+        (
+            lambda: ops.conv2d(jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 2, 3)), groups=2),
+            "2 groups do not divide 4 channels and 3 features",
         ),
         (lambda: ops.max_pool(jnp.ones((1, 8, 8)), (2, 2)), r"\(1, 8, 8\)"),
         (lambda: ops.max_pool(jnp.ones((1, 2, 8, 1)), (3, 3)), "2x8"),

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -13,13 +14,17 @@ from dlc_jax.ops.windows import Padding, Pads, check_window, explicit_padding, o
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
+# Each group is a convolution of its own, which pays while they are few.
+_MOST_GROUPS = 4
+
 
 def conv2d(
     x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels features"],
+    kernel: Float[Array, "kernel_height kernel_width channels/groups features"],
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     precision: lax.PrecisionLike = None,
+    groups: int = 1,
 ) -> Float[Array, "batch out_height out_width features"]:
     """Cross-correlates images with kernels, as deep learning's "convolution" does.
 
@@ -34,6 +39,8 @@ def conv2d(
       padding: "SAME", "VALID", or ((top, bottom), (left, right)) in pixels.
       precision: anything but None asks for XLA's own convolution and gradients, with its
         rounding, everywhere; `jax.lax.Precision.HIGHEST` on a CPU changes nothing else.
+      groups: into how many parts channels and features are split, each part of the features
+        reading its own part of the channels. Many small groups are left to XLA.
 
     Returns:
       The feature maps; equal to `jax.lax.conv_general_dilated` on the same arguments, up to
@@ -42,11 +49,14 @@ def conv2d(
     Raises:
       ValueError: the shapes, dtypes, strides or padding do not fit together.
     """
-    _check(x, kernel, strides, padding)
+    _check(x, kernel, strides, padding, groups)
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], strides, padding)
     steps = (int(strides[0]), int(strides[1]))
-    if precision is not None:
-        return _xla_conv2d(x, kernel, steps, pads, precision)
+    if precision is not None or groups > _MOST_GROUPS:
+        return _xla_conv2d(x, kernel, steps, pads, precision, groups)
+    if groups > 1:
+        parts = zip(jnp.split(x, groups, 3), jnp.split(kernel, groups, 3), strict=True)
+        return jnp.concatenate([conv2d(*part, strides, padding) for part in parts], 3)
     return over_batches(lambda x, kernel: _conv2d(x, kernel, steps, pads), x, kernel)
 
 
@@ -68,7 +78,7 @@ def conv_general_dilated(
 
     It takes the same arguments, so that it can be handed to Flax:
     `nnx.Conv(..., conv_general_dilated=ops.conv_general_dilated)`. Whatever `conv2d` does
-    not cover (dilation, groups, other layouts, other ranks) goes to XLA unchanged.
+    not cover (dilation, other layouts, other ranks) goes to XLA unchanged.
     """
     plain = (
         lhs.ndim == 4
@@ -76,7 +86,7 @@ def conv_general_dilated(
         and dimension_numbers is not None
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
-        and feature_group_count == batch_group_count == 1
+        and batch_group_count == 1
         and precision is None
         and preferred_element_type in (None, lhs.dtype)
         and lhs.dtype == rhs.dtype
@@ -85,7 +95,8 @@ def conv_general_dilated(
         and min(rhs.shape) > 0
     )
     if plain:
-        return conv2d(lhs, rhs, (window_strides[0], window_strides[1]), padding)
+        strides = (window_strides[0], window_strides[1])
+        return conv2d(lhs, rhs, strides, padding, groups=feature_group_count)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -103,16 +114,23 @@ def conv_general_dilated(
     )
 
 
-def _check(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> None:
+def _check(
+    x: Array, kernel: Array, strides: tuple[int, int], padding: Padding, groups: int
+) -> None:
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
             "conv2d takes images of 4 dimensions (NHWC) and a kernel of 4 (HWIO), "
             f"not shapes {x.shape} and {kernel.shape}"
         )
-    if x.shape[3] != kernel.shape[2]:
+    if groups < 1 or x.shape[3] % groups or kernel.shape[3] % groups:
+        raise ValueError(
+            f"conv2d: {groups} groups do not divide {x.shape[3]} channels and "
+            f"{kernel.shape[3]} features"
+        )
+    if x.shape[3] // groups != kernel.shape[2]:
         raise ValueError(
             f"conv2d: the images have {x.shape[3]} channels, but the kernel, of shape "
-            f"{kernel.shape}, takes {kernel.shape[2]}"
+            f"{kernel.shape}, takes {kernel.shape[2] * groups}"
         )
     if x.dtype != kernel.dtype:
         raise ValueError(f"conv2d: images of {x.dtype} and a kernel of {kernel.dtype}; cast one")
@@ -120,10 +138,21 @@ def _check(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) 
 
 
 def _xla_conv2d(
-    x: Array, kernel: Array, strides: Sequence[int], pads: Pads, precision: Any = None
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    pads: Pads,
+    precision: Any = None,
+    groups: int = 1,
 ) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=_NHWC, precision=precision
+        x,
+        kernel,
+        strides,
+        pads,
+        dimension_numbers=_NHWC,
+        precision=precision,
+        feature_group_count=groups,
     )
 
 

@@ -45,16 +45,17 @@ def explicit_padding(
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-def over_batches(function: Callable[..., Array], x: Array, *others: Array) -> Array:
-    """`function(x, *others)`, where `x` may be sharded along its batch.
+def over_batches(function: Callable[..., Array], *arguments: Array) -> Array:
+    """`function(*arguments)`, where the first of them may be sharded along its batch.
 
     The formulations reshape batches, which JAX refuses where a mesh has explicit axes. There
-    the compiler shards what is inside, and only the result's sharding is stated: `x`'s.
+    the compiler shards what is inside, and only the result's sharding is stated: that of the
+    first argument.
 
-    Inside `jax.shard_map`, what is the same on all devices is marked as differing where the
-    batch differs, so that its gradient is summed over them.
+    Inside `jax.shard_map`, what is the same on all devices is marked as differing where
+    another argument differs, so that its gradient is summed over them.
     """
-    others = tuple(_varying_as(other, x) for other in others)
+    x, *others = _equally_varying(*arguments)
     sharding = jax.typeof(x).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return function(x, *others)
@@ -63,9 +64,13 @@ def over_batches(function: Callable[..., Array], x: Array, *others: Array) -> Ar
     return wrapped(x, *others)
 
 
-def _varying_as(other: Array, x: Array) -> Array:
-    axes = tuple(_varying_axes(x) - _varying_axes(other))
-    return lax.pcast(other, axes, to="varying") if axes else other
+def _equally_varying(*arrays: Array) -> list[Array]:
+    axes = frozenset().union(*map(_varying_axes, arrays))
+    missing = [tuple(axes - _varying_axes(array)) for array in arrays]
+    return [
+        lax.pcast(array, names, to="varying") if names else array
+        for array, names in zip(arrays, missing, strict=True)
+    ]
 
 
 def _varying_axes(x: Array) -> frozenset[str]:
