@@ -26,7 +26,7 @@ from dlc_jax.ops.windows import Pads
 
 # Below this size of the transformed kernel, and by this factor of operations saved, the
 # formulation was faster than patches and than XLA's own.
-_LARGEST_KERNEL = 20 * 2**20
+_LARGEST_KERNEL = 8 * 2**20
 _LEAST_GAIN = 0.6
 # Larger transforms would be better done by an FFT.
 _MOST_FREQUENCIES = 100

@@ -9,7 +9,6 @@ cache. The transforms are sums and differences of strided slices, along the rows
 """
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
 
@@ -39,9 +38,10 @@ def pays(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
     """Whether this formulation is the fastest on a CPU."""
-    outputs = math.prod(out_shape(x_shape, kernel_shape, strides, pads)[:3])
+    batch, height, width, _ = out_shape(x_shape, kernel_shape, strides, pads)
     fits = tuple(kernel_shape[:2]) == (3, 3) and tuple(strides) == (1, 1)
-    return fits and min(kernel_shape[2:]) >= _FEWEST_CHANNELS and outputs >= 4 * _TILES
+    large = batch * height * width >= _TILES and min(height, width) >= 2 * _TILE
+    return fits and large and min(kernel_shape[2:]) >= _FEWEST_CHANNELS
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
