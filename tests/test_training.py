@@ -9,8 +9,9 @@ import optax
 import pytest
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
-from dlc_jax import checkpoint, models, training
+from dlc_jax import checkpoint, models, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.training import TrainState
@@ -101,11 +102,12 @@ def test_an_epoch_is_its_batches_in_order_with_what_is_left_over_last(
     )
 
 
+@pytest.mark.parametrize("mesh", [None, sharding.cpu_mesh(50)])
 def test_nothing_passes_between_host_and_device_inside_an_epoch(
-    few_digits: Dataset, normalise: Normalise
+    few_digits: Dataset, normalise: Normalise, mesh: Mesh | None
 ) -> None:
-    arguments = jax.device_put((new_state(), few_digits.train, normalise))
-    epoch = training.train_epoch.lower(*arguments, batch_size=50).compile()
+    arguments = sharding.replicate((new_state(), few_digits.train, normalise), mesh)
+    epoch = training.train_epoch.lower(*arguments, batch_size=50, mesh=mesh).compile()
     with jax.transfer_guard("disallow"):
         jax.block_until_ready(epoch(*arguments))
     program = str(epoch.as_text())
