@@ -114,7 +114,7 @@ def run(
             del shape["networks"]
             times: dict[str, list[float]] = {name: [] for name in names}
             for contender in started:
-                contender.ask(prepare=shape)
+                contender.ask(shape=shape)
             for _ in range(rounds):
                 for name, contender in zip(names, started, strict=True):
                     times[name].append(contender.ask()["milliseconds"])

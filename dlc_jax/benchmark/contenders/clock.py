@@ -1,4 +1,4 @@
-"""What the contenders of the lecture's epoch share: their arguments and the clock."""
+"""What the contenders share: their arguments, how long they run, and the clock."""
 
 import argparse
 import time
@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from dlc_jax.benchmark.lecture import read_arrays
 from dlc_jax.benchmark.rounds import answer
 from dlc_jax.data.examples import Examples
+
+# How long one measurement of an operation should take, in seconds; short ones are repeated.
+LEAST_SECONDS = 0.3
 
 
 class Program(Protocol):
@@ -41,5 +44,24 @@ def serve(build: Callable[[Examples, Examples, argparse.Namespace], Program]) ->
         start = time.perf_counter()
         getattr(program, do)()
         return {"seconds": time.perf_counter() - start}
+
+    answer(respond)
+
+
+def serve_operations(prepare: Callable[..., Callable[[], float]]) -> None:
+    """Prepares an operation when asked for one, and else times the one prepared.
+
+    Args:
+      prepare: called with the shape; gives what measures the seconds of one operation.
+    """
+    measure: Callable[[], float] | None = None
+
+    def respond(shape: dict[str, int] | None = None) -> dict[str, float]:
+        nonlocal measure
+        if shape is not None:
+            measure = prepare(**shape)
+            return {}
+        assert measure is not None
+        return {"milliseconds": 1e3 * measure()}
 
     answer(respond)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,28 +11,7 @@ from flax import nnx
 from jax import Array, lax
 
 from dlc_jax import ops, sharding
-from dlc_jax.benchmark.rounds import answer
-
-# How long one answer should take, in seconds; short operations are repeated.
-_LEAST_SECONDS = 0.3
-
-
-def main() -> None:
-    """Prepares an operation when asked for one, and else times the one prepared."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--precision")
-    precision = parser.parse_args().precision
-    prepared: Any = None
-
-    def respond(prepare: dict[str, int] | None = None) -> dict[str, float]:
-        nonlocal prepared
-        if prepare is not None:
-            prepared = _prepare(precision, **prepare)
-            return {}
-        run, arguments, times = prepared
-        return {"milliseconds": 1e3 * _seconds(run, arguments) / times}
-
-    answer(respond)
+from dlc_jax.benchmark.contenders.clock import LEAST_SECONDS, serve_operations
 
 
 def _prepare(
@@ -43,7 +23,7 @@ def _prepare(
     window: int,
     stride: int,
     batch_size: int,
-) -> Any:
+) -> Callable[[], float]:
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch_size, size, size, channels))
     kernel = jax.random.normal(keys[1], (window, window, channels, max(features, 1)))
@@ -69,8 +49,9 @@ def _prepare(
         return run
 
     once, twice = (_seconds(compiled(times), arguments) for times in (1, 2))
-    times = max(2, round(_LEAST_SECONDS / max(twice - once, 1e-4)))
-    return compiled(times), arguments, times
+    times = max(2, round(LEAST_SECONDS / max(twice - once, 1e-4)))
+    run = compiled(times)
+    return lambda: _seconds(run, arguments) / times
 
 
 def _repeated(
@@ -110,4 +91,6 @@ def _seconds(run: Any, arguments: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--precision")
+    serve_operations(partial(_prepare, parser.parse_args().precision))

@@ -2,35 +2,14 @@
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from dlc_jax.benchmark.rounds import answer
-
-# How long one answer should take, in seconds; short operations are repeated.
-_LEAST_SECONDS = 0.3
-
-
-def main() -> None:
-    """Prepares an operation when asked for one, and else times the one prepared."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channels-last", action="store_true")
-    layout = torch.contiguous_format
-    if parser.parse_args().channels_last:
-        layout = torch.channels_last
-    prepared: Any = None
-
-    def respond(prepare: dict[str, int] | None = None) -> dict[str, float]:
-        nonlocal prepared
-        if prepare is not None:
-            prepared = _prepare(layout, **prepare)
-            return {}
-        once, times = prepared
-        return {"milliseconds": 1e3 * _seconds(once, times) / times}
-
-    answer(respond)
+from dlc_jax.benchmark.contenders.clock import LEAST_SECONDS, serve_operations
 
 
 def _prepare(
@@ -42,7 +21,7 @@ def _prepare(
     window: int,
     stride: int,
     batch_size: int,
-) -> Any:
+) -> Callable[[], float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     x = torch.randn(batch_size, channels, size, size, device=device)
@@ -62,7 +41,8 @@ def _prepare(
         torch.autograd.grad(operation(), inputs, grad)
 
     _seconds(once, 1)
-    return once, max(1, round(_LEAST_SECONDS / _seconds(once, 1)))
+    times = max(1, round(LEAST_SECONDS / _seconds(once, 1)))
+    return lambda: _seconds(once, times) / times
 
 
 def _seconds(once: Any, times: int) -> float:
@@ -75,4 +55,7 @@ def _seconds(once: Any, times: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channels-last", action="store_true")
+    last = parser.parse_args().channels_last
+    serve_operations(partial(_prepare, torch.channels_last if last else torch.contiguous_format))
