@@ -364,7 +364,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
     ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+        return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
 
 
 @bench.command("lecture")
@@ -393,13 +393,13 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
 @_results_dir
 @_json
 def bench_lecture(
-    epochs: int = 5,
-    rivals: tuple[str, ...] | None = None,
-    seeds: int = 0,
-    arrays: str | None = None,
-    data_dir: str | None = None,
-    output_dir: str = "benchmarks/results",
-    as_json: bool = False,
+    epochs: int,
+    rivals: tuple[str, ...] | None,
+    seeds: int,
+    arrays: str | None,
+    data_dir: str | None,
+    output_dir: str,
+    as_json: bool,
 ) -> None:
     """Time epochs of the lecture's program against rivals.
 

@@ -131,6 +131,18 @@ def test_an_unknown_rival_is_named_with_the_choice(
     assert "'tensorflow'; choose from torch" in done.err
 
 
+def test_without_a_command_the_lectures_epoch_is_measured(
+    dlc_jax: Command, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(splits: Any, **options: Any) -> None:
+        raise InputError(f"{len(splits[0].labels)} images, {options['epochs']} epochs")
+
+    monkeypatch.setattr(lecture, "run", run)
+    monkeypatch.setattr("dlc_jax.cli._load", lambda name, data_dir: digits)
+    done = dlc_jax("bench")
+    assert (done.code, done.err) == (2, "dlc-jax: 4000 images, 5 epochs\n")
+
+
 def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(operations.RIVALS, "torch", ("no_such_package",))
     with pytest.raises(InputError, match="'operation_pytorch' needs no_such_package"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlc_jax import layers, models
+from dlc_jax import layers, models, ops
 from dlc_jax.errors import InputError
 
 
@@ -71,3 +71,31 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 def test_images_too_small_are_named() -> None:
     with pytest.raises(InputError, match="22x22, not 21x28"):
         lecture((21, 28, 1))
+
+
+def test_a_bias_after_pooling_gives_what_one_before_it_gives() -> None:
+    pooled = layers.PooledConv(1, 8, (3, 3), (2, 2), rngs=nnx.Rngs(0))
+    plain = layers.Conv(1, 8, (3, 3), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+
+    def after(layer: layers.Conv) -> jax.Array:
+        return (layer(x) ** 2).mean()
+
+    def before(layer: layers.Conv) -> jax.Array:
+        return (ops.max_pool(layer(x), (2, 2)) ** 2).mean()
+
+    np.testing.assert_array_equal(pooled(x), ops.max_pool(plain(x), (2, 2)))
+    result, expected = nnx.grad(after)(pooled), nnx.grad(before)(plain)
+    for ours, theirs in zip(*map(jax.tree.leaves, (result, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_networks_created_alike_share_their_compiled_programs() -> None:
+    first, second = (
+        nnx.graphdef(
+            models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(seed))
+        )
+        for seed in (0, 1)
+    )
+    assert first == second
+    assert hash(first) == hash(second)

@@ -28,17 +28,17 @@ def conv2d(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Cross-correlates images with kernels, as deep learning's "convolution" does.
 
-    On a CPU it takes whichever formulation was measured to be fastest for the shape: matrix
-    products over patches, products in the frequency domain, or XLA's own. All are as near to
-    the exact result as XLA's.
+    On a CPU it takes the formulation that was measured to be fastest for such shapes: matrix
+    products over patches, products in the frequency domain, Winograd's algorithm
+    F(2x2, 3x3), or XLA's own. All are as near to the exact result as XLA's.
 
     Args:
       x: the images.
       kernel: the weights, of the same dtype as `x`.
       strides: steps between output positions, along height and width.
       padding: "SAME", "VALID", or ((top, bottom), (left, right)) in pixels.
-      precision: anything but None asks for XLA's own convolution and gradients, with its
-        rounding, everywhere; `jax.lax.Precision.HIGHEST` on a CPU changes nothing else.
+      precision: the switch to XLA's own convolution and gradients, with their rounding, on
+        every platform: anything but None, as `jax.lax.Precision.HIGHEST`.
       groups: into how many parts channels and features are split, each part of the features
         reading its own part of the channels. Many small groups are left to XLA.
 
@@ -47,7 +47,7 @@ def conv2d(
       rounding.
 
     Raises:
-      ValueError: the shapes, dtypes, strides or padding do not fit together.
+      ValueError: the shapes, dtypes, strides, padding or groups do not fit together.
     """
     _check(x, kernel, strides, padding, groups)
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], strides, padding)

@@ -24,8 +24,9 @@ from jax import Array, lax
 from dlc_jax.ops.patches import out_shape
 from dlc_jax.ops.windows import Pads
 
-# Below this size of the transformed kernel, and by this factor of operations saved, the
-# formulation was faster than patches and than XLA's own.
+# While the transformed kernel is under this size in bytes, and the direct computation takes at
+# least this many times as many multiplications, it was faster than patches and than Winograd's
+# algorithm. (Under 1, since patches have to be gathered, and transforms are fast products.)
 _LARGEST_KERNEL = 8 * 2**20
 _LEAST_GAIN = 0.6
 # Larger transforms would be better done by an FFT.

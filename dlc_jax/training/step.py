@@ -55,7 +55,8 @@ def train_step(
     Args:
       state: the network in training.
       batch: normalised float images [batch, height, width, channels] and labels [batch].
-      axis_name: inside `jax.shard_map`, the mesh axis over which the batch is spread.
+      axis_name: inside `jax.shard_map`, the mesh axis over which the batch is spread evenly;
+        gradients, loss and error are then averaged over it.
 
     Returns:
       The next state, and loss and error on the batch before the step.
