@@ -108,6 +108,7 @@ def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
     st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
+    st.booleans(),
 )
 def test_each_formulation_is_as_exact_as_xlas(
     formulation: Any,
@@ -115,13 +116,16 @@ def test_each_formulation_is_as_exact_as_xlas(
     features: int,
     dtype: Any,
     pads: Any,
+    large: bool,
 ) -> None:
     shape, window, strides, _ = case
     if formulation is not patches:
         strides = (1, 1)
     if formulation is winograd:
         window = (3, 3)
-        shape = (shape[0], shape[1] + 2, shape[2] + 2, shape[3])
+        # Large images have the larger tiles.
+        more = 8 if large else 2
+        shape = (shape[0], shape[1] + more, shape[2] + more, shape[3])
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
     convolve, gradients = (
         jax.jit(partial(function, strides=strides, pads=pads))
@@ -132,11 +136,12 @@ def test_each_formulation_is_as_exact_as_xlas(
     compare_convolutions(convolve, gradients, x, kernel, strides, pads, units)
 
 
-# The lecture's second layer, a wide layer, the lecture's first layer, and one in which no
+# The lecture's second layer, two wide layers, the lecture's first layer, and one in which no
 # patch of output columns divides the width.
 CHOICES = [
     (spectral, (24, 8, 8, 32), (5, 5, 32, 64), "VALID"),
     (winograd, (8, 16, 16, 32), (3, 3, 32, 32), "SAME"),
+    (winograd, (6, 7, 9, 128), (3, 3, 128, 128), "SAME"),
     (patches, (4, 28, 28, 1), (5, 5, 1, 32), "VALID"),
     (patches, (2, 9, 9, 3), (3, 3, 3, 8), "SAME"),
 ]

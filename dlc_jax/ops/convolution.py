@@ -29,8 +29,8 @@ def conv2d(
     """Cross-correlates images with kernels, as deep learning's "convolution" does.
 
     On a CPU it takes the formulation that was measured to be fastest for such shapes: matrix
-    products over patches, products in the frequency domain, Winograd's algorithm
-    F(2x2, 3x3), or XLA's own. All are as near to the exact result as XLA's.
+    products over patches, products in the frequency domain, Winograd's algorithms, or XLA's
+    own. All are as near to the exact result as XLA's.
 
     Args:
       x: the images.
