@@ -1,4 +1,4 @@
-"""Flax NNX layers built on `dlc_jax.ops`, initialised as PyTorch initialises its own.
+"""Layers built on `dlc_jax.ops`, and initialised as PyTorch initialises its own.
 
 PyTorch draws a `Conv2d`'s and a `Linear`'s weights and biases uniformly from
 ±1/sqrt(fan_in), where fan_in is the number of inputs that one output reads
@@ -12,11 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax import ops
+from dlc_jax.ops.windows import Pads, varying_axes
+
+# He et al. 2015 ("Delving deep into rectifiers"), section 2.2, by the number of outputs; what
+# torchvision's networks start from.
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def uniform(bound: float) -> Callable[..., Array]:
@@ -115,6 +121,139 @@ class Linear(nnx.Linear):
         init = uniform(in_features**-0.5)
         defaults = {"kernel_init": init, "bias_init": init}
         super().__init__(in_features, out_features, rngs=rngs, **defaults | kwargs)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with PyTorch's statistics (Ioffe and Szegedy 2015).
+
+    It differs from `flax.nnx.BatchNorm` in that the running variance is that of the
+    population, estimated from the batch with one degree of freedom less, and in that a batch
+    spread over devices by `jax.shard_map` is normalised by the statistics of the whole.
+
+    Args:
+      num_features: channels, which come last.
+      rngs: required by Flax, not used.
+      momentum: the weight of the past in the running statistics.
+      **kwargs: further arguments of `flax.nnx.BatchNorm`.
+    """
+
+    def __init__(
+        self, num_features: int, *, rngs: nnx.Rngs, momentum: float = 0.9, **kwargs: Any
+    ) -> None:
+        super().__init__(num_features, rngs=rngs, momentum=momentum, **kwargs)
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "batch *positions channels"], use_running_average: bool | None = None
+    ) -> Float[Array, "batch *positions channels"]:
+        """The normalised activations; in training mode also updates the statistics."""
+        chosen = self.use_running_average if use_running_average is None else use_running_average
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if chosen:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean = _mean_over_devices(wide)
+            var = _mean_over_devices(jnp.square(wide - mean))
+            count = x.size // x.shape[-1] * _devices(x)
+            self._remember(mean, var * (count / max(count - 1, 1)))
+        scale = lax.rsqrt(var + self.epsilon)
+        if self.scale is not None:
+            scale = scale * self.scale[...]
+        y = (wide - mean) * scale
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(self.dtype or x.dtype)
+
+    def _remember(self, mean: Array, var: Array) -> None:
+        for running, new in ((self.mean, mean), (self.var, var)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * new
+
+
+def _mean_over_devices(x: Float[Array, "batch *positions channels"]) -> Float[Array, " channels"]:
+    mean = x.mean(tuple(range(x.ndim - 1)))
+    axes = tuple(varying_axes(x))
+    return lax.pmean(mean, axes) if axes else mean
+
+
+def _devices(x: Array) -> int:
+    return math.prod(lax.axis_size(axis) for axis in varying_axes(x))
+
+
+class PReLU(nnx.Module):
+    """max(0, x) + slope * min(0, x), with a trainable slope for each channel (He et al. 2015).
+
+    Args:
+      num_features: channels, which come last.
+      slope: the initial slope.
+    """
+
+    def __init__(self, num_features: int, *, slope: float = 0.25) -> None:
+        self.slope = nnx.Param(jnp.full((num_features,), slope))
+
+    def __call__(
+        self, x: Float[Array, "batch *positions channels"]
+    ) -> Float[Array, "batch *positions channels"]:
+        """The activations."""
+        return jnp.where(x > 0, x, self.slope[...].astype(x.dtype) * x)
+
+
+def local_response_norm(
+    x: Float[Array, "batch height width channels"],
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+) -> Float[Array, "batch height width channels"]:
+    """Divides by (k + alpha * s)^beta, s the sum of squares over `size` neighbouring channels.
+
+    (Krizhevsky et al. 2012, section 3.3, whose constants are the defaults. PyTorch's function
+    of that name divides alpha by `size`.)
+    """
+    squares = lax.reduce_window(jnp.square(x), 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), "SAME")
+    return x * (k + alpha * squares) ** -beta
+
+
+def reaching_beyond(
+    shape: tuple[int, ...], window: tuple[int, int], strides: tuple[int, int]
+) -> Pads:
+    """Padding with which the last windows begin in the image, and may reach beyond it.
+
+    Caffe pools so, and PyTorch where it is told `ceil_mode=True`.
+
+    Args:
+      shape: of the feature maps, [batch, height, width, channels].
+      window: height and width of a window in pixels.
+      strides: steps between windows.
+    """
+    beyond = [
+        max(0, -(-(size - w) // s) * s + w - size)
+        for size, w, s in zip(shape[1:3], window, strides, strict=True)
+    ]
+    return (0, beyond[0]), (0, beyond[1])
+
+
+def adaptive_avg_pool(
+    x: Float[Array, "batch height width channels"], shape: tuple[int, int]
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Means over as many windows as the result has pixels, spread evenly over the image.
+
+    They are PyTorch's: output i of n reads the pixels from floor(i*size/n) to
+    ceil((i+1)*size/n), so that windows overlap where n does not divide the size.
+    """
+    if x.shape[1:3] == shape:
+        return x
+    rows, columns = (
+        _averaging(size, count) for size, count in zip(x.shape[1:3], shape, strict=True)
+    )
+    return jnp.einsum("bhwc,ih,jw->bijc", x, rows.astype(x.dtype), columns.astype(x.dtype))
+
+
+def _averaging(size: int, count: int) -> np.ndarray:
+    matrix = np.zeros((count, size))
+    for i in range(count):
+        first, last = i * size // count, -(-(i + 1) * size // count)
+        matrix[i, first:last] = 1 / (last - first)
+    return matrix
 
 
 def flatten(

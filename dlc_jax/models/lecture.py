@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from dlc_jax import layers
 from dlc_jax.errors import InputError
+from dlc_jax.models.network import Network
 
 
-class Lecture(nnx.Module):
+class Lecture(Network):
     """Two 5x5 convolutions of 32 and 64 maps, then layers of 200 and `num_classes` units.
 
     The lecture pools before it rectifies. That order is kept: the result is the same as
@@ -48,11 +49,11 @@ class Lecture(nnx.Module):
         self.fc1 = layers.Linear(rows * columns * 64, 200, dtype=dtype, rngs=rngs)
         self.fc2 = layers.Linear(200, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch classes"]:
-        """The logits of a batch of normalised images."""
-        x = nnx.relu(self.conv1(x))
-        x = nnx.relu(self.conv2(x))
-        x = nnx.relu(self.fc1(layers.flatten(x)))
-        return self.fc2(x)
+    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+        """Both convolutions, the hidden layer, and the logits."""
+        stages = {}
+        x = stages["conv1"] = nnx.relu(self.conv1(x))
+        x = stages["conv2"] = nnx.relu(self.conv2(x))
+        x = stages["fc1"] = nnx.relu(self.fc1(layers.flatten(x)))
+        stages["logits"] = self.fc2(x)
+        return stages

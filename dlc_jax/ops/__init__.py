@@ -1,4 +1,4 @@
-"""Convolution and max-pooling whose gradients are fast on a CPU.
+"""Convolution and pooling whose gradients are fast on a CPU.
 
 XLA:CPU computes these operations' values quickly and their gradients slowly, and inside
 `lax.scan` several times more slowly again. Each function here computes XLA's values and
@@ -10,6 +10,6 @@ Layouts are Flax's: images are NHWC (batch, height, width, channels), kernels ar
 """
 
 from dlc_jax.ops.convolution import conv2d, conv_general_dilated
-from dlc_jax.ops.pooling import max_pool
+from dlc_jax.ops.pooling import avg_pool, max_pool
 
-__all__ = ["conv2d", "conv_general_dilated", "max_pool"]
+__all__ = ["avg_pool", "conv2d", "conv_general_dilated", "max_pool"]

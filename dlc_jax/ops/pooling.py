@@ -1,4 +1,4 @@
-"""Max-pooling."""
+"""Max-pooling and average-pooling."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -49,6 +49,40 @@ def max_pool(
     rows, columns = window
     down, right = strides
     return over_batches(lambda x: _max_pool(x, (rows, columns), (down, right), pads), x)
+
+
+def avg_pool(
+    x: Float[Array, "batch height width channels"],
+    window: tuple[int, int],
+    strides: tuple[int, int] | None = None,
+    padding: Padding = "VALID",
+) -> Float[Array, "batch out_height out_width channels"]:
+    """The mean of each window, in which padding counts as zeros.
+
+    Args:
+      x: feature maps.
+      window: height and width of a window in pixels.
+      strides: steps between windows; by default the windows touch and do not overlap.
+      padding: "VALID" (rows and columns that fill no window are left out), "SAME", or
+        ((top, bottom), (left, right)) in pixels.
+
+    Returns:
+      The means; equal to those of `flax.nnx.avg_pool` on the same arguments.
+
+    Raises:
+      ValueError: the window does not fit, or strides or padding are malformed.
+    """
+    strides = window if strides is None else strides
+    if x.ndim != 4:
+        raise ValueError(f"avg_pool takes feature maps of 4 dimensions (NHWC), not {x.shape}")
+    check_window("avg_pool", x, window, strides, padding)
+    pads = explicit_padding(x.shape[1:3], window, strides, padding)
+    total = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    # Sums of slices, whose gradients XLA:CPU computes faster than those of its own windows.
+    for axis, size, stride in zip((1, 2), window, strides, strict=True):
+        count = (total.shape[axis] - size) // stride + 1
+        total = sum(slices(total, axis, size, count, stride), start=jnp.zeros((), x.dtype))
+    return total / (window[0] * window[1])
 
 
 def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:

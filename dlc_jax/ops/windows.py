@@ -65,15 +65,16 @@ def over_batches(function: Callable[..., Array], *arguments: Array) -> Array:
 
 
 def _equally_varying(*arrays: Array) -> list[Array]:
-    axes = frozenset().union(*map(_varying_axes, arrays))
-    missing = [tuple(axes - _varying_axes(array)) for array in arrays]
+    axes = frozenset().union(*map(varying_axes, arrays))
+    missing = [tuple(axes - varying_axes(array)) for array in arrays]
     return [
         lax.pcast(array, names, to="varying") if names else array
         for array, names in zip(arrays, missing, strict=True)
     ]
 
 
-def _varying_axes(x: Array) -> frozenset[str]:
+def varying_axes(x: Array) -> frozenset[str]:
+    """The mesh axes along which, inside `jax.shard_map`, devices hold different values."""
     # Releases of JAX name them differently.
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.losses import cross_entropy, misclassified
 from dlc_jax.sharding import spread
 from dlc_jax.training.state import TrainState
-from dlc_jax.training.step import Metrics, cross_entropy, eval_step, misclassified, train_step
+from dlc_jax.training.step import Metrics, eval_step, train_step
 
 
 @partial(jax.jit, static_argnames=("batch_size", "mesh"))

@@ -10,9 +10,11 @@ import optax
 from flax import nnx
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from dlc_jax.data.examples import AnyArray, Examples
+from dlc_jax.data.examples import Examples
+from dlc_jax.losses import cross_entropy, misclassified
+from dlc_jax.models.network import Network
 from dlc_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
@@ -22,7 +24,7 @@ class Metrics(NamedTuple):
     """How a network did on some examples.
 
     Attributes:
-      loss: mean cross-entropy in nats.
+      loss: the mean loss; in training the network's own, else cross-entropy in nats.
       error: fraction of examples that were misclassified, from 0 to 1.
     """
 
@@ -30,27 +32,14 @@ class Metrics(NamedTuple):
     error: Float[Array, "*steps"]
 
 
-def cross_entropy(
-    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
-) -> Float[Array, ""]:
-    """Mean over the batch of -log softmax(logits)[label], in nats."""
-    # At least float32, since a mean over many examples would be lost in bfloat16.
-    logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def misclassified(
-    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
-) -> Bool[Array, " batch"]:
-    """Whether the largest logit is another than the label's."""
-    return logits.argmax(-1) != labels
-
-
 @partial(jax.jit, static_argnames="axis_name")
 def train_step(
     state: TrainState, batch: Examples, *, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One step of stochastic gradient descent on a batch's cross-entropy.
+    """One step of stochastic gradient descent on a batch's loss.
+
+    It is the network's own `loss` (see `dlc_jax.models.Network`), or for any other Flax NNX
+    module the cross-entropy.
 
     Args:
       state: the network in training.
@@ -65,9 +54,9 @@ def train_step(
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         model = nnx.merge(state.graphdef, params, state.stats)
         model.train()
-        logits = model(batch.images)
+        loss, logits = _loss_and_logits(model, batch)
         stats = nnx.state(model, nnx.Not(nnx.Param))
-        return cross_entropy(logits, batch.labels), (logits, stats)
+        return loss, (logits, stats)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, stats)), grads = grad_fn(_local(state.params, axis_name))
@@ -77,6 +66,14 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     changed = {"step": state.step + 1, "params": params, "stats": stats, "opt_state": opt_state}
     return dataclasses.replace(state, **changed), metrics
+
+
+def _loss_and_logits(model: nnx.Module, batch: Examples) -> tuple[Array, Array]:
+    if isinstance(model, Network):
+        stages = model.stages(jnp.asarray(batch.images))
+        return model.loss(stages, batch.labels), stages["logits"]
+    logits = model(batch.images)
+    return cross_entropy(logits, batch.labels), logits
 
 
 def _local(params: Tree, axis_name: str | None) -> Tree:

@@ -1,0 +1,51 @@
+"""What all networks here have in common."""
+
+from collections.abc import Mapping
+
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from dlc_jax.data.examples import AnyArray
+from dlc_jax.losses import cross_entropy
+
+
+class Network(nnx.Module):
+    """A network that shows its intermediate stages by name.
+
+    A network defines `stages`; the rest follows from it. What an analysis does not use of the
+    stages, `jit` does not compute.
+    """
+
+    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+        """The activations after each stage, in their order, by name.
+
+        Args:
+          x: normalised images.
+
+        Returns:
+          Feature maps [batch, height, width, channels] and vectors [batch, features]; among
+          them "logits", [batch, classes].
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """The logits of a batch of normalised images."""
+        return self.stages(x)["logits"]
+
+    def loss(
+        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+    ) -> Float[Array, ""]:
+        """What training minimises: unless a network says otherwise, the mean cross-entropy.
+
+        Args:
+          stages: what `stages` returned.
+          labels: the right classes.
+        """
+        return cross_entropy(stages["logits"], labels)
+
+    def torch_names(self) -> dict[str, str]:
+        """Where PyTorch's name of a layer differs: beginnings of our names, and of theirs."""
+        return {}
