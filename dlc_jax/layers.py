@@ -20,6 +20,7 @@ from jaxtyping import Float, PRNGKeyArray
 from dlc_jax import ops
 from dlc_jax.ops.windows import Pads, varying_axes
 
+zeros = nnx.initializers.zeros_init()
 # He et al. 2015 ("Delving deep into rectifiers"), section 2.2, by the number of outputs; what
 # torchvision's networks start from.
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

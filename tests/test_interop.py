@@ -140,7 +140,7 @@ def test_loading_returns_a_copy(weights: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"fc1.bias": None}, "lacks fc1.bias"),
+        ({"fc1.bias": None}, "lack fc1.bias"),
         ({"fc3.weight": np.zeros((2, 2))}, r"but the network does not, fc3\.weight"),
         ({"conv1.weight": np.zeros((32, 3, 5, 5))}, r"conv1\.weight .*\(32, 3, 5, 5\)"),
     ],

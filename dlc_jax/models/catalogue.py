@@ -7,8 +7,14 @@ from functools import partial
 from typing import Any
 
 from dlc_jax.errors import InputError
+from dlc_jax.models.alexnet import AlexNet
+from dlc_jax.models.bn_inception import BNInception
+from dlc_jax.models.googlenet import GoogLeNet
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.network import Network
+from dlc_jax.models.prelu_net import PReLUNet
+from dlc_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from dlc_jax.models.vgg import VGG
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,52 @@ class Entry:
 
 _MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
+_VGG_DEPTHS = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+# Table 1 of He et al. 2015.
+_RESNETS: dict[int, tuple[type[BasicBlock | BottleneckBlock], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (BottleneckBlock, (3, 4, 6, 3)),
+    101: (BottleneckBlock, (3, 4, 23, 3)),
+    152: (BottleneckBlock, (3, 8, 36, 3)),
+}
+_small_resnet = partial(ResNet, maps=16, stem="small", shortcut="A")
+
+
+def _imagenet(year: int, source: str, build: Callable[..., Network]) -> Entry:
+    return Entry(year, source, _IMAGENET, 1000, build)
+
+
 CATALOGUE: dict[str, Entry] = {
+    "alexnet": _imagenet(2012, "Krizhevsky et al.", AlexNet),
+    **{
+        f"vgg{depth}{suffix}": _imagenet(
+            2014,
+            "Simonyan and Zisserman",
+            partial(VGG, depths=depths, batch_norm=bool(suffix)),
+        )
+        for depth, depths in _VGG_DEPTHS.items()
+        for suffix in ("", "-bn")
+    },
+    "googlenet": _imagenet(2014, "Szegedy et al.", GoogLeNet),
+    "bn-inception": _imagenet(2015, "Ioffe and Szegedy", BNInception),
+    "prelu-net": _imagenet(2015, "He et al., Delving deep into rectifiers", PReLUNet),
+    **{
+        f"resnet{depth}": _imagenet(
+            2015, "He et al.", partial(ResNet, block=block, stage_sizes=sizes)
+        )
+        for depth, (block, sizes) in _RESNETS.items()
+    },
+    **{
+        f"resnet{6 * n + 2}": Entry(
+            2015, "He et al., section 4.2", _CIFAR, 10, partial(_small_resnet, stage_sizes=(n,) * 3)
+        )
+        for n in (3, 5, 7, 9, 18)
+    },
     "lecture": Entry(2018, "Fleuret, EE-559, lecture 1a", _MNIST, 10, Lecture),
 }

@@ -52,7 +52,8 @@ def train_step(
     """
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        model = nnx.merge(state.graphdef, params, state.stats)
+        # A copy, since variables of another trace can not be updated.
+        model = nnx.merge(state.graphdef, params, state.stats, copy=True)
         model.train()
         loss, logits = _loss_and_logits(model, batch)
         stats = nnx.state(model, nnx.Not(nnx.Param))

@@ -1,0 +1,116 @@
+"""PReLU-net, the first to beat a person on ImageNet (He, Zhang, Ren and Sun 2015).
+
+("Delving deep into rectifiers: surpassing human-level performance on ImageNet
+classification".) What was new: rectifiers with a trained slope for negative inputs, and initial
+weights whose variance, 2 / ((1 + slope^2) * inputs), keeps the signal's size through any depth.
+
+The networks are models A, B and C of the paper's table 3: a 7x7 convolution, then three stages
+of 3x3 convolutions on maps of 56x56, 28x28 and 14x14, pooled by a spatial pyramid of 7x7, 3x3,
+2x2 and 1x1 windows for three fully connected layers. The default is C. Slopes are a channel's
+own (section 2.1). The pyramid's windows are those of He et al. 2014 ("Spatial pyramid pooling",
+section 3.1), max-pooled. The paper says nothing of dropout in its table; as in its
+predecessors, there is one of 0.5 on each of the two hidden layers.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from dlc_jax import layers, ops
+from dlc_jax.errors import InputError
+from dlc_jax.models.network import Network
+
+# Maps of the three stages, and how many convolutions each has (table 3).
+_VARIANTS = {"A": ((256, 512, 512), 5), "B": ((256, 512, 512), 6), "C": ((384, 768, 896), 6)}
+_PYRAMID = (7, 3, 2, 1)
+_SLOPE = 0.25
+
+
+class PReLUNet(Network):
+    """Convolutions with trained rectifiers, a spatial pyramid, and three layers.
+
+    Args:
+      image_shape: height, width and channels; the paper's are 224x224x3.
+      num_classes: the number of logits.
+      rngs: where initial weights and dropout come from.
+      dtype: what it computes in.
+      variant: the paper's model "A", "B" or "C".
+
+    Raises:
+      InputError: the images are under 112x112, too small for the pyramid, or there is no such
+        variant.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        variant: str = "C",
+    ) -> None:
+        height, width, channels = image_shape
+        if min(height, width) < 112:
+            raise InputError(f"PReLU-net needs images of at least 112x112, not {height}x{width}")
+        if variant not in _VARIANTS:
+            raise InputError(f"there is no PReLU-net {variant!r}; choose from A, B, C")
+        maps, depth = _VARIANTS[variant]
+        init = nnx.initializers.variance_scaling(2 / (1 + _SLOPE**2), "fan_in", "normal")
+        options: dict[str, Any] = {
+            "kernel_init": init,
+            "bias_init": layers.zeros,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        self.conv1 = layers.Conv(channels, 96, (7, 7), strides=2, padding=3, **options)
+        self.prelu1 = layers.PReLU(96, slope=_SLOPE)
+        inputs = 96
+        for stage, outputs in enumerate(maps, 2):
+            convolutions: nnx.List[nnx.Module] = nnx.List([])
+            rectifiers: nnx.List[nnx.Module] = nnx.List([])
+            for _ in range(depth):
+                convolutions.append(layers.Conv(inputs, outputs, (3, 3), padding=1, **options))
+                rectifiers.append(layers.PReLU(outputs, slope=_SLOPE))
+                inputs = outputs
+            setattr(self, f"conv{stage}", convolutions)
+            setattr(self, f"prelu{stage}", rectifiers)
+        windows = sum(size**2 for size in _PYRAMID)
+        self.fc5 = layers.Linear(windows * inputs, 4096, **options)
+        self.prelu5 = layers.PReLU(4096, slope=_SLOPE)
+        self.fc6 = layers.Linear(4096, 4096, **options)
+        self.prelu6 = layers.PReLU(4096, slope=_SLOPE)
+        self.fc7 = layers.Linear(4096, num_classes, **options)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+        """Each convolution, rectified ("conv2_1" and so on), the pyramid, and the layers."""
+        stages = {}
+        x = stages["conv1"] = self.prelu1(self.conv1(x))
+        for stage in (2, 3, 4):
+            x = stages[f"pool{stage - 1}"] = ops.max_pool(x, (2, 2))
+            convolutions = getattr(self, f"conv{stage}"), getattr(self, f"prelu{stage}")
+            for place, (conv, prelu) in enumerate(zip(*convolutions, strict=True), 1):
+                x = stages[f"conv{stage}_{place}"] = prelu(conv(x))
+        x = stages["pyramid"] = spatial_pyramid(x)
+        x = stages["fc5"] = self.dropout(self.prelu5(self.fc5(x)))
+        x = stages["fc6"] = self.dropout(self.prelu6(self.fc6(x)))
+        stages["logits"] = self.fc7(x)
+        return stages
+
+
+def spatial_pyramid(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch windows*channels"]:
+    """The maxima of 7x7, 3x3, 2x2 and 1x1 windows that cover the maps, one after the other."""
+    levels = []
+    for count in _PYRAMID:
+        strides = tuple(math.floor(size / count) for size in x.shape[1:3])
+        sizes = tuple(math.ceil(size / count) for size in x.shape[1:3])
+        pooled = ops.max_pool(x, (sizes[0], sizes[1]), (strides[0], strides[1]))
+        levels.append(pooled[:, :count, :count].reshape(len(x), -1))
+    return jnp.concatenate(levels, 1)

@@ -1,0 +1,223 @@
+"""What a network is made of: parameters, multiply-adds, depth, and its layers in order.
+
+All of it is read off the network's computation as JAX traces it, without computing it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from dlc_jax.models.network import Network
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with parameters, or a stage without.
+
+    Attributes:
+      name: its place in the network, or the stage's name.
+      kind: what it computes.
+      shape: of its result for one image.
+      parameters: how many numbers training changes in it.
+      multiply_adds: products that it adds up for one image, in convolutions and matrix
+        products.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a network is made of.
+
+    Attributes:
+      parameters: how many numbers training changes.
+      multiply_adds: products that it adds up for one image, to get its logits.
+      depth: convolutions and matrix products one after the other, on the longest way from
+        image to logits.
+      layers: in the order in which they are first used.
+    """
+
+    parameters: int
+    multiply_adds: int
+    depth: int
+    layers: tuple[Layer, ...]
+
+
+def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
+    """What the network is made of, and what it does with images of a shape.
+
+    Args:
+      model: the network; abstract arrays in it, as `flax.nnx.eval_shape` makes, suffice.
+      image_shape: height, width and channels.
+    """
+    graphdef, state = nnx.split(model)
+    names: list[str] = []
+
+    def stages(state: Any, image: jax.Array) -> list[jax.Array]:
+        network = nnx.merge(graphdef, state)
+        network.eval()
+        named = network.stages(image)
+        names[:] = named
+        return list(named.values())
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jaxpr = jax.make_jaxpr(stages)(state, image).jaxpr
+    owners = [_Value(_module(path)) for path, _ in nnx.to_flat_state(state)]
+    walk = _Walk()
+    results = dict(zip(names, walk.run(jaxpr, [*owners, _Value()]), strict=True))
+    shapes = {name: v.aval.shape[1:] for name, v in zip(names, jaxpr.outvars, strict=True)}
+    parameters = _parameters(model)
+    rows = [(use.time, _layer(name, use, parameters)) for name, use in walk.uses.items()]
+    rows += [
+        (value.time, Layer(name, "", shapes[name], 0, 0))
+        for name, value in results.items()
+        if name not in walk.uses
+    ]
+    logits = jaxpr.outvars[names.index("logits")]
+    return Summary(
+        parameters=sum(parameters.values()),
+        multiply_adds=sum(walk.costs[id(equation)] for equation in _needed(jaxpr, logits)),
+        depth=results["logits"].depth,
+        layers=tuple(layer for _, layer in sorted(rows, key=lambda row: row[0])),
+    )
+
+
+def _module(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path[:-1])) or str(path[-1])
+
+
+def _parameters(model: Network) -> dict[str, int]:
+    """How many parameters each module has of its own."""
+    counts: dict[str, int] = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        counts[_module(path)] = counts.get(_module(path), 0) + math.prod(variable.shape)
+    return counts
+
+
+def _layer(name: str, use: "_Use", parameters: dict[str, int]) -> Layer:
+    return Layer(name, use.kind, use.shape, parameters.get(name, 0), use.multiply_adds)
+
+
+def _needed(jaxpr: Jaxpr, result: Any) -> list[Any]:
+    """The equations on which a result depends."""
+    wanted, needed = {result}, []
+    for equation in reversed(jaxpr.eqns):
+        if wanted & set(equation.outvars):
+            needed.append(equation)
+            wanted |= {v for v in equation.invars if not isinstance(v, Literal)}
+    return needed
+
+
+class _Value(NamedTuple):
+    """What is known of an intermediate result.
+
+    Attributes:
+      owner: the module of whose variables alone it is made.
+      depth: convolutions and matrix products before it.
+      time: when it was computed, in operations.
+    """
+
+    owner: str | None = None
+    depth: int = 0
+    time: int = 0
+
+
+@dataclass
+class _Use:
+    """Where a module's variables meet the image, and what comes of it."""
+
+    time: int
+    kind: str
+    shape: tuple[int, ...]
+    multiply_adds: int = 0
+
+
+# Operations that run a computation of their own, and where it is found.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "cond": "branches",
+}
+
+
+class _Walk:
+    """Follows a computation from its inputs to its results."""
+
+    def __init__(self) -> None:
+        self.uses: dict[str, _Use] = {}
+        self.costs: dict[int, int] = {}
+        self.time = self.multiply_adds = 0
+
+    def run(self, jaxpr: Jaxpr, inputs: Sequence[_Value]) -> list[_Value]:
+        """What is known of the results of a computation."""
+        known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def look_up(variables: Sequence[Any]) -> list[_Value]:
+            return [known.get(v, _Value()) for v in variables if not isinstance(v, Literal)]
+
+        for equation in jaxpr.eqns:
+            before = self.multiply_adds
+            call = _CALLS.get(equation.primitive.name)
+            if call is None:
+                value = self._apply(equation, look_up(equation.invars))
+                results = [value] * len(equation.outvars)
+            else:
+                results = self._call(equation.params[call], equation, known)
+            known |= zip(equation.outvars, results, strict=True)
+            self.costs[id(equation)] = self.multiply_adds - before
+        return [known.get(v, _Value()) if isinstance(v, Var) else _Value() for v in jaxpr.outvars]
+
+    def _call(self, inner: Any, equation: Any, known: dict[Any, _Value]) -> list[_Value]:
+        # Of several branches the last is the one for any platform: XLA's own operations.
+        inner = inner[-1] if isinstance(inner, tuple) else inner
+        jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        variables = equation.invars[len(equation.invars) - len(jaxpr.invars) :]
+        inputs = [known.get(v, _Value()) if isinstance(v, Var) else _Value() for v in variables]
+        return self.run(jaxpr, inputs)
+
+    def _apply(self, equation: Any, arguments: list[_Value]) -> _Value:
+        """A single operation."""
+        self.time += 1
+        owners = {argument.owner for argument in arguments}
+        if len(owners) == 1 and None not in owners:
+            return arguments[0]
+        kind, cost = _kind_and_cost(equation)
+        self.multiply_adds += cost
+        shape = equation.outvars[0].aval.shape[1:]
+        for owner in filter(None, owners):
+            use = self.uses.setdefault(owner, _Use(self.time, kind, shape))
+            use.multiply_adds += cost
+            if cost:
+                use.kind, use.shape = kind, shape
+        depth = max((argument.depth for argument in arguments), default=0)
+        return _Value(None, depth + (kind != ""), self.time)
+
+
+def _kind_and_cost(equation: Any) -> tuple[str, int]:
+    """What a convolution or matrix product is called, and its multiply-adds."""
+    out = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel, layout = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec
+        height, width = (kernel.shape[axis] for axis in layout[2:])
+        strides = equation.params["window_strides"]
+        stride = f" / {max(strides)}" if max(strides) > 1 else ""
+        cost = out * height * width * kernel.shape[layout[1]]
+        return f"{height}x{width} convolution{stride}", cost
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        image = equation.invars[0].aval
+        return "linear", out * math.prod(image.shape[axis] for axis in contracted)
+    return "", 0

@@ -1,0 +1,142 @@
+"""Our networks with torchvision's weights against torchvision's networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dlc_jax import interop, models, training
+from dlc_jax.data import Examples
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> Any:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    torch.set_num_threads(1)  # its threads would spin while JAX computes
+    # torchvision's compiled operators, of which its networks need none, are not for every
+    # build of PyTorch; it asks whether these two exist.
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    module = pytest.importorskip("torchvision", reason="torchvision is not installed")
+    yield module
+    del library
+
+
+def theirs(torchvision: Any, name: str, **options: Any) -> Any:
+    """torchvision's network, with random weights and statistics."""
+    import torch
+
+    torch.manual_seed(0)
+    if name == "googlenet":
+        options = {"init_weights": False, "aux_logits": False} | options
+    network = getattr(torchvision.models, name.replace("-", "_"))(weights=None, **options)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean = torch.randn_like(module.bias).mul(0.1).detach()
+            module.running_var = torch.rand_like(module.bias).mul(1.5).add(0.5).detach()
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+    return network
+
+
+def relative(result: Any, expected: Any) -> float:
+    result, expected = np.asarray(result, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+def ours(network: Any, name: str, **options: Any) -> models.Network:
+    """Our network with the weights of torchvision's."""
+
+    def create() -> models.Network:
+        return models.create(name, rngs=nnx.Rngs(0), **options)
+
+    graphdef, abstract = nnx.split(nnx.eval_shape(create))
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+    return interop.load_torch(nnx.merge(graphdef, empty), network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alexnet",
+        "vgg11-bn",
+        "vgg16",
+        pytest.param("vgg19", marks=pytest.mark.slow),
+        "googlenet",
+        "resnet18",
+        pytest.param("resnet34", marks=pytest.mark.slow),
+        "resnet50",
+        pytest.param("resnet101", marks=pytest.mark.slow),
+        pytest.param("resnet152", marks=pytest.mark.slow),
+    ],
+)
+def test_with_torchvisions_weights_the_logits_are_torchvisions(
+    torchvision: Any, name: str, rng: np.random.Generator
+) -> None:
+    import torch
+
+    network = theirs(torchvision, name).eval()
+    model = ours(network, name)
+    model.eval()
+    images = rng.normal(size=(1, 224, 224, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+    assert relative(model(jnp.asarray(images)), expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "our_options", "their_options"),
+    [("resnet18", {}, {}), ("googlenet", {"auxiliary": True}, {"aux_logits": True})],
+)
+def test_a_training_step_is_pytorchs(
+    torchvision: Any,
+    name: str,
+    our_options: dict[str, Any],
+    their_options: dict[str, Any],
+    rng: np.random.Generator,
+) -> None:
+    import torch
+
+    network = without_dropout(theirs(torchvision, name, **their_options)).train()
+    model = ours(network, name, **our_options)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Dropout):
+            module.rate = 0.0
+    images = rng.normal(size=(4, 96, 96, 3)).astype(np.float32)
+    labels = np.array([1, 20, 300, 999], np.int32)
+    state = training.create_state(model, optax.sgd(0.1))
+    state, metrics = training.train_step(state, Examples(jnp.asarray(images), labels))
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    result = network(torch.tensor(images).permute(0, 3, 1, 2))
+    target, entropy = torch.tensor(labels).long(), torch.nn.functional.cross_entropy
+    if name == "googlenet":
+        loss = entropy(result.logits, target)
+        loss = loss + 0.3 * (
+            entropy(result.aux_logits1, target) + entropy(result.aux_logits2, target)
+        )
+    else:
+        loss = entropy(result, target)
+    loss.backward()
+    optimizer.step()
+
+    assert relative(metrics.loss, loss.item()) < 1e-5
+    expected = nnx.to_flat_state(nnx.state(ours(network, name, **our_options), nnx.BatchStat))
+    stats = dict(nnx.to_flat_state(nnx.state(state.model, nnx.BatchStat)))
+    assert len(expected) >= 40
+    for path, variable in expected:
+        assert relative(stats[path][...], variable[...]) < 1e-4, path
+
+
+def without_dropout(network: Any) -> Any:
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return network
