@@ -91,6 +91,48 @@ class _Integer(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
+class _Assignment(click.ParamType):  # type: ignore[type-arg]
+    """NAME=VALUE, the value being true, false, a whole number, or a word."""
+
+    name = "assignment"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.partition("=")
+        if not (name and equals and text):
+            self.fail(f"{value} is not NAME=VALUE; give one such as stem=small", param, ctx)
+        if text in ("true", "false"):
+            return name, text == "true"
+        return name, int(text) if text.lstrip("-").isdigit() else text
+
+
+class _Shape(click.ParamType):  # type: ignore[type-arg]
+    """Height, width and channels with x between them."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        sizes = value.split("x")
+        if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+            self.fail(f"{value} is not HEIGHTxWIDTHxCHANNELS; give one such as 32x32x3", param, ctx)
+        return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+_model_options = click.option(
+    "--option",
+    "model_options",
+    type=_Assignment(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What else to tell the network, as stem=small or shortcut=A; may be repeated.",
+)
 _data_dir = click.option(
     "--data-dir",
     metavar="DIR",
@@ -109,6 +151,7 @@ def commands() -> None:
       dlc-jax train                        learn MNIST with the lecture's network
       dlc-jax eval runs/NAME               test it again
       dlc-jax predict runs/NAME digit.png  ask it about a picture of your own
+      dlc-jax models                       the networks, from 1943 to 2015
     """
 
 
@@ -119,6 +162,14 @@ def commands() -> None:
     help=f"What to learn; dlc-jax data lists them.  [default: {_DEFAULT_DATASET}; "
     f"{_FALLBACK_DATASET} where that can't be had]",
 )
+@click.option(
+    "--model",
+    metavar="NAME",
+    default="lecture",
+    show_default=True,
+    help="The network; dlc-jax models lists them.",
+)
+@_model_options
 @click.option("--epochs", type=_Integer(1), default=10, show_default=True, help="Passes over it.")
 @click.option(
     "--batch-size", type=_Integer(1), default=100, show_default=True, help="Images an update."
@@ -147,9 +198,11 @@ def train(
     output_dir: str,
     name: str | None,
     as_json: bool,
+    model: str,
+    model_options: tuple[tuple[str, Any], ...],
     **hyperparameters: Any,
 ) -> int:
-    """Train the lecture's network.
+    """Train a network, by default the lecture's.
 
     Numbers, pictures and parameters go into a new run folder.
 
@@ -157,15 +210,21 @@ def train(
     Examples:
       dlc-jax train
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
+      dlc-jax train --model resnet18 --option stem=small --batch-size 50
       dlc-jax train --name first --json
     """
     from dlc_jax.files import make_folder
 
     make_folder(Path(output_dir))
+    from dlc_jax import models
+
+    models.find(model)
     loaded = _load_or_fall_back(dataset, data_dir)
     from dlc_jax import experiment, terminal
 
-    config = experiment.configure(loaded, **hyperparameters)
+    config = experiment.configure(
+        loaded, model=model, model_options=dict(model_options), **hyperparameters
+    )
     counts = len(loaded.train.labels), len(loaded.test.labels)
     with terminal.epochs(config.epochs, *counts) as progress:
 
@@ -326,6 +385,59 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
         if status["cache"]:
             click.echo(f"{'':14} decoded: {status['cache']}")
     click.echo(f"prepared datasets: {places['data_folder']}    cache: {places['cache_folder']}")
+
+
+@commands.command("models")
+@click.argument("name", required=False)
+@click.option(
+    "--image-shape",
+    type=_Shape(),
+    metavar="HxWxC",
+    help="Height, width and channels of its images.  [default: its paper's]",
+)
+@click.option("--classes", type=_Integer(1), help="How many.  [default: its paper's]")
+@_model_options
+@_json
+def list_models(
+    name: str | None,
+    image_shape: tuple[int, int, int] | None,
+    classes: int | None,
+    model_options: tuple[tuple[str, Any], ...],
+    as_json: bool,
+) -> None:
+    """List the networks, or the layers of one of them.
+
+    Sizes are for the images and classes of the network's paper. Multiply-adds are those of
+    convolutions and matrix products for one image; the depth is how many of them follow one
+    another.
+
+    \b
+    Examples:
+      dlc-jax models
+      dlc-jax models resnet18
+      dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --option stem=small
+    """
+    from dlc_jax import models, terminal
+    from dlc_jax.models import report
+
+    told = {"image_shape": image_shape, "num_classes": classes, **dict(model_options)}
+    if name is not None:
+        described = report.describe(name, **told)
+        lines = report.layer_lines(described)
+    elif image_shape or classes or model_options:
+        raise click.UsageError("name a network to describe it for other images, as resnet18")
+    else:
+        rows = []
+        with terminal.stages() as progress:
+            for done, each in enumerate(models.names()):
+                progress(each, done, len(models.names()))
+                rows.append(report.describe(each))
+        described = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
+        lines = report.table_lines(rows)
+    if as_json:
+        click.echo(json.dumps(described))
+    else:
+        click.echo("\n".join(lines))
 
 
 @commands.group(invoke_without_command=True)

@@ -1,6 +1,6 @@
 """A training run from its configuration to its folder of results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,16 @@ class Outcome:
 
 
 def configure(
-    dataset: Dataset, *, epochs: int, batch_size: int, learning_rate: float, seed: int
+    dataset: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    model: str = "lecture",
+    model_options: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of a run of the lecture's program on a dataset."""
+    """The configuration of a run on a dataset, by default of the lecture's network."""
     from dlc_jax import __version__
 
     normalise = Normalise.fit(dataset.train.images)
@@ -44,7 +51,7 @@ def configure(
         dlc_jax=__version__,
         jax=jax.__version__,
         device=jax.devices()[0].device_kind,
-        model="lecture",
+        model=model,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
         dataset=dataset.name,
@@ -56,6 +63,7 @@ def configure(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        model_options=dict(model_options or {}),
     )
 
 
@@ -83,6 +91,8 @@ def train(
         or (`training.Diverged`) the loss became infinite or not a number.
     """
     state = training.create_state(config.create_model(), optax.sgd(config.learning_rate))
+    if not jax.tree.leaves(state.params):
+        raise InputError(f"the network {config.model} has nothing to train by gradient descent")
     reports = training.fit(
         state,
         dataset,

@@ -43,6 +43,7 @@ class RunConfig:
       batch_size: examples an update.
       learning_rate: of plain stochastic gradient descent.
       seed: of the initial weights.
+      model_options: what else the network was told.
     """
 
     dlc_jax: str
@@ -60,6 +61,7 @@ class RunConfig:
     batch_size: int
     learning_rate: float
     seed: int
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def create_model(self) -> nnx.Module:
         """The network with the weights that the seed gives."""
@@ -68,6 +70,7 @@ class RunConfig:
             image_shape=self.image_shape,
             num_classes=len(self.class_names),
             rngs=nnx.Rngs(self.seed),
+            **self.model_options,
         )
 
     @property
@@ -116,6 +119,8 @@ class Run:
         path = folder / CONFIG
         try:
             values = json.loads(path.read_text())
+            # Runs of earlier versions have no options.
+            values.setdefault("model_options", {})
             fields = {field.name for field in dataclasses.fields(RunConfig)}
             config = RunConfig(**{name: values[name] for name in fields})
             shape = tuple(int(size) for size in config.image_shape)

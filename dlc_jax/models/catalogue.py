@@ -35,21 +35,35 @@ class Entry:
     num_classes: int
     build: Callable[..., Network]
 
-    def options(self) -> list[str]:
-        """The names of what the network can be told."""
+    def options(self) -> dict[str, Any]:
+        """What else the network can be told, with what it takes by default."""
         network: Any = self.build.func if isinstance(self.build, partial) else self.build
-        return [name for name in inspect.signature(network.__init__).parameters if name != "self"]
+        given = self.build.keywords if isinstance(self.build, partial) else {}
+        parameters = inspect.signature(network.__init__).parameters
+        return {
+            name: given.get(name, parameter.default)
+            for name, parameter in parameters.items()
+            if name not in ("self", *_ALWAYS)
+        }
 
     def create(self, **arguments: Any) -> Network:
-        """Builds the network; an InputError names an option that it does not know."""
-        unknown = sorted(arguments.keys() - self.options())
-        if unknown:
-            raise InputError(
-                f"this network has no option {unknown[0]!r}; it takes {', '.join(self.options())}"
-            )
+        """Builds the network; an InputError names an option that does not suit it."""
+        known = self.options()
+        for name, value in arguments.items():
+            if name in _ALWAYS:
+                continue
+            if name not in known:
+                choice = f"it takes {', '.join(known)}" if known else "it takes none"
+                raise InputError(f"this network has no option {name!r}; {choice}")
+            # Words and numbers from a command line or a file must not pass for others.
+            if isinstance(value, str | int) and type(value) is not type(known[name]):
+                raise InputError(
+                    f"the option {name} can't be {value!r}; by default it is {known[name]!r}"
+                )
         return self.build(**arguments)
 
 
+_ALWAYS = ("image_shape", "num_classes", "rngs", "dtype")
 _MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
 _VGG_DEPTHS = {

@@ -78,7 +78,20 @@ def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
     results = dict(zip(names, walk.run(jaxpr, [*owners, _Value()]), strict=True))
     shapes = {name: v.aval.shape[1:] for name, v in zip(names, jaxpr.outvars, strict=True)}
     parameters = _parameters(model)
-    rows = [(use.time, _layer(name, use, parameters)) for name, use in walk.uses.items()]
+    kinds = {".".join(map(str, path)): type(m).__name__ for path, m in nnx.iter_modules(model)}
+    rows = [
+        (
+            use.time,
+            Layer(
+                name,
+                use.kind or kinds.get(name, ""),
+                use.shape,
+                parameters.get(name, 0),
+                use.multiply_adds,
+            ),
+        )
+        for name, use in walk.uses.items()
+    ]
     rows += [
         (value.time, Layer(name, "", shapes[name], 0, 0))
         for name, value in results.items()
@@ -103,10 +116,6 @@ def _parameters(model: Network) -> dict[str, int]:
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         counts[_module(path)] = counts.get(_module(path), 0) + math.prod(variable.shape)
     return counts
-
-
-def _layer(name: str, use: "_Use", parameters: dict[str, int]) -> Layer:
-    return Layer(name, use.kind, use.shape, parameters.get(name, 0), use.multiply_adds)
 
 
 def _needed(jaxpr: Jaxpr, result: Any) -> list[Any]:
