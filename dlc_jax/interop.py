@@ -30,6 +30,16 @@ _VARIABLES = {
 # BatchNorm's count of steps, which is used there only where no momentum is given.
 _IGNORED = "num_batches_tracked"
 
+# What reading a file that is missing, cut off, or not what its name says ends with.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
 
 def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[str]) -> Model:
     """The network with the weights of its PyTorch counterpart.
@@ -103,8 +113,10 @@ def _read(path: Path) -> Mapping[str, Any]:
 
             return load_file(path)
         return _read_pickled_tensors(path)
-    except (OSError, safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"can't read PyTorch weights from {str(path)!r} ({reason})") from error
 
 

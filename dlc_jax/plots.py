@@ -1,11 +1,14 @@
 """Every picture, as a Matplotlib figure; `save` writes one."""
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -186,3 +189,76 @@ def ratio_bars(ratios: dict[str, float], mean: float, rival: str, title: str) ->
     axes.set_xlabel(f"{rival}'s time over ours, forward and both gradients")
     axes.set_title(title, fontsize="medium")
     return figure
+
+
+def history(
+    described: Sequence[dict[str, Any]], errors: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """What networks cost, and what it buys, after Canziani et al. 2016.
+
+    Args:
+      described: the networks, as `dlc_jax.models.report.describe` returns them.
+      errors: for each of two kinds of measurement, networks' errors in percent.
+    """
+    figure = Figure(figsize=(12, 5.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in described if row["parameters"] and row["multiply_adds"]]
+    costs = {row["name"]: (row["parameters"], row["multiply_adds"]) for row in rows}
+    years = [row["year"] for row in rows]
+    points = left.scatter(*zip(*costs.values(), strict=True), c=years, cmap="viridis", s=28)
+    figure.colorbar(points, ax=left, label="year")
+    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel="multiply-adds an image")
+    left.set_title("each network on the images of its paper", fontsize="small")
+    # Batch normalisation changes next to nothing of either.
+    left_names = [(name, at) for name, at in costs.items() if not name.endswith("-bn")]
+    right_names: list[tuple[str, tuple[float, float]]] = []
+    for marker, colour, (kind, of_kind) in zip("os", (_TRAIN, _TEST), errors.items(), strict=True):
+        places = [(costs[name][1] / 1e9, error) for name, error in of_kind.items()]
+        sizes = [costs[name][0] / 1e6 for name in of_kind]
+        style: dict[str, Any] = {"marker": marker, "color": colour, "alpha": 0.5, "label": kind}
+        right.scatter(*zip(*places, strict=True), s=sizes, **style)
+        right_names += zip(of_kind, places, strict=True)
+    right.set(xscale="log", xlabel="billion multiply-adds an image", ylabel="top-1 error (%)")
+    right.set_title("error on ImageNet; areas are parameters", fontsize="small")
+    right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.margins(0.12)
+        axes.grid(alpha=0.3)
+    figure.draw_without_rendering()
+    for axes, names in ((left, left_names), (right, right_names)):
+        _name(axes, names, 72 / figure.dpi)
+    return figure
+
+
+def _name(axes: Axes, places: Sequence[tuple[str, tuple[float, float]]], scale: float) -> None:
+    """Names beside points, each where it covers the least of points and other names.
+
+    Args:
+      axes: laid out already.
+      places: names and coordinates.
+      scale: points on paper in a pixel.
+    """
+    centres = [axes.transData.transform(place) * scale for _, place in places]
+    taken = [(x - 3.0, y - 3.0, x + 3.0, y + 3.0) for x, y in centres]
+    for (name, place), (x, y) in zip(places, centres, strict=True):
+        width, height = 3.8 * len(name), 7.0
+        boxes = []
+        for right, up in itertools.product((6.0, -6.0 - width), (0, 1, -1, 2, -2, 3, -3)):
+            bottom = y + (up - 0.5) * height
+            boxes.append((x + right, bottom, x + right + width, bottom + height))
+        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(box)
+        axes.annotate(
+            name,
+            place,
+            xytext=(box[0] - x, box[1] - y + 1),
+            textcoords="offset points",
+            fontsize=6.5,
+            in_layout=False,
+        )
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)

@@ -15,7 +15,7 @@ import pytest
 from conftest import Command
 from PIL import Image
 
-from dlc_jax import data
+from dlc_jax import data, models
 from dlc_jax.data import Dataset
 from dlc_jax.runs import Run
 
@@ -164,6 +164,20 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command
         (["predict", "nowhere", "a.png"], "nowhere.* is not the folder of a run"),
         (["predict", "nowhere"], "IMAGE"),
         (["trian"], "trian"),
+        (["train", "--model", "resnet19"], "'resnet19'.*resnet1"),
+        (
+            ["train", "--dataset", "mnist-5k", "--model", "resnet18"],
+            '32x32, not 28x28.*stem="small"',
+        ),
+        (["train", "--model", "resnet20", "--option", "stem"], "stem is not NAME=VALUE"),
+        (
+            ["train", "--dataset", "mnist-5k", "--model", "lecture", "--option", "stem=small"],
+            "no option 'stem'; it takes none",
+        ),
+        (["models", "alexnett"], "'alexnett'.*alexnet"),
+        (["models", "resnet20", "--option", "shortcut=D"], "'D'.*A, B, C"),
+        (["models", "resnet20", "--image-shape", "32x32"], "32x32 is not HEIGHTxWIDTHxCHANNELS"),
+        (["models", "--classes", "10"], "name a network"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -267,7 +281,40 @@ def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Pa
     assert "not on this machine" in human
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "data"])
+def test_models_lists_every_network_with_its_size(dlc_jax: Command) -> None:
+    listed = {row["name"]: row for row in dlc_jax("models", "--json").json["models"]}
+    assert list(listed) == models.names()
+    assert (listed["resnet50"]["parameters"], listed["resnet50"]["depth"]) == (25_557_032, 50)
+    assert all(row["year"] and row["source"] for row in listed.values())
+
+
+def test_models_describes_a_network_layer_by_layer_as_it_is_told(dlc_jax: Command) -> None:
+    told = ("--image-shape", "32x32x1", "--classes", "7", "--option", "stem=small")
+    described = dlc_jax("models", "resnet18", *told, "--json").json
+    layers = {layer["name"]: layer for layer in described["layers"]}
+    assert layers["conv1"]["kind"] == "3x3 convolution"
+    assert layers["layer4.1.conv2"]["shape"] == [4, 4, 512]
+    assert layers["fc"]["parameters"] == 7 * 512 + 7
+    assert described["parameters"] == sum(layer["parameters"] for layer in described["layers"])
+    lines = dlc_jax("models", "resnet18", *told).out.splitlines()
+    assert lines[0].startswith("resnet18 (He et al., 2015), stem=small: images of 32x32x1")
+    assert re.search(
+        r"^layer4\.1\.conv2 +3x3 convolution +4x4x512 +2,359,296 +37\.7 M$", "\n".join(lines), re.M
+    )
+
+
+def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax: Command) -> None:
+    trained = dlc_jax(
+        *("train", "--dataset", "mnist-5k", "--model", "resnet20", "--option", "maps=4"),
+        *("--epochs", "1", "--name", "small", "--json"),
+    )
+    assert trained.code == 0
+    error = trained.json["test_error_percent"]
+    assert error < 80
+    assert dlc_jax("eval", "runs/small", "--json").json["test_error_percent"] == error
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "data", "models"])
 def test_every_commands_help_has_an_example(dlc_jax: Command, command: str) -> None:
     done = dlc_jax(command, "--help")
     assert done.code == 0

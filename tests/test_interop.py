@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from dlc_jax import interop, models, training
@@ -157,3 +159,59 @@ def test_half_precision_weights_become_the_networks_float32(weights: dict[str, A
     halves = {name: jnp.asarray(value, jnp.bfloat16) for name, value in weights.items()}
     model = interop.load_torch(lecture(), halves)
     assert model.conv1.kernel.dtype == jnp.float32  # type: ignore[attr-defined]
+
+
+def test_safetensors_files_are_read_without_pytorch(
+    weights: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(weights, path)
+    model = interop.load_torch(lecture(), path)
+    np.testing.assert_array_equal(model.fc1.bias[...], weights["fc1.bias"])  # type: ignore[attr-defined]
+
+
+def test_pytorchs_own_files_are_read(weights: dict[str, Any], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    path = tmp_path / "weights.pth"
+    torch.save({name: torch.tensor(value) for name, value in weights.items()}, path)
+    model = interop.load_torch(lecture(), str(path))
+    np.testing.assert_array_equal(model.fc1.bias[...], weights["fc1.bias"])  # type: ignore[attr-defined]
+
+
+class Trap:
+    """What is pickled of it makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
+    torch.save({"conv1.weight": Trap(sprung)}, path)
+    with pytest.raises(InputError, match=r"can't read PyTorch weights from .*weights\.pth"):
+        interop.load_torch(lecture(), path)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"no weights"])
+def test_files_that_hold_no_weights_are_named(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    if name.endswith("pth"):
+        pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"can't read PyTorch weights from .*{name}"):
+        interop.load_torch(lecture(), tmp_path / name)
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    torch.save({"epoch": 3}, tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match=r"checkpoint\.pth.*state_dict"):
+        interop.load_torch(lecture(), tmp_path / "checkpoint.pth")

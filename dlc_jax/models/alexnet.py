@@ -11,6 +11,7 @@ between the two GPUs in two groups. The paper's images of 224x224 do not fit its
 here as in torchvision they are padded by two pixels.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,9 +82,9 @@ class AlexNet(Network):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.original = original
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The five convolutions, rectified, with what is pooled of them; then the layers."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         for i, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), 1):
             x = stages[f"conv{i}"] = nnx.relu(conv(x))
             if self.original and i in (1, 2):

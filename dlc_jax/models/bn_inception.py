@@ -10,6 +10,7 @@ the last. The stem's 7x7 convolution is an ordinary one; the paper's was separab
 Averages count pixels beyond the border as zeros.
 """
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -139,9 +140,9 @@ class BNInception(Network):
         self.fc = layers.Linear(inputs, num_classes, dtype=dtype, rngs=rngs)
         self.stem = stem
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The stem, the modules, the average of the last maps, and the logits."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         pads = ((1, 1), (1, 1))
         x = stages["conv1"] = self.conv1(x)
         if self.stem == "imagenet":

@@ -12,6 +12,7 @@ kept since weights had been trained with it). `original=True` builds the paper's
 convolution. The auxiliary classifiers average over 4x4 windows spread evenly, as torchvision's.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -162,7 +163,7 @@ class GoogLeNet(Network):
         self.fc = layers.Linear(inputs, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
         self.auxiliary, self.original, self.stem = auxiliary, original, stem
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The stem, the modules and pools, the auxiliary logits if any, and the logits."""
         stages = self._stem(x)
         x = list(stages.values())[-1]
@@ -178,8 +179,8 @@ class GoogLeNet(Network):
         stages["logits"] = self.fc(self.dropout(x))
         return stages
 
-    def _stem(self, x: Array) -> dict[str, Array]:
-        stages = {}
+    def _stem(self, x: Array) -> OrderedDict[str, Array]:
+        stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = self.conv1(x)
         if self.stem == "imagenet":
             normalise = layers.local_response_norm if self.original else lambda x: x

@@ -1,5 +1,6 @@
 """The lecture's network: what its MNIST example trains (Fleuret, EE-559, lecture 1a)."""
 
+from collections import OrderedDict
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,9 +50,9 @@ class Lecture(Network):
         self.fc1 = layers.Linear(rows * columns * 64, 200, dtype=dtype, rngs=rngs)
         self.fc2 = layers.Linear(200, num_classes, dtype=dtype, rngs=rngs)
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Both convolutions, the hidden layer, and the logits."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = nnx.relu(self.conv1(x))
         x = stages["conv2"] = nnx.relu(self.conv2(x))
         x = stages["fc1"] = nnx.relu(self.fc1(layers.flatten(x)))

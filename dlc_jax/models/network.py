@@ -1,5 +1,6 @@
 """What all networks here have in common."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from flax import nnx
@@ -17,15 +18,16 @@ class Network(nnx.Module):
     stages, `jit` does not compute.
     """
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The activations after each stage, in their order, by name.
 
         Args:
           x: normalised images.
 
         Returns:
-          Feature maps [batch, height, width, channels] and vectors [batch, features]; among
-          them "logits", [batch, classes].
+          Feature maps [batch, height, width, channels] and vectors [batch, features]; the last
+          is "logits", [batch, classes]. (`jax.jit` keeps the order of an OrderedDict, while it
+          returns a dict in the order of its keys.)
         """
         raise NotImplementedError
 

@@ -13,6 +13,7 @@ predecessors, there is one of 0.5 on each of the two hidden layers.
 """
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import jax.numpy as jnp
@@ -87,9 +88,9 @@ class PReLUNet(Network):
         self.fc7 = layers.Linear(4096, num_classes, **options)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Each convolution, rectified ("conv2_1" and so on), the pyramid, and the layers."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = self.prelu1(self.conv1(x))
         for stage in (2, 3, 4):
             x = stages[f"pool{stage - 1}"] = ops.max_pool(x, (2, 2))

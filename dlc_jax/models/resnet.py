@@ -13,6 +13,7 @@ the paper's: three stages of 16, 32 and 64 maps, shortcut A. `stem="small"` begi
 3x3 convolution, which keeps images of 28x28 and 32x32 at their size.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,9 +188,9 @@ class ResNet(Network):
         self.fc = layers.Linear(inputs, num_classes, **options)
         self.stem, self.depth = stem, len(stage_sizes)
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The stem, each stage, the average of its maps, and the logits."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = nnx.relu(self.bn1(self.conv1(x)))
         if self.stem == "imagenet":
             x = stages["pool1"] = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

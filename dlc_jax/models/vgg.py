@@ -12,6 +12,7 @@ one layer on the averaged feature maps instead, as is usual on CIFAR-10.
 """
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,9 +88,9 @@ class VGG(Network):
         """Stage and place in the stage of each convolution, counted from 1."""
         return [(s, i) for s, depth in enumerate(self.depths, 1) for i in range(1, depth + 1)]
 
-    def stages(self, x: Float[Array, "batch height width channels"]) -> dict[str, Array]:
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Each convolution, rectified, as the paper's successors name it: "conv1_1" and so on."""
-        stages = {}
+        stages: OrderedDict[str, Array] = OrderedDict()
         for stage, place in self._places():
             name = f"{stage}_{place}"
             x = getattr(self, f"conv{name}")(x)

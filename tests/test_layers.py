@@ -1,0 +1,181 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlc_jax import layers, ops, sharding, training
+from dlc_jax.data import Examples
+from dlc_jax.models.prelu_net import spatial_pyramid
+
+
+@st.composite
+def pools(draw: Any) -> tuple[Any, ...]:
+    window = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    height, width = (draw(st.integers(size, size + 6)) for size in window)
+    padding = draw(st.sampled_from(["VALID", "SAME", ((1, 0), (0, 1))]))
+    return (2, height, width, 3), window, strides, padding
+
+
+@settings(max_examples=10, deadline=None)
+@given(pools())
+def test_average_pooling_and_its_gradient_are_flaxs(case: tuple[Any, ...]) -> None:
+    shape, window, strides, padding = case
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    def ours(x: jax.Array) -> jax.Array:
+        return ops.avg_pool(x, window, strides, padding)
+
+    def flaxs(x: jax.Array) -> jax.Array:
+        return nnx.avg_pool(x, window, strides, padding)
+
+    np.testing.assert_allclose(jax.jit(ours)(x), flaxs(x), rtol=1e-5, atol=1e-6)
+    weights = jax.random.normal(jax.random.key(1), flaxs(x).shape)
+    result, expected = (
+        jax.jit(jax.grad(lambda x, f=function: (f(x) * weights).sum()))(x)
+        for function in (ours, flaxs)
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_average_pooling_names_a_window_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"avg_pool.*\(5, 5\).*4x4"):
+        ops.avg_pool(jnp.zeros((1, 4, 4, 1)), (5, 5))
+
+
+def in_torch(function: Any, x: jax.Array) -> np.ndarray:
+    """What a PyTorch function of NCHW arrays makes of an NHWC array."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    torch.set_num_threads(1)  # its threads would spin while JAX computes
+    return function(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("shape", [(13, 13), (6, 9), (7, 7), (3, 4)])
+@pytest.mark.parametrize("count", [(6, 6), (4, 4), (7, 3), (1, 1)])
+def test_adaptive_average_pooling_is_pytorchs(
+    shape: tuple[int, int], count: tuple[int, int]
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+
+    def pytorchs(x: Any) -> Any:
+        import torch
+
+        return torch.nn.functional.adaptive_avg_pool2d(x, count)
+
+    result = layers.adaptive_avg_pool(x, count)
+    np.testing.assert_allclose(result, in_torch(pytorchs, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", range(4, 12))
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 3)])
+def test_windows_that_reach_beyond_the_image_are_those_of_pytorchs_ceil_mode(
+    size: int, window: int, stride: int
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (1, size, size + 1, 2))
+    square, strides = (window, window), (stride, stride)
+    pads = layers.reaching_beyond(x.shape, square, strides)
+
+    def pytorchs(x: Any) -> Any:
+        import torch
+
+        return torch.nn.functional.max_pool2d(x, window, stride, ceil_mode=True)
+
+    np.testing.assert_array_equal(ops.max_pool(x, square, strides, pads), in_torch(pytorchs, x))
+
+
+def test_responses_are_normalised_over_channels_as_in_the_paper() -> None:
+    x = 10 * jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+
+    def pytorchs(x: Any) -> Any:
+        import torch
+
+        # Its alpha is divided by the size.
+        return torch.nn.functional.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+
+    np.testing.assert_allclose(layers.local_response_norm(x), in_torch(pytorchs, x), rtol=1e-5)
+
+
+def test_a_pyramid_holds_the_maxima_of_windows_that_cover_the_maps() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 14, 14, 3)).astype(np.float32)
+    expected = []
+    for count, size, stride in ((7, 2, 2), (3, 5, 4), (2, 7, 7), (1, 14, 14)):
+        for i in range(count):
+            for j in range(count):
+                window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+                expected.append(window.max((1, 2)))
+    np.testing.assert_array_equal(spatial_pyramid(jnp.asarray(x)), np.concatenate(expected, 1))
+
+
+def test_a_slope_of_zero_rectifies_and_a_slope_of_one_changes_nothing() -> None:
+    x = jax.random.normal(jax.random.key(0), (4, 5, 5, 3))
+    np.testing.assert_array_equal(layers.PReLU(3, slope=0)(x), nnx.relu(x))
+    np.testing.assert_array_equal(layers.PReLU(3, slope=1)(x), x)
+
+
+class Small(nnx.Module):
+    """A network with batch normalisation and, where wanted, dropout."""
+
+    def __init__(self, rngs: nnx.Rngs, dropout: float = 0.0) -> None:
+        self.conv = layers.Conv(1, 8, (3, 3), rngs=rngs)
+        self.bn = layers.BatchNorm(8, rngs=rngs)
+        self.fc = layers.Linear(8, 10, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.bn(self.conv(x)))
+        return self.fc(self.dropout(x.mean((1, 2))))
+
+
+def batch() -> Examples:
+    # Brighter and brighter, so that each half of the batch has statistics of its own.
+    brightness = jnp.arange(64).reshape(-1, 1, 1, 1)
+    images = brightness * jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
+    return Examples(images, jnp.arange(64) % 10)
+
+
+def test_a_batch_spread_over_devices_is_normalised_by_the_statistics_of_the_whole() -> None:
+    mesh = sharding.cpu_mesh(64)
+    assert mesh is not None
+    assert mesh.size == 2
+    state = training.create_state(Small(nnx.Rngs(0)), optax.sgd(0.1))
+    expected, metrics = training.train_step(state, batch())
+    step = sharding.spread(training.train_step, mesh, in_axes=(None, 0), out_axes=None)
+    result, spread_metrics = jax.jit(step)(state, batch())
+    np.testing.assert_allclose(spread_metrics.loss, metrics.loss, rtol=1e-5)
+    for ours, theirs in zip(
+        *(jax.tree.leaves((s.params, s.stats)) for s in (result, expected)), strict=True
+    ):
+        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_running_statistics_approach_those_of_the_population() -> None:
+    layer = layers.BatchNorm(2, rngs=nnx.Rngs(0))
+    x = jnp.array([3.0, -1.0]) + jnp.array([2.0, 0.5]) * jax.random.normal(
+        jax.random.key(0), (64, 5, 5, 2)
+    )
+    layer.train()
+    for _ in range(200):
+        y = layer(x)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(layer.mean[...], np.asarray(x).mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], np.asarray(x).var((0, 1, 2), ddof=1), rtol=1e-4)
+    layer.eval()
+    np.testing.assert_allclose(layer(x), y, rtol=1e-2, atol=1e-2)
+
+
+def test_dropout_differs_from_step_to_step_and_is_the_same_for_the_same_state() -> None:
+    state = training.create_state(Small(nnx.Rngs(0), dropout=0.5), optax.sgd(0.0))
+    later, first = training.train_step(state, batch())
+    _, second = training.train_step(later, batch())
+    _, again = training.train_step(state, batch())
+    assert first.loss == again.loss
+    assert first.loss != second.loss
+    logits = [training.eval_step(s, batch())[0] for s in (state, state)]
+    np.testing.assert_array_equal(*logits)
