@@ -11,9 +11,14 @@ from dlc_jax.models.alexnet import AlexNet
 from dlc_jax.models.bn_inception import BNInception
 from dlc_jax.models.googlenet import GoogLeNet
 from dlc_jax.models.lecture import Lecture
+from dlc_jax.models.lenet5 import LeNet5
+from dlc_jax.models.lenet5_modern import LeNet5Modern
 from dlc_jax.models.network import Network
+from dlc_jax.models.perceptron import Perceptron
 from dlc_jax.models.prelu_net import PReLUNet
 from dlc_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from dlc_jax.models.tc import TC
+from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit
 from dlc_jax.models.vgg import VGG
 
 
@@ -88,6 +93,11 @@ def _imagenet(year: int, source: str, build: Callable[..., Network]) -> Entry:
 
 
 CATALOGUE: dict[str, Entry] = {
+    "threshold-logic-unit": Entry(1943, "McCulloch and Pitts", (1, 2, 1), 2, ThresholdLogicUnit),
+    "perceptron": Entry(1958, "Rosenblatt", _MNIST, 10, Perceptron),
+    "tc": Entry(1986, "Rumelhart et al., the T-C problem", (6, 6, 1), 2, TC),
+    "lenet5": Entry(1998, "LeCun et al., section II.B", _MNIST, 10, LeNet5),
+    "lenet5-modern": Entry(1998, "LeCun et al., with today's parts", _MNIST, 10, LeNet5Modern),
     "alexnet": _imagenet(2012, "Krizhevsky et al.", AlexNet),
     **{
         f"vgg{depth}{suffix}": _imagenet(

@@ -75,7 +75,7 @@ def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
     jaxpr = jax.make_jaxpr(stages)(state, image).jaxpr
     owners = [_Value(_module(path)) for path, _ in nnx.to_flat_state(state)]
     walk = _Walk()
-    results = dict(zip(names, walk.run(jaxpr, [*owners, _Value()]), strict=True))
+    results = dict(zip(names, walk.run(jaxpr, [*owners, _Value(None)]), strict=True))
     shapes = {name: v.aval.shape[1:] for name, v in zip(names, jaxpr.outvars, strict=True)}
     parameters = _parameters(model)
     kinds = {".".join(map(str, path)): type(m).__name__ for path, m in nnx.iter_modules(model)}
@@ -132,12 +132,13 @@ class _Value(NamedTuple):
     """What is known of an intermediate result.
 
     Attributes:
-      owner: the module of whose variables alone it is made.
+      owner: the module of whose variables it is made; "" for constants, None for what
+        depends on the image.
       depth: convolutions and matrix products before it.
       time: when it was computed, in operations.
     """
 
-    owner: str | None = None
+    owner: str | None = ""
     depth: int = 0
     time: int = 0
 
@@ -200,9 +201,9 @@ class _Walk:
     def _apply(self, equation: Any, arguments: list[_Value]) -> _Value:
         """A single operation."""
         self.time += 1
-        owners = {argument.owner for argument in arguments}
-        if len(owners) == 1 and None not in owners:
-            return arguments[0]
+        owners = {argument.owner for argument in arguments if argument.owner != ""}
+        if None not in owners:
+            return _Value(min(filter(None, owners), default=""))
         kind, cost = _kind_and_cost(equation)
         self.multiply_adds += cost
         shape = equation.outvars[0].aval.shape[1:]

@@ -1,0 +1,80 @@
+"""LeNet-5 as it is built today: its sizes, with the parts that later became usual.
+
+The layers' sizes are those of LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning
+applied to document recognition", section II.B (see `dlc_jax.models.lenet5` for the network as
+published). This version has no paper of its own; the parts in which it differs are:
+
+- max-pooling for sub-sampling with trainable coefficients;
+- ReLU for the squashing function, and none after the pooling, where it would change nothing;
+- a C3 in which every map reads all maps of S2, as no table of connections is needed to keep
+  the computation small or to tell the maps apart;
+- logits that are linear in F6, and softmax cross-entropy for loss, instead of distances to
+  fixed codes;
+- PyTorch's initial weights.
+
+Images of 28x28 pixels are padded to 32x32 with the values at their edges.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from dlc_jax import layers
+from dlc_jax.errors import InputError
+from dlc_jax.models.lenet5 import pad_to_32
+from dlc_jax.models.network import Network
+
+
+class LeNet5Modern(Network):
+    """Two 5x5 convolutions of 6 and 16 maps, each pooled, and layers of 120 and 84 units.
+
+    It has 61,706 parameters for ten classes of grey images.
+
+    Args:
+      image_shape: height, width and channels of the images: 32x32, or 28x28 (padded).
+      num_classes: the number of logits.
+      rngs: where the initial weights come from.
+      dtype: what it computes in.
+
+    Raises:
+      InputError: the images are neither 28x28 nor 32x32.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        height, width, channels = image_shape
+        if (height, width) not in ((28, 28), (32, 32)):
+            raise InputError(
+                f"LeNet-5 takes images of 32x32 pixels, or of 28x28, which it pads, not "
+                f"{height}x{width}; resize them"
+            )
+        valid: dict[str, Any] = {"padding": "VALID", "dtype": dtype, "rngs": rngs}
+        self.c1 = layers.PooledConv(channels, 6, (5, 5), pool=(2, 2), **valid)
+        self.c3 = layers.PooledConv(6, 16, (5, 5), pool=(2, 2), **valid)
+        self.c5 = layers.Conv(16, 120, (5, 5), **valid)
+        self.f6 = layers.Linear(120, 84, dtype=dtype, rngs=rngs)
+        self.output = layers.Linear(84, num_classes, dtype=dtype, rngs=rngs)
+
+    def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
+        """The pooled maps, the hidden layers, and the logits.
+
+        They are "s2" [batch, 14, 14, 6], "s4" [batch, 5, 5, 16], "c5" [batch, 120], "f6"
+        [batch, 84] and "logits" [batch, classes].
+        """
+        stages: OrderedDict[str, Array] = OrderedDict()
+        x = stages["s2"] = nnx.relu(self.c1(pad_to_32(x)))
+        x = stages["s4"] = nnx.relu(self.c3(x))
+        x = stages["c5"] = nnx.relu(self.c5(x)).reshape(len(x), -1)
+        x = stages["f6"] = nnx.relu(self.f6(x))
+        stages["logits"] = self.output(x)
+        return stages

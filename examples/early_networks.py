@@ -1,0 +1,91 @@
+"""Four early networks, from neurons that compute logic to LeNet-5, in about a minute.
+
+python examples/early_networks.py
+"""
+
+from dlc_jax.environment import prepare_jax
+
+prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from dlc_jax import data, sharding, training
+from dlc_jax.models import perceptron, tc
+from dlc_jax.models.lenet5 import LeNet5
+from dlc_jax.models.perceptron import Perceptron
+from dlc_jax.models.tc import TC
+from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit
+
+
+def compute_xor() -> None:
+    model = ThresholdLogicUnit(
+        image_shape=(1, 2, 1), num_classes=2, rngs=nnx.Rngs(0), function="xor"
+    )
+    inputs = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    outputs = model(jnp.asarray(inputs.reshape(4, 1, 2, 1))).argmax(1)
+    table = ", ".join(
+        f"{a} xor {b} = {y}" for (a, b), y in zip(inputs.tolist(), outputs.tolist(), strict=True)
+    )
+    print(f"threshold logic units (1943): {table}")
+    assert outputs.tolist() == [0, 1, 1, 0]
+
+
+def train_perceptron(digits: data.Dataset, epochs: int = 20) -> None:
+    model = Perceptron(image_shape=digits.image_shape, num_classes=10, rngs=nnx.Rngs(0))
+    train, test = (jnp.asarray(split.images, jnp.float32) for split in (digits.train, digits.test))
+    for _ in range(epochs):
+        model, corrections = perceptron.update(model, train, digits.train.labels)
+    error = 100 * (model(test).argmax(1) != digits.test.labels).mean()
+    print(
+        f"perceptron (1958): test error {error:.1f} % on mnist-5k after {epochs} epochs, "
+        f"{corrections} corrections in the last"
+    )
+    assert error <= 20
+
+
+def train_tc(size: int = 6, steps: int = 3000) -> None:
+    model = TC(image_shape=(size, size, 1), num_classes=2, rngs=nnx.Rngs(0))
+    state = training.create_state(model, optax.sgd(0.3, momentum=0.9))
+    patterns = tc.patterns(size)
+    # The same patterns over and over: each step reads all of them.
+    copies = data.Examples(*(np.concatenate([array] * steps) for array in patterns))
+    as_they_are = data.Normalise(np.zeros(1, np.float32), np.ones(1, np.float32))
+    count = len(patterns.labels)
+    state, metrics = training.train_epoch(state, copies, as_they_are, batch_size=count)
+    _, result = training.evaluate(state, patterns, as_they_are)
+    last = np.flatnonzero(metrics.error)[-1] + 1
+    print(
+        f"T-C problem (1986): {100 * (1 - result.error):.0f} % of {count} patterns right, "
+        f"after {last} steps"
+    )
+    assert result.error == 0
+
+
+def train_lenet5(digits: data.Dataset, epochs: int = 5, batch_size: int = 50) -> None:
+    model = LeNet5(image_shape=digits.image_shape, num_classes=10, rngs=nnx.Rngs(0))
+    steps = epochs * len(digits.train.labels) // batch_size
+    rate = optax.linear_schedule(0.002, 0.00002, steps)
+    state = training.create_state(model, optax.sgd(rate, momentum=0.9))
+    normalise = data.Normalise.fit(digits.train.images)
+    mesh = sharding.cpu_mesh(batch_size)
+    *_, last = training.fit(
+        state, digits, normalise, epochs=epochs, batch_size=batch_size, mesh=mesh
+    )
+    error = 100 * float(last.test.error)
+    print(f"LeNet-5 (1998): test error {error:.1f} % on mnist-5k after {epochs} epochs")
+    assert error <= 6
+
+
+def main() -> None:
+    digits = data.load("mnist-5k")
+    compute_xor()
+    train_perceptron(digits)
+    train_tc()
+    train_lenet5(digits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dlc_jax import checkpoint, sharding, training
+from dlc_jax.data import Dataset, Normalise
+from dlc_jax.errors import InputError
+from dlc_jax.models.lenet5 import CONNECTIONS, GLYPHS, LeNet5
+from dlc_jax.models.lenet5_modern import LeNet5Modern
+
+# Chosen, with the loss's constant j, on the last 10,000 digits of MNIST's training split, which
+# were held out. The learning rate falls linearly to a hundredth.
+EPOCHS, BATCH_SIZE, LEARNING_RATE, MOMENTUM = 10, 50, 0.002, 0.9
+
+
+def lenet5(
+    shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, seed: int = 0, **options: Any
+) -> LeNet5:
+    return LeNet5(image_shape=shape, num_classes=classes, rngs=nnx.Rngs(seed), **options)
+
+
+def count(model: nnx.Module) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@jax.jit
+def stages_of(model: LeNet5 | LeNet5Modern, x: jax.Array) -> dict[str, jax.Array]:
+    return model.stages(x)
+
+
+def test_every_layer_has_the_papers_number_of_parameters() -> None:
+    model = lenet5()
+    counts = {name: count(getattr(model, name)) for name in ("c1", "s2", "c3", "s4", "c5", "f6")}
+    expected = {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164}
+    assert counts == expected
+    assert count(model) == 60_000
+
+
+def test_the_stages_have_the_papers_sizes() -> None:
+    stages = stages_of(lenet5(), jnp.zeros((3, 28, 28, 1)))
+    assert {name: stage.shape for name, stage in stages.items()} == {
+        "c1": (3, 28, 28, 6),
+        "s2": (3, 14, 14, 6),
+        "c3": (3, 10, 10, 16),
+        "s4": (3, 5, 5, 16),
+        "c5": (3, 120),
+        "f6": (3, 84),
+        "penalties": (3, 10),
+        "logits": (3, 10),
+    }
+
+
+def test_the_table_of_connections_follows_the_papers_rules() -> None:
+    reads = [set(np.flatnonzero(column).tolist()) for column in CONNECTIONS.T]
+    # Contiguous maps, the first following on the last.
+    assert reads[:6] == [{(first + i) % 6 for i in range(3)} for first in range(6)]
+    assert reads[6:12] == [{(first + i) % 6 for i in range(4)} for first in range(6)]
+    # Two pairs of neighbours with a gap on both sides.
+    assert reads[12:15] == [
+        {first, (first + 1) % 6, (first + 3) % 6, (first + 4) % 6} for first in (0, 1, 2)
+    ]
+    assert reads[15] == set(range(6))
+    assert CONNECTIONS.sum() == 60
+
+
+def test_a_map_of_c3_depends_on_the_maps_it_is_connected_to_and_on_no_other() -> None:
+    model = lenet5()
+    x = jax.random.normal(jax.random.key(0), (1, 14, 14, 6))
+    jacobian = jax.jit(jax.jacobian(lambda x: model.c3(x).sum((0, 1, 2))))(x)
+    np.testing.assert_array_equal(np.abs(jacobian).max((1, 2, 3)).T > 0, CONNECTIONS)
+
+
+def naive_stages(model: LeNet5, image: np.ndarray) -> dict[str, np.ndarray]:
+    """The paper's formulas for one image, unit by unit, in float64."""
+
+    def arrays(layer: Any) -> dict[str, np.ndarray]:
+        state = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
+        return {name: np.asarray(value, np.float64) for name, value in state.items()}
+
+    def squash(a: np.ndarray) -> np.ndarray:
+        return 1.7159 * np.tanh(2 / 3 * a)
+
+    def convolve(
+        x: np.ndarray, planes: dict[tuple[int, int], np.ndarray], bias: np.ndarray
+    ) -> np.ndarray:
+        size = len(x) - 4
+        out = np.tile(bias, (size, size, 1))
+        for (source, target), plane in planes.items():
+            for i, j in itertools.product(range(size), repeat=2):
+                out[i, j, target] += (x[i : i + 5, j : j + 5, source] * plane).sum()
+        return squash(out)
+
+    def sub_sample(x: np.ndarray, coefficient: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        fours = x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]
+        return squash(fours * coefficient + bias)
+
+    def all_pairs(kernel: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+        return {pair: kernel[:, :, *pair] for pair in np.ndindex(kernel.shape[2:])}
+
+    stages = {}
+    c1, c3, c5, f6 = (arrays(layer) for layer in (model.c1, model.c3, model.c5, model.f6))
+    x = stages["c1"] = convolve(image, all_pairs(c1["kernel"]), c1["bias"])
+    x = stages["s2"] = sub_sample(x, **arrays(model.s2))
+    pairs = [(source, target) for source in range(6) for target in range(16)]
+    connected = [pair for pair in pairs if CONNECTIONS[pair]]
+    planes = {pair: c3["kernel"][:, :, k] for k, pair in enumerate(connected)}
+    x = stages["c3"] = convolve(x, planes, c3["bias"])
+    x = stages["s4"] = sub_sample(x, **arrays(model.s4))
+    x = stages["c5"] = convolve(x, all_pairs(c5["kernel"]), c5["bias"])[0, 0]
+    x = stages["f6"] = squash(x @ f6["kernel"] + f6["bias"])
+    stages["penalties"] = np.array([((x - code) ** 2).sum() for code in GLYPHS])
+    return stages
+
+
+def test_every_stage_is_what_the_papers_formulas_give(rng: np.random.Generator) -> None:
+    model = lenet5((32, 32, 1))
+    image = rng.normal(size=(32, 32, 1))
+    stages = stages_of(model, jnp.asarray(image[None], jnp.float32))
+    expected = naive_stages(model, image)
+    for name, stage in expected.items():
+        np.testing.assert_allclose(stages[name][0], stage, rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(stages["logits"], -stages["penalties"])
+
+
+def test_images_of_28x28_are_padded_with_what_is_at_their_edges(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(2, 28, 28, 1)).astype(np.float32)
+    rows = np.clip(np.arange(-2, 30), 0, 27)
+    padded = x[:, rows][:, :, rows]
+    result, expected = stages_of(lenet5(), x), stages_of(lenet5((32, 32, 1)), padded)
+    np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-6)
+
+
+def test_the_loss_is_equation_9(rng: np.random.Generator) -> None:
+    penalties = rng.uniform(0, 12, (5, 10))
+    labels = np.array([0, 3, 9, 3, 7])
+    expected = np.mean(
+        [
+            y[right] + math.log(math.exp(-4.0) + sum(math.exp(-y_i) for y_i in y))
+            for y, right in zip(penalties, labels, strict=True)
+        ]
+    )
+    stages = {"penalties": jnp.asarray(penalties, jnp.float32)}
+    np.testing.assert_allclose(lenet5(rubbish=4.0).loss(stages, labels), expected, rtol=1e-5)
+
+
+def test_penalties_far_above_the_rubbish_classs_are_not_pushed_up_further() -> None:
+    def loss(penalties: jax.Array) -> jax.Array:
+        return lenet5(rubbish=5.0).loss({"penalties": penalties}, jnp.array([0]))
+
+    gradient = jax.grad(loss)(jnp.array([[1.0, 2.0, 60.0]]))[0]
+    assert gradient[1] < -0.1
+    assert abs(gradient[2]) < 1e-20
+
+
+def test_the_loss_of_penalties_too_large_to_exponentiate_is_finite() -> None:
+    stages = {"penalties": jnp.full((1, 10), 400.0)}
+    np.testing.assert_allclose(lenet5(rubbish=5.0).loss(stages, np.array([2])), 395.0, rtol=1e-6)
+
+
+def test_weights_are_uniform_within_2_4_by_the_fan_in() -> None:
+    model = lenet5()
+    fan_in = {"c1": 25, "s2": 4, "s4": 4, "c5": 400, "f6": 120}
+    for name, inputs in fan_in.items():
+        for leaf in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)):
+            assert_uniform(np.asarray(leaf), 2.4 / inputs)
+    kernel = np.asarray(model.c3.kernel[...])
+    targets = np.nonzero(CONNECTIONS)[1]
+    for target in range(16):
+        inputs = 25 * CONNECTIONS[:, target].sum()
+        assert_uniform(kernel[:, :, targets == target], 2.4 / inputs)
+        assert abs(model.c3.bias[target]) <= 2.4 / inputs
+
+
+def assert_uniform(values: np.ndarray, bound: float) -> None:
+    assert np.abs(values).max() <= bound
+    # Of n uniform draws the mean's standard error is bound/sqrt(3n), and the largest magnitude
+    # is below 1 - 10/n of the bound with probability e^-10.
+    assert abs(values.mean()) < 5 * bound / math.sqrt(3 * values.size)
+    assert np.abs(values).max() > (1 - 10 / values.size) * bound
+
+
+def test_the_codes_are_bitmaps_of_seven_by_twelve_that_differ_in_many_places() -> None:
+    assert GLYPHS.shape == (10, 84)
+    assert set(np.unique(GLYPHS)) == {-1, 1}
+    differ = (GLYPHS[:, None] != GLYPHS).sum(-1)
+    assert differ[~np.eye(10, dtype=bool)].min() >= 14
+
+
+def test_more_than_ten_classes_have_distinct_random_codes() -> None:
+    codes = np.asarray(lenet5(classes=200).codes[...])
+    assert set(np.unique(codes)) == {-1, 1}
+    assert len(np.unique(codes, axis=0)) == 200
+    other = np.asarray(lenet5(classes=200, seed=1).codes[...])
+    assert (codes != other).any()
+
+
+def test_codes_are_saved_and_not_trained(few_digits: Dataset, tmp_path: Any) -> None:
+    model = lenet5(classes=12, seed=1)
+    state = training.create_state(model, optax.sgd(1e-3))
+    normalise = Normalise.fit(few_digits.train.images)
+    state, _ = training.train_epoch(state, few_digits.train, normalise, batch_size=46)
+    np.testing.assert_array_equal(state.model.codes[...], model.codes[...])
+    checkpoint.save(tmp_path / "parameters", state.model)
+    again = checkpoint.load(tmp_path / "parameters", lenet5(classes=12, seed=2))
+    np.testing.assert_array_equal(again.codes[...], model.codes[...])  # type: ignore[attr-defined]
+
+
+def test_the_modern_version_has_61706_parameters() -> None:
+    model = LeNet5Modern(image_shape=(32, 32, 1), num_classes=10, rngs=nnx.Rngs(0))
+    assert count(model) == 61_706
+
+
+def test_the_modern_version_is_pytorchs_layers_one_after_the_other() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    torch.set_num_threads(1)
+    model = LeNet5Modern(image_shape=(32, 32, 1), num_classes=10, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(3, 32, 32, 1)).astype(np.float32)
+
+    def weights(layer: Any) -> tuple[Any, Any]:
+        kernel = np.asarray(layer.kernel[...])
+        axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+        return torch.tensor(kernel.transpose(axes)), torch.tensor(np.asarray(layer.bias[...]))
+
+    functional = torch.nn.functional
+    expected = torch.tensor(x).permute(0, 3, 1, 2)
+    for layer in (model.c1, model.c3):
+        expected = functional.max_pool2d(functional.conv2d(expected, *weights(layer)).relu(), 2)
+    expected = functional.conv2d(expected, *weights(model.c5)).relu().flatten(1)
+    expected = functional.linear(expected, *weights(model.f6)).relu()
+    expected = functional.linear(expected, *weights(model.output))
+    np.testing.assert_allclose(model(jnp.asarray(x)), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [LeNet5, LeNet5Modern])
+@pytest.mark.parametrize("shape", [(27, 28, 1), (224, 224, 3)])
+def test_images_of_other_sizes_are_named(network: Any, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match=f"32x32.*not {shape[0]}x{shape[1]}"):
+        network(image_shape=shape, num_classes=10, rngs=nnx.Rngs(0))
+
+
+def test_what_is_computed_in_is_the_dtype_and_parameters_stay_float32() -> None:
+    for network in (LeNet5, LeNet5Modern):
+        model = network(
+            image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=jnp.bfloat16
+        )
+        assert stages_of(model, jnp.ones((1, 28, 28, 1)))["logits"].dtype == jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+
+
+def trained_error(model: nnx.Module, dataset: Dataset, epochs: int) -> float:
+    """Test error in percent after some epochs of SGD with momentum."""
+    steps = epochs * len(dataset.train.labels) // BATCH_SIZE
+    rate = optax.linear_schedule(LEARNING_RATE, LEARNING_RATE / 100, steps)
+    state = training.create_state(model, optax.sgd(rate, MOMENTUM))
+    reports = training.fit(
+        state,
+        dataset,
+        Normalise.fit(dataset.train.images),
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        mesh=sharding.cpu_mesh(BATCH_SIZE),
+    )
+    *_, last = reports
+    return 100 * float(last.test.error)
+
+
+@pytest.mark.slow
+def test_ten_epochs_on_mnist_reach_1_2_percent(mnist: Dataset) -> None:
+    assert trained_error(lenet5(), mnist, EPOCHS) <= 1.2
+
+
+def test_five_epochs_on_mnist_5k_reach_5_percent(digits: Dataset) -> None:
+    assert trained_error(lenet5(), digits, 5) <= 5
