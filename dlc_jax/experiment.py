@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,6 +17,9 @@ from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.training import EpochReport
+
+# So many images at most are shown to a network without their labels.
+_UNLABELLED = 5000
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def train(
       InputError: configuration and dataset do not fit together, the folder can't be made,
         or (`training.Diverged`) the loss became infinite or not a number.
     """
-    state = training.create_state(config.create_model(), optax.sgd(config.learning_rate))
+    model = _prepared(config, dataset)
+    state = training.create_state(model, optax.sgd(config.learning_rate))
     if not jax.tree.leaves(state.params):
         raise InputError(f"the network {config.model} has nothing to train by gradient descent")
     reports = training.fit(
@@ -120,6 +125,15 @@ def train(
         if history:
             draw(run, dataset, history)
     return Outcome(run, summary, interrupted)
+
+
+def _prepared(config: RunConfig, dataset: Dataset) -> nnx.Module:
+    """The new network, with what it learns of the first training images without labels."""
+    model = config.create_model()
+    if dataset.image_shape != config.image_shape:
+        return model
+    images = config.normalise(jnp.asarray(dataset.train.images[:_UNLABELLED]))
+    return model.prepared(images, jax.random.key(config.seed))
 
 
 def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class RunConfig:
     seed: int
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def create_model(self) -> nnx.Module:
+    def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
         return models.create(
             self.model,

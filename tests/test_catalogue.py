@@ -217,7 +217,7 @@ def test_shortcuts_differ_by_their_projections() -> None:
 
 def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
     block = resnet.BasicBlock(16, 32, 2, "A", dtype=jnp.float32, rngs=nnx.Rngs(0))
-    block.bn2.scale[...] = jnp.zeros(32)
+    block.bn2.scale = nnx.Param(jnp.zeros(32))
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
     expected = np.zeros((2, 4, 4, 32), np.float32)
     expected[..., :16] = np.maximum(np.asarray(x)[:, ::2, ::2], 0)
@@ -271,3 +271,8 @@ def test_networks_compute_in_bfloat16_with_float32_parameters_and_statistics(nam
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'resnet19'.*resnet1"):
         models.create("resnet19", rngs=nnx.Rngs(0))
+
+
+def test_a_network_that_learns_nothing_without_labels_is_prepared_as_it_is() -> None:
+    model = models.create("lecture", rngs=nnx.Rngs(0))
+    assert model.prepared(jnp.zeros((5, 28, 28, 1)), jax.random.key(0)) is model

@@ -314,6 +314,14 @@ def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax:
     assert dlc_jax("eval", "runs/small", "--json").json["test_error_percent"] == error
 
 
+def test_a_network_that_organises_itself_does_so_before_it_is_trained(dlc_jax: Command) -> None:
+    arguments = ("--dataset", "mnist-5k", "--model", "neocognitron", "--epochs", "1", "--json")
+    error = dlc_jax("train", *arguments, "--name", "organised").json["test_error_percent"]
+    # Of the same readout on random cells it is over 10 %.
+    assert error < 7
+    assert dlc_jax("eval", "runs/organised", "--json").json["test_error_percent"] == error
+
+
 @pytest.mark.parametrize("command", ["train", "eval", "predict", "data", "models"])
 def test_every_commands_help_has_an_example(dlc_jax: Command, command: str) -> None:
     done = dlc_jax(command, "--help")

@@ -13,6 +13,7 @@ from dlc_jax.models.googlenet import GoogLeNet
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.lenet5 import LeNet5
 from dlc_jax.models.lenet5_modern import LeNet5Modern
+from dlc_jax.models.neocognitron import Neocognitron
 from dlc_jax.models.network import Network
 from dlc_jax.models.perceptron import Perceptron
 from dlc_jax.models.prelu_net import PReLUNet
@@ -95,6 +96,7 @@ def _imagenet(year: int, source: str, build: Callable[..., Network]) -> Entry:
 CATALOGUE: dict[str, Entry] = {
     "threshold-logic-unit": Entry(1943, "McCulloch and Pitts", (1, 2, 1), 2, ThresholdLogicUnit),
     "perceptron": Entry(1958, "Rosenblatt", _MNIST, 10, Perceptron),
+    "neocognitron": Entry(1980, "Fukushima", _MNIST, 10, Neocognitron),
     "tc": Entry(1986, "Rumelhart et al., the T-C problem", (6, 6, 1), 2, TC),
     "lenet5": Entry(1998, "LeCun et al., section II.B", _MNIST, 10, LeNet5),
     "lenet5-modern": Entry(1998, "LeCun et al., with today's parts", _MNIST, 10, LeNet5Modern),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.losses import cross_entropy
@@ -47,6 +47,20 @@ class Network(nnx.Module):
           labels: the right classes.
         """
         return cross_entropy(stages["logits"], labels)
+
+    def prepared(
+        self, images: Float[Array, "images height width channels"], key: PRNGKeyArray
+    ) -> "Network":
+        """The network with what it learns of images alone, before it is trained on labels.
+
+        Most networks learn nothing so, and are returned as they are.
+
+        Args:
+          images: normalised training images.
+          key: of the random numbers that it needs.
+        """
+        del images, key
+        return self
 
     def torch_names(self) -> dict[str, str]:
         """Where PyTorch's name of a layer differs: beginnings of our names, and of theirs."""
