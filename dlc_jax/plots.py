@@ -200,7 +200,7 @@ def history(
       described: the networks, as `dlc_jax.models.report.describe` returns them.
       errors: for each of two kinds of measurement, networks' errors in percent.
     """
-    figure = Figure(figsize=(12, 5.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 6.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = [row for row in described if row["parameters"] and row["multiply_adds"]]
     costs = {row["name"]: (row["parameters"], row["multiply_adds"]) for row in rows}
