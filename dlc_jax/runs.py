@@ -118,9 +118,8 @@ class Run:
         """
         path = folder / CONFIG
         try:
-            values = json.loads(path.read_text())
             # Runs of earlier versions have no options.
-            values.setdefault("model_options", {})
+            values = {"model_options": {}, **json.loads(path.read_text())}
             fields = {field.name for field in dataclasses.fields(RunConfig)}
             config = RunConfig(**{name: values[name] for name in fields})
             shape = tuple(int(size) for size in config.image_shape)
