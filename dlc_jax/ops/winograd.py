@@ -80,7 +80,7 @@ _FOUR = _Algorithm(
 )
 
 # With fewer channels the transforms cost more than the products that they save.
-_FEWEST_CHANNELS = 32
+_FEWEST_CHANNELS = 16
 # From so many channels on, the larger kernels of F(4, 3) take longer than its products save.
 _MANY_CHANNELS = 128
 # So many positions of the result make products large enough to gain anything, and so many at
