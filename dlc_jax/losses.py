@@ -1,20 +1,35 @@
 """What networks are trained on, and judged by."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from dlc_jax.data.examples import AnyArray
+from dlc_jax.errors import InputError
 
 
 def cross_entropy(
-    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
+    logits: Float[AnyArray, "batch classes"],
+    labels: Int[AnyArray, " batch"],
+    smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """Mean over the batch of -log softmax(logits)[label], in nats."""
+    """Mean over the batch of -log softmax(logits)[label], in nats.
+
+    Args:
+      logits: of any float dtype.
+      labels: the right classes.
+      smoothing: what part of each target is spread evenly over all classes (Szegedy et al.
+        2016, "Rethinking the Inception architecture", section 7).
+    """
     # At least float32, since a mean over many examples would be lost in bfloat16.
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    right = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return right.mean()
+    evenly = -jax.nn.log_softmax(logits).mean(-1)
+    return ((1 - smoothing) * right + smoothing * evenly).mean()
 
 
 def misclassified(
@@ -22,3 +37,12 @@ def misclassified(
 ) -> Bool[Array, " batch"]:
     """Whether the largest logit is another than the label's."""
     return logits.argmax(-1) != labels
+
+
+def refuse_label_smoothing(network: str, label_smoothing: float) -> None:
+    """Raises an InputError for a network whose loss has targets of its own."""
+    if label_smoothing:
+        raise InputError(
+            f"{network} is trained on targets of its own, which label smoothing "
+            f"({label_smoothing}) does not suit; leave it out"
+        )

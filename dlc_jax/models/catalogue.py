@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from dlc_jax.errors import InputError
+from dlc_jax.models.airbench import Airbench
 from dlc_jax.models.alexnet import AlexNet
 from dlc_jax.models.bn_inception import BNInception
 from dlc_jax.models.googlenet import GoogLeNet
@@ -126,4 +127,5 @@ CATALOGUE: dict[str, Entry] = {
         for n in (3, 5, 7, 9, 18)
     },
     "lecture": Entry(2018, "Fleuret, EE-559, lecture 1a", _MNIST, 10, Lecture),
+    "airbench": Entry(2024, "Jordan, arXiv 2404.00498", _CIFAR, 10, Airbench),
 }

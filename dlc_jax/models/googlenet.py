@@ -191,13 +191,16 @@ class GoogLeNet(Network):
         return stages
 
     def loss(
-        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+        self,
+        stages: Mapping[str, Array],
+        labels: Int[AnyArray, " batch"],
+        label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """The mean cross-entropy, plus 0.3 times that of each auxiliary classifier."""
-        loss = cross_entropy(stages["logits"], labels)
+        loss = cross_entropy(stages["logits"], labels, label_smoothing)
         for name in _AUXILIARY:
             if name in stages:
-                loss += _AUXILIARY_WEIGHT * cross_entropy(stages[name], labels)
+                loss += _AUXILIARY_WEIGHT * cross_entropy(stages[name], labels, label_smoothing)
         return loss
 
     def torch_names(self) -> dict[str, str]:

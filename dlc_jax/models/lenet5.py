@@ -39,6 +39,7 @@ from jaxtyping import Bool, Float, Int
 from dlc_jax import layers, ops
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
+from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 
@@ -226,7 +227,10 @@ class LeNet5(Network):
         return stages
 
     def loss(
-        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+        self,
+        stages: Mapping[str, Array],
+        labels: Int[AnyArray, " batch"],
+        label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """The mean of y_D + log(exp(-j) + sum_i exp(-y_i)): equation 9, the MAP criterion.
 
@@ -235,7 +239,9 @@ class LeNet5(Network):
         Args:
           stages: what `stages` returned.
           labels: the right classes.
+          label_smoothing: none; the targets are the paper's.
         """
+        refuse_label_smoothing(type(self).__name__, label_smoothing)
         penalties = stages["penalties"]
         # At least float32, since a mean over many examples would be lost in bfloat16.
         penalties = penalties.astype(jnp.promote_types(penalties.dtype, jnp.float32))

@@ -38,15 +38,19 @@ class Network(nnx.Module):
         return self.stages(x)["logits"]
 
     def loss(
-        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+        self,
+        stages: Mapping[str, Array],
+        labels: Int[AnyArray, " batch"],
+        label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """What training minimises: unless a network says otherwise, the mean cross-entropy.
 
         Args:
           stages: what `stages` returned.
           labels: the right classes.
+          label_smoothing: see `dlc_jax.losses.cross_entropy`.
         """
-        return cross_entropy(stages["logits"], labels)
+        return cross_entropy(stages["logits"], labels, label_smoothing)
 
     def prepared(
         self, images: Float[Array, "images height width channels"], key: PRNGKeyArray

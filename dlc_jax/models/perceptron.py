@@ -37,6 +37,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
+from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 
@@ -108,7 +109,10 @@ class Perceptron(Network):
         return stages
 
     def loss(
-        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+        self,
+        stages: Mapping[str, Array],
+        labels: Int[AnyArray, " batch"],
+        label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """By how much the largest logit exceeds the right one, averaged over the batch.
 
@@ -117,7 +121,9 @@ class Perceptron(Network):
         Args:
           stages: what `stages` returned.
           labels: the right classes.
+          label_smoothing: none; the targets are the paper's.
         """
+        refuse_label_smoothing(type(self).__name__, label_smoothing)
         logits = stages["logits"]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         # Taken at an index, since the gradient of a maximum is shared among equal logits.

@@ -37,6 +37,7 @@ from jaxtyping import Float, Int
 from dlc_jax import layers
 from dlc_jax.data.examples import AnyArray, Examples
 from dlc_jax.errors import InputError
+from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.network import Network
 
 # Five squares each, and they differ in a single one.
@@ -132,7 +133,10 @@ class TC(Network):
         return stages
 
     def loss(
-        self, stages: Mapping[str, Array], labels: Int[AnyArray, " batch"]
+        self,
+        stages: Mapping[str, Array],
+        labels: Int[AnyArray, " batch"],
+        label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """The mean of (t - o)^2 / 2 over the batch, t being 0 for a T and 1 for a C.
 
@@ -141,7 +145,9 @@ class TC(Network):
         Args:
           stages: what `stages` returned.
           labels: the right classes.
+          label_smoothing: none; the targets are the paper's.
         """
+        refuse_label_smoothing(type(self).__name__, label_smoothing)
         output = stages["output"][:, 0]
         output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
         return jnp.square(jnp.asarray(labels) - output).mean() / 2
