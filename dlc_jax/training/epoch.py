@@ -1,21 +1,26 @@
 """A whole pass over a split as one call on the device."""
 
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 
+from dlc_jax.data.augment import Augmentation, Changes
 from dlc_jax.data.examples import Examples, Normalise
 from dlc_jax.losses import cross_entropy, misclassified
 from dlc_jax.sharding import spread
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, eval_step, train_step
 
+Tree = TypeVar("Tree")
+_NONE = Augmentation()
 
-@partial(jax.jit, static_argnames=("batch_size", "mesh"))
+
+@partial(jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing"))
 def train_epoch(
     state: TrainState,
     train: Examples,
@@ -23,8 +28,11 @@ def train_epoch(
     *,
     batch_size: int,
     mesh: Mesh | None = None,
+    key: PRNGKeyArray | None = None,
+    augmentation: Augmentation = _NONE,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One `train_step` for each batch, in the order in which the examples stand.
+    """One `train_step` for each batch.
 
     Nothing passes between host and device until it returns. Where the batch size does not
     divide the number of examples, the last batch is smaller.
@@ -37,20 +45,32 @@ def train_epoch(
       batch_size: examples an update.
       mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`;
         the arguments must lie on them (`dlc_jax.sharding.replicate`).
+      key: of the order of the examples and of their augmentation, the same for all epochs;
+        without one they are taken in the order in which they stand, as they are.
+      augmentation: what to do to the normalised images.
+      label_smoothing: see `dlc_jax.losses.cross_entropy`.
 
     Returns:
       The state after the epoch, and each step's loss and error, [steps].
     """
-    full, rest = _batches(train, batch_size)
-    epoch = spread(_steps, mesh, in_axes=(None, None, 1), out_axes=None)
-    state, metrics = epoch(state, normalise, full)
+    changes = None
+    if key is not None:
+        epoch = state.step // -(-len(train.labels) // batch_size)
+        ordering, drawing = jax.random.split(key)
+        changes = augmentation.draw(drawing, epoch, train.images.shape)
+        order = jax.random.permutation(jax.random.fold_in(ordering, epoch), len(train.labels))
+        train, changes = jax.tree.map(lambda array: jnp.asarray(array)[order], (train, changes))
+    full, rest = _batches((train, changes), batch_size)
+    how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
+    epoch_of_steps = spread(partial(_steps, **how), mesh, in_axes=(None, None, 1), out_axes=None)
+    state, metrics = epoch_of_steps(state, normalise, full)
     if rest is not None:
-        state, last = train_step(state, _normalised(rest, normalise))
+        state, last = _step(state, normalise, rest, axis_name=None, **how)
         metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, last)
     return state, metrics
 
 
-@partial(jax.jit, static_argnames=("batch_size", "mesh"))
+@partial(jax.jit, static_argnames=("batch_size", "mesh", "mirrored"))
 def evaluate(
     state: TrainState,
     examples: Examples,
@@ -58,6 +78,7 @@ def evaluate(
     *,
     batch_size: int = 500,
     mesh: Mesh | None = None,
+    mirrored: bool = False,
 ) -> tuple[Float[Array, "examples classes"], Metrics]:
     """The logits of all examples in evaluation mode, with their mean loss and error.
 
@@ -67,43 +88,70 @@ def evaluate(
       normalise: the same as in training.
       batch_size: examples at a time; it bounds the memory and changes nothing else.
       mesh: devices to spread each batch over, as for `train_epoch`.
+      mirrored: whether each image's logits are the mean of its own and of its mirror image's.
     """
     full, rest = _batches(examples, batch_size)
     even = mesh if mesh is not None and batch_size % mesh.size == 0 else None
-    logits = spread(_logits, even, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
+    some = partial(_logits, mirrored=mirrored)
+    logits = spread(some, even, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
     logits = logits.reshape(-1, logits.shape[-1])
     if rest is not None:
-        logits = jnp.concatenate([logits, eval_step(state, _normalised(rest, normalise))[0]])
+        logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, mirrored)])
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
 
 
-def _normalised(batch: Examples, normalise: Normalise) -> Examples:
-    """The batch as a network takes it."""
-    return Examples(normalise(batch.images), batch.labels)
-
-
 def _steps(
-    state: TrainState, normalise: Normalise, batches: Examples, *, axis_name: str | None
+    state: TrainState, normalise: Normalise, batches: Any, **how: Any
 ) -> tuple[TrainState, Metrics]:
-    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
-        return train_step(state, _normalised(batch, normalise), axis_name=axis_name)
+    return lax.scan(lambda state, batch: _step(state, normalise, batch, **how), state, batches)
 
-    return lax.scan(step, state, batches)
+
+def _step(
+    state: TrainState,
+    normalise: Normalise,
+    batch: tuple[Examples, Changes | None],
+    *,
+    augmentation: Augmentation,
+    label_smoothing: float,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    examples, changes = batch
+    images = normalise(examples.images)
+    if changes is not None:
+        images = augmentation.apply(images, changes)
+    batch_of_step = Examples(images, examples.labels)
+    return train_step(state, batch_of_step, axis_name=axis_name, label_smoothing=label_smoothing)
 
 
 def _logits(
-    state: TrainState, normalise: Normalise, batches: Examples, *, axis_name: str | None
+    state: TrainState,
+    normalise: Normalise,
+    batches: Examples,
+    *,
+    axis_name: str | None,
+    mirrored: bool,
 ) -> Float[Array, "batches batch classes"]:
     del axis_name
-    return lax.map(lambda batch: eval_step(state, _normalised(batch, normalise))[0], batches)
+    return lax.map(lambda batch: _logits_of_batch(state, normalise, batch, mirrored), batches)
 
 
-def _batches(examples: Examples, batch_size: int) -> tuple[Examples, Examples | None]:
+def _logits_of_batch(
+    state: TrainState, normalise: Normalise, batch: Examples, mirrored: bool
+) -> Float[Array, "batch classes"]:
+    images = normalise(batch.images)
+    logits, _ = eval_step(state, Examples(images, batch.labels))
+    if mirrored:
+        others, _ = eval_step(state, Examples(images[:, :, ::-1], batch.labels))
+        logits = (logits + others) / 2
+    return logits
+
+
+def _batches(tree: Tree, batch_size: int) -> tuple[Tree, Tree | None]:
     """The full batches, [batches, batch_size, ...], and what is left over."""
-    count = len(examples.labels)
+    count = len(jax.tree.leaves(tree)[0])
     full = count // batch_size * batch_size
     stacked = jax.tree.map(
-        lambda array: array[:full].reshape(-1, batch_size, *array.shape[1:]), examples
+        lambda array: array[:full].reshape(-1, batch_size, *array.shape[1:]), tree
     )
-    return stacked, jax.tree.map(lambda array: array[full:], examples) if full < count else None
+    return stacked, jax.tree.map(lambda array: array[full:], tree) if full < count else None

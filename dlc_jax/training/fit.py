@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,6 +59,8 @@ def fit(
     epochs: int,
     batch_size: int,
     mesh: Mesh | None = None,
+    mirrored: bool = False,
+    **how: Any,
 ) -> Iterator[EpochReport]:
     """Trains for some epochs, evaluating after each.
 
@@ -68,6 +71,8 @@ def fit(
       epochs: passes over the training split.
       batch_size: examples an update.
       mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`.
+      mirrored: whether to test on images and their mirror images, as `evaluate` does.
+      **how: further arguments of `train_epoch`: `key`, `augmentation`, `label_smoothing`.
 
     Returns:
       An iterator of reports: one on the untrained network, then one after each epoch. It
@@ -82,7 +87,7 @@ def fit(
             f"a batch size of {batch_size} does not fit {dataset.name}'s {count} training "
             f"examples; choose one from 1 to {count}"
         )
-    return _reports(state, dataset, normalise, epochs, batch_size, mesh)
+    return _reports(state, dataset, normalise, epochs, batch_size, mesh, mirrored, how)
 
 
 def _reports(
@@ -92,19 +97,23 @@ def _reports(
     epochs: int,
     batch_size: int,
     mesh: Mesh | None,
+    mirrored: bool,
+    how: dict[str, Any],
 ) -> Iterator[EpochReport]:
-    arguments = state, dataset.train, dataset.test, normalise
-    state, train, test, normalise = replicate(arguments, mesh)
+    arguments = state, dataset.train, dataset.test, normalise, how.pop("key", None)
+    state, train, test, normalise, key = replicate(arguments, mesh)
     start = time.perf_counter()
     run_epoch = train_epoch.lower(
-        state, train, normalise, batch_size=batch_size, mesh=mesh
+        state, train, normalise, batch_size=batch_size, mesh=mesh, key=key, **how
     ).compile()
-    run_test = evaluate.lower(state, test, normalise, mesh=mesh).compile()
+    run_test = evaluate.lower(state, test, normalise, mesh=mesh, mirrored=mirrored).compile()
     compile_seconds = time.perf_counter() - start
     losses, train_seconds = np.zeros(0, np.float32), 0.0
     for epoch in range(epochs + 1):
         if epoch:
-            (state, metrics), train_seconds = _timed(run_epoch, state, train, normalise)
+            (state, metrics), train_seconds = _timed(
+                partial(run_epoch, key=key), state, train, normalise
+            )
             losses = np.asarray(metrics.loss)
             _check_finite(losses, epoch)
         (logits, test_metrics), test_seconds = _timed(run_test, state, test, normalise)

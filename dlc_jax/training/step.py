@@ -32,9 +32,13 @@ class Metrics(NamedTuple):
     error: Float[Array, "*steps"]
 
 
-@partial(jax.jit, static_argnames="axis_name")
+@partial(jax.jit, static_argnames=("axis_name", "label_smoothing"))
 def train_step(
-    state: TrainState, batch: Examples, *, axis_name: str | None = None
+    state: TrainState,
+    batch: Examples,
+    *,
+    axis_name: str | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One step of stochastic gradient descent on a batch's loss.
 
@@ -46,6 +50,7 @@ def train_step(
       batch: normalised float images [batch, height, width, channels] and labels [batch].
       axis_name: inside `jax.shard_map`, the mesh axis over which the batch is spread evenly;
         gradients, loss and error are then averaged over it.
+      label_smoothing: see `dlc_jax.losses.cross_entropy`.
 
     Returns:
       The next state, and loss and error on the batch before the step.
@@ -55,7 +60,7 @@ def train_step(
         # A copy, since variables of another trace can not be updated.
         model = nnx.merge(state.graphdef, params, state.stats, copy=True)
         model.train()
-        loss, logits = _loss_and_logits(model, batch)
+        loss, logits = _loss_and_logits(model, batch, label_smoothing)
         stats = nnx.state(model, nnx.Not(nnx.Param))
         return loss, (logits, stats)
 
@@ -69,12 +74,14 @@ def train_step(
     return dataclasses.replace(state, **changed), metrics
 
 
-def _loss_and_logits(model: nnx.Module, batch: Examples) -> tuple[Array, Array]:
+def _loss_and_logits(
+    model: nnx.Module, batch: Examples, label_smoothing: float
+) -> tuple[Array, Array]:
     if isinstance(model, Network):
         stages = model.stages(jnp.asarray(batch.images))
-        return model.loss(stages, batch.labels), stages["logits"]
+        return model.loss(stages, batch.labels, label_smoothing), stages["logits"]
     logits = model(batch.images)
-    return cross_entropy(logits, batch.labels), logits
+    return cross_entropy(logits, batch.labels, label_smoothing), logits
 
 
 def _local(params: Tree, axis_name: str | None) -> Tree:

@@ -1,0 +1,104 @@
+"""Learning-rate schedules by name, and stochastic gradient descent with what goes with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from dlc_jax.errors import InputError
+
+# Of the triangular schedule (Jordan 2024, section 3): where it begins, when its peak is, and
+# where it ends, as parts of the peak and of the steps.
+_BEGINNING, _PEAK, _END = 0.2, 0.23, 0.07
+
+
+def _step(peak: float, steps: int) -> optax.Schedule:
+    # He et al. 2015, section 4.2: at 32,000 and 48,000 of 64,000 steps.
+    return optax.piecewise_constant_schedule(peak, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+
+
+def _triangular(peak: float, steps: int) -> optax.Schedule:
+    top = max(1, round(_PEAK * steps))
+    up = optax.linear_schedule(_BEGINNING * peak, peak, top)
+    down = optax.linear_schedule(peak, _END * peak, max(1, steps - top))
+    return optax.join_schedules([up, down], [top])
+
+
+def _cosine(peak: float, steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 20), max(2, steps))
+
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "step": _step,
+    "triangular": _triangular,
+    "cosine": _cosine,
+}
+
+
+def schedule(name: str, peak: float, steps: int) -> optax.Schedule:
+    """The learning rate by step.
+
+    Args:
+      name: "constant"; "step" (a tenth after half, and a hundredth after three quarters);
+        "triangular" (from a fifth up to the peak after 23 %, then down to 7 %); or "cosine"
+        (up from zero within 5 %, then down to zero).
+      peak: the largest learning rate.
+      steps: how many there are.
+
+    Raises:
+      InputError: there is no such schedule.
+    """
+    if name not in SCHEDULES:
+        raise InputError(f"there is no schedule {name!r}; choose from {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](peak, steps)
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    bias_factor: float = 1.0,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with decoupled weight decay, and biases apart.
+
+    Args:
+      learning_rate: a number, or a function of the step.
+      momentum: the weight of past gradients.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: by which part of them, times the learning rate, weights shrink each step.
+        Biases, scales and slopes do not.
+      bias_factor: how many times larger the learning rate of biases is.
+    """
+    if not (momentum or weight_decay or bias_factor != 1):
+        return optax.sgd(learning_rate)
+    after_momentum = [optax.trace(momentum, nesterov)] if momentum else []
+    return optax.chain(
+        *after_momentum,
+        optax.add_decayed_weights(weight_decay, _are_weights),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.masked(optax.scale(bias_factor), _are_biases),
+    )
+
+
+def _by_name(params: Any, chosen: Callable[[str], bool]) -> Any:
+    """For each parameter whether its variable's name is chosen."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: chosen(_variable(path)), params, is_leaf=None
+    )
+
+
+def _variable(path: tuple[Any, ...]) -> str:
+    names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return names[-1] if names else ""
+
+
+def _are_weights(params: Any) -> Any:
+    return _by_name(params, lambda name: not (name.endswith("bias") or name in ("scale", "slope")))
+
+
+def _are_biases(params: Any) -> Any:
+    return _by_name(params, lambda name: name.endswith("bias"))
