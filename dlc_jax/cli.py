@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -155,30 +156,117 @@ def commands() -> None:
     """
 
 
+class _Part(click.ParamType):  # type: ignore[type-arg]
+    """A number from 0 on, below a limit."""
+
+    name = "number"
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.limit = limit
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < self.limit:
+            most = "" if self.limit == math.inf else f", below {self.limit:g}"
+            self.fail(f"{value} is not possible; give a number from 0 on{most}", param, ctx)
+        return number
+
+
+# The fields of a recipe that can be told otherwise: what they take, and what they are.
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "epochs": (_Integer(1), "Passes over the training images."),
+    "batch_size": (_Integer(1), "Images an update."),
+    "learning_rate": (_PositiveNumber(), "Of SGD; the largest."),
+    "schedule": (
+        click.Choice(["constant", "step", "triangular", "cosine"]),
+        "How the learning rate changes.",
+    ),
+    "momentum": (_Part(1), "Of SGD."),
+    "nesterov": (bool, "Whether the momentum is Nesterov's."),
+    "weight_decay": (_Part(), "By which part of them, times the rate, weights shrink each step."),
+    "bias_factor": (_PositiveNumber(), "How many times larger the learning rate of biases is."),
+    "label_smoothing": (_Part(1), "What part of each target is spread over all classes."),
+    "shuffle": (bool, "Whether each epoch has an order of its own."),
+    "flip": (
+        click.Choice(["none", "random", "alternating"]),
+        "Exchange left and right, at random or every other epoch.",
+    ),
+    "translate": (_Integer(0), "Move images by up to so many pixels."),
+    "padding": (click.Choice(["zero", "reflect"]), "What then comes in at the borders."),
+    "cutout": (_Integer(0), "Blank out a square of so many pixels."),
+    "dtype": (click.Choice(["float32", "bfloat16"]), "What the network computes in."),
+    "mirrored_test": (bool, "Whether to test on images and mirror images together."),
+}
+
+
+def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each field of a recipe; None where it is left as it is."""
+    for name, (kind, text) in reversed(_FIELDS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            flag += f"/--no-{name.replace('_', '-')}"
+        option = click.option(
+            flag, default=None, **({} if kind is bool else {"type": kind}), help=text
+        )
+        command = option(command)
+    return command
+
+
+@commands.command("recipes")
+@_json
+def list_recipes(as_json: bool) -> None:
+    """List the recipes: what to train, on what and how.
+
+    \b
+    Example:
+      dlc-jax recipes
+    """
+    import dataclasses
+
+    from dlc_jax import recipes
+
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    name: {
+                        "summary": entry.summary,
+                        "source": entry.source,
+                        **dataclasses.asdict(entry.recipe),
+                    }
+                    for name, entry in recipes.RECIPES.items()
+                }
+            )
+        )
+        return
+    for name, entry in recipes.RECIPES.items():
+        recipe = entry.recipe
+        click.echo(f"{name:18} {entry.summary} ({entry.source})")
+        click.echo(f"{'':18} {recipe.model} on {recipe.dataset}, {recipe.epochs} epochs")
+
+
 @commands.command()
+@click.argument("recipe", required=False)
 @click.option(
     "--dataset",
     metavar="NAME",
-    help=f"What to learn; dlc-jax data lists them.  [default: {_DEFAULT_DATASET}; "
-    f"{_FALLBACK_DATASET} where that can't be had]",
+    help="What to learn; dlc-jax data lists them.  [default: the recipe's; "
+    f"{_FALLBACK_DATASET} where {_DEFAULT_DATASET} can't be had]",
 )
 @click.option(
     "--model",
     metavar="NAME",
-    default="lecture",
-    show_default=True,
-    help="The network; dlc-jax models lists them.",
+    help="The network; dlc-jax models lists them.  [default: the recipe's]",
 )
 @_model_options
-@click.option("--epochs", type=_Integer(1), default=10, show_default=True, help="Passes over it.")
+@_recipe_options
 @click.option(
-    "--batch-size", type=_Integer(1), default=100, show_default=True, help="Images an update."
-)
-@click.option(
-    "--learning-rate", type=_PositiveNumber(), default=0.1, show_default=True, help="Of plain SGD."
-)
-@click.option(
-    "--seed", type=_Integer(0), default=0, show_default=True, help="Of the initial weights."
+    "--seed", type=_Integer(0), default=0, show_default=True, help="Of all that is random."
 )
 @_data_dir
 @click.option(
@@ -193,37 +281,49 @@ def commands() -> None:
 )
 @_json
 def train(
+    recipe: str | None,
     dataset: str | None,
+    model: str | None,
+    model_options: tuple[tuple[str, Any], ...],
+    seed: int,
     data_dir: str | None,
     output_dir: str,
     name: str | None,
     as_json: bool,
-    model: str,
-    model_options: tuple[tuple[str, Any], ...],
-    **hyperparameters: Any,
+    **fields: Any,
 ) -> int:
-    """Train a network, by default the lecture's.
+    """Train a network by a recipe, by default the lecture's program.
 
-    Numbers, pictures and parameters go into a new run folder.
+    Numbers, pictures and parameters go into a new run folder. dlc-jax recipes lists the
+    recipes; every option that is left out is as in the recipe.
 
     \b
     Examples:
       dlc-jax train
+      dlc-jax train cifar10-cpu
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
       dlc-jax train --model resnet18 --option stem=small --batch-size 50
-      dlc-jax train --name first --json
     """
+    from dlc_jax import models, recipes
     from dlc_jax.files import make_folder
 
     make_folder(Path(output_dir))
-    from dlc_jax import models
-
-    models.find(model)
-    loaded = _load_or_fall_back(dataset, data_dir)
+    chosen = recipes.find(recipe or "mnist-lecture")
+    changes = {field: value for field, value in fields.items() if value is not None}
+    if model is not None:
+        models.find(model)
+        changes |= {"model": model, "model_options": {}}
+    if model_options:
+        kept = {} if model is not None else chosen.model_options
+        changes["model_options"] = kept | dict(model_options)
+    if recipe is None:
+        loaded = _load_or_fall_back(dataset, data_dir)
+    else:
+        loaded = _load(dataset or chosen.dataset, data_dir)
     from dlc_jax import experiment, terminal
 
     config = experiment.configure(
-        loaded, model=model, model_options=dict(model_options), **hyperparameters
+        loaded, chosen, seed=seed, name=recipe or "mnist-lecture", **changes
     )
     counts = len(loaded.train.labels), len(loaded.test.labels)
     with terminal.epochs(config.epochs, *counts) as progress:
@@ -288,7 +388,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> int:
             f"{summary['epochs']} epochs: {summary['train_seconds']:.1f} s of training, "
             f"{summary['compile_seconds']:.1f} s of compiling"
         )
-        click.echo(f"{folder}: curves.png, confusion.png, mistakes.png, metrics.jsonl, ...")
+        click.echo(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")
     if as_json:
         click.echo(json.dumps(summary))
     return _INTERRUPTED if outcome.interrupted else 0

@@ -1,6 +1,7 @@
 """A training run from its configuration to its folder of results."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dlc_jax import checkpoint, plots, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
+from dlc_jax.recipes import LECTURE, Recipe
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.training import EpochReport
 
@@ -39,35 +41,38 @@ class Outcome:
 
 def configure(
     dataset: Dataset,
+    recipe: Recipe = LECTURE,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
-    model: str = "lecture",
-    model_options: Mapping[str, Any] | None = None,
+    name: str = "mnist-lecture",
+    **changes: Any,
 ) -> RunConfig:
-    """The configuration of a run on a dataset, by default of the lecture's network."""
+    """The configuration of a run of a recipe on a dataset.
+
+    Args:
+      dataset: what to train on, whatever the recipe's is.
+      recipe: what to train and how; by default the lecture's program.
+      seed: of the initial weights, and of all that is random in training.
+      name: the recipe's name.
+      **changes: fields of the recipe to be told otherwise.
+    """
     from dlc_jax import __version__
 
     normalise = Normalise.fit(dataset.train.images)
+    fields = dataclasses.asdict(dataclasses.replace(recipe, **changes))
     return RunConfig(
+        **fields | {"dataset": dataset.name},
+        recipe=name,
         dlc_jax=__version__,
         jax=jax.__version__,
         device=jax.devices()[0].device_kind,
-        model=model,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
-        dataset=dataset.name,
         dataset_version=dataset.version,
         provenance=dataset.provenance,
         mean=tuple(np.asarray(normalise.mean).tolist()),
         std=tuple(np.asarray(normalise.std).tolist()),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
         seed=seed,
-        model_options=dict(model_options or {}),
     )
 
 
@@ -95,7 +100,8 @@ def train(
         or (`training.Diverged`) the loss became infinite or not a number.
     """
     model = _prepared(config, dataset)
-    state = training.create_state(model, optax.sgd(config.learning_rate))
+    optimizer = config.optimizer(len(dataset.train.labels))
+    state = training.create_state(model, optimizer)
     if not jax.tree.leaves(state.params):
         raise InputError(f"the network {config.model} has nothing to train by gradient descent")
     reports = training.fit(
@@ -105,6 +111,10 @@ def train(
         epochs=config.epochs,
         batch_size=config.batch_size,
         mesh=sharding.cpu_mesh(config.batch_size),
+        mirrored=config.mirrored_test,
+        key=jax.random.key(config.seed) if config.shuffle else None,
+        augmentation=config.augmentation,
+        label_smoothing=config.label_smoothing,
     )
     run = Run.create(output_dir, name, config)
     run.save_model(state.model)
@@ -149,19 +159,26 @@ def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:
     ):
         raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
     state = training.create_state(model, optax.identity())
-    logits, metrics = training.evaluate(state, jax.device_put(dataset.test), config.normalise)
-    labels = np.asarray(dataset.test.labels)
-    wrong = np.asarray(logits).argmax(1) != labels
+    logits, metrics = training.evaluate(
+        state, jax.device_put(dataset.test), config.normalise, mirrored=config.mirrored_test
+    )
     return {
         "run": str(run.folder),
         "dataset": dataset.name,
-        "test_images": len(labels),
+        "test_images": len(dataset.test.labels),
         "test_loss": float(metrics.loss),
         "test_error_percent": percent(metrics.error),
-        "error_percent_by_class": {
-            name: percent(wrong[labels == label].mean()) if (labels == label).any() else None
-            for label, name in enumerate(dataset.class_names)
-        },
+        "error_percent_by_class": _by_class(logits, dataset),
+    }
+
+
+def _by_class(logits: Any, dataset: Dataset) -> dict[str, float | None]:
+    """The test error in percent of each class, None where the test split has none of it."""
+    labels = np.asarray(dataset.test.labels)
+    wrong = np.asarray(logits).argmax(1) != labels
+    return {
+        name: percent(wrong[labels == label].mean()) if (labels == label).any() else None
+        for label, name in enumerate(dataset.class_names)
     }
 
 
@@ -225,6 +242,7 @@ def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[st
         "train_loss": float(epochs[-1].losses.mean()) if epochs else None,
         "test_loss": float(history[-1].test.loss) if history else None,
         "test_error_percent": percent(history[-1].test.error) if history else None,
+        "error_percent_by_class": _by_class(history[-1].test_logits, dataset) if history else None,
         "train_seconds": round(seconds, 4),
         "compile_seconds": round(history[-1].compile_seconds, 4) if history else None,
         "images_per_second": round(images / seconds, 1) if epochs else None,
@@ -235,7 +253,7 @@ def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[st
 
 
 def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
-    """Writes the run's pictures: the curves, the confusion matrix, and the mistakes."""
+    """Writes the run's pictures: curves, confusion matrix, mistakes, and training images."""
     epochs = [report for report in history if report.epoch]
     logits = history[-1].test_logits
     images, labels = (np.asarray(array) for array in dataset.test)
@@ -249,9 +267,22 @@ def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
         "mistakes.png": plots.mistakes(
             images, labels, np.asarray(jax.nn.softmax(logits)), dataset.class_names
         ),
+        "training.png": plots.grid(
+            _as_the_network_sees_them(run.config, dataset.train.images[:60]),
+            "training images, changed as the network sees them",
+        ),
     }
     for name, figure in figures.items():
         plots.save(figure, run.folder / name)
+
+
+def _as_the_network_sees_them(config: RunConfig, images: Any) -> np.ndarray:
+    """Training images, uint8, changed at random as in training."""
+    key = jax.random.key(config.seed)
+    changes = config.augmentation.draw(key, config.epochs - 1, images.shape)
+    changed = config.augmentation.apply(config.normalise(images), changes)
+    pixels = np.asarray(changed) * np.asarray(config.std) + np.asarray(config.mean)
+    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 def percent(fraction: Any) -> float:

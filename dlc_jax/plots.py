@@ -132,6 +132,29 @@ def mistakes(
     return figure
 
 
+def grid(images: UInt8[np.ndarray, "examples height width channels"], title: str) -> Figure:
+    """Images side by side, twelve in a row.
+
+    Args:
+      images: as many as are shown.
+      title: what they are.
+    """
+    columns = min(12, len(images))
+    rows = -(-len(images) // columns)
+    count, height, width, channels = images.shape
+    # A pixel of white between neighbours.
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for place in range(count):
+        top, left = (height + 1) * (place // columns), (width + 1) * (place % columns)
+        canvas[top : top + height, left : left + width] = images[place]
+    figure = Figure(figsize=(0.75 * columns, 0.5 + 0.75 * rows), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    axes = figure.subplots()
+    axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255)
+    axes.axis("off")
+    return figure
+
+
 def epoch_bars(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
     """Seconds of ten epochs by contender, with a reference as the line to beat.
 

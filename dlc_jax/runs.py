@@ -14,6 +14,7 @@ from dlc_jax import checkpoint, models
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.files import make_folder, write_atomically
+from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY = (
     "config.json",
@@ -23,45 +24,35 @@ CONFIG, METRICS, PARAMETERS, SUMMARY = (
 )
 
 
-@dataclass(frozen=True)
-class RunConfig:
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Recipe):
     """What it takes to build a run's network again, and to train it again.
 
     Attributes:
+      recipe: the recipe's name, however its fields were changed.
       dlc_jax: the version of this package.
       jax: the version of JAX.
       device: what it was trained on.
-      model: the network's name.
       image_shape: height, width and channels.
-      class_names: what its outputs mean.
-      dataset: the dataset's name.
+      class_names: what the network's outputs mean.
       dataset_version: its publisher's version.
       provenance: where the arrays came from.
       mean: what was subtracted from the pixels, by channel.
       std: what they were then divided by, by channel.
-      epochs: passes over the training split.
-      batch_size: examples an update.
-      learning_rate: of plain stochastic gradient descent.
-      seed: of the initial weights.
-      model_options: what else the network was told.
+      seed: of the initial weights, and of all that is random in training.
     """
 
+    recipe: str = "mnist-lecture"
     dlc_jax: str
     jax: str
     device: str
-    model: str
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    dataset: str
     dataset_version: str
     provenance: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float
     seed: int
-    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
@@ -70,6 +61,7 @@ class RunConfig:
             image_shape=self.image_shape,
             num_classes=len(self.class_names),
             rngs=nnx.Rngs(self.seed),
+            dtype=self.jax_dtype,
             **self.model_options,
         )
 
@@ -118,10 +110,10 @@ class Run:
         """
         path = folder / CONFIG
         try:
-            # Runs of earlier versions have no options.
-            values = {"model_options": {}, **json.loads(path.read_text())}
             fields = {field.name for field in dataclasses.fields(RunConfig)}
-            config = RunConfig(**{name: values[name] for name in fields})
+            # Runs of earlier versions lack what a recipe has by default.
+            values = {**json.loads(path.read_text())}
+            config = RunConfig(**{name: values[name] for name in fields & values.keys()})
             shape = tuple(int(size) for size in config.image_shape)
             if len(shape) != 3 or not all(isinstance(name, str) for name in config.class_names):
                 raise ValueError("image_shape or class_names")

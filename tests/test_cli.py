@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path: Path, dlc_jax: Command) -> 
     again = dlc_jax("eval", "runs/a", "--json").json
     assert again["test_error_percent"] == summary["test_error_percent"]
     pictures = {path.name for path in (tmp_path / "runs" / "a").glob("*.png")}
-    assert pictures == {"curves.png", "confusion.png", "mistakes.png"}
+    assert pictures == {"curves.png", "confusion.png", "mistakes.png", "training.png"}
 
 
 def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command) -> None:

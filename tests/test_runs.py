@@ -27,6 +27,7 @@ def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: R
         "curves.png",
         "confusion.png",
         "mistakes.png",
+        "training.png",
     }
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]

@@ -1,0 +1,178 @@
+"""What to train, on what and how: experiments as data, each by name.
+
+`RECIPES["cifar10-cpu"]` is one; `dlc-jax recipes` lists them, and `dlc-jax train NAME` runs one,
+each of whose fields can be told otherwise.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from dlc_jax import training
+from dlc_jax.data.augment import Augmentation
+from dlc_jax.errors import InputError
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment. The defaults are those of the lecture's program.
+
+    Attributes:
+      dataset: as in `dlc_jax.data.names()`.
+      model: as in `dlc_jax.models.names()`.
+      model_options: what else the network is told.
+      dtype: what it computes in, "float32" or "bfloat16"; parameters are float32.
+      epochs: passes over the training split.
+      batch_size: examples an update.
+      learning_rate: the largest, of the gradient of the mean loss.
+      schedule: how it changes; see `dlc_jax.training.optimizers.schedule`.
+      momentum: of stochastic gradient descent.
+      nesterov: whether it is Nesterov's.
+      weight_decay: by which part of them, times the learning rate, weights shrink each step.
+      bias_factor: how many times larger the learning rate of biases is.
+      label_smoothing: see `dlc_jax.losses.cross_entropy`.
+      shuffle: whether each epoch has an order of its own; else the dataset's.
+      flip: see `dlc_jax.data.augment.Augmentation`, as for the following ones.
+      translate: in pixels.
+      padding: "zero" or "reflect".
+      cutout: in pixels.
+      mirrored_test: whether it is tested on images and their mirror images together.
+    """
+
+    dataset: str = "mnist"
+    model: str = "lecture"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    epochs: int = 10
+    batch_size: int = 100
+    learning_rate: float = 0.1
+    schedule: str = "constant"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    bias_factor: float = 1.0
+    label_smoothing: float = 0.0
+    shuffle: bool = False
+    flip: str = "none"
+    translate: int = 0
+    padding: str = "zero"
+    cutout: int = 0
+    mirrored_test: bool = False
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images."""
+        return Augmentation(self.flip, self.translate, self.padding, self.cutout)  # type: ignore[arg-type]
+
+    @property
+    def jax_dtype(self) -> Any:
+        """What the network computes in."""
+        if self.dtype not in _DTYPES:
+            raise InputError(f"can't compute in {self.dtype!r}; choose float32 or bfloat16")
+        return _DTYPES[self.dtype]
+
+    def optimizer(self, examples: int) -> optax.GradientTransformation:
+        """The optimizer for a training split of so many examples."""
+        steps = self.epochs * -(-examples // self.batch_size)
+        return training.optimizers.sgd(
+            training.optimizers.schedule(self.schedule, self.learning_rate, steps),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            bias_factor=self.bias_factor,
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe by name.
+
+    Attributes:
+      summary: what it is for.
+      source: whose it is.
+      recipe: the recipe.
+    """
+
+    summary: str
+    source: str
+    recipe: Recipe
+
+
+LECTURE = Recipe()
+
+_JORDAN = Recipe(
+    dataset="cifar10",
+    model="airbench",
+    batch_size=1000,
+    schedule="triangular",
+    learning_rate=1.5,
+    momentum=0.85,
+    nesterov=True,
+    weight_decay=0.009,
+    bias_factor=64,
+    label_smoothing=0.2,
+    shuffle=True,
+    flip="alternating",
+    translate=2,
+    padding="reflect",
+    mirrored_test=True,
+)
+
+RECIPES: dict[str, Entry] = {
+    "mnist-lecture": Entry("the slide's program", "Fleuret, EE-559, lecture 1a", LECTURE),
+    "cifar10-lecture": Entry(
+        "the slide's network and plain SGD, on colour images",
+        "Fleuret, EE-559, lecture 1a",
+        Recipe(dataset="cifar10", epochs=20, learning_rate=0.05, shuffle=True),
+    ),
+    "cifar10-resnet20": Entry(
+        "64,000 steps to the paper's 8.75 % error",
+        "He et al. 2015, section 4.2",
+        Recipe(
+            dataset="cifar10",
+            model="resnet20",
+            epochs=164,
+            batch_size=128,
+            schedule="step",
+            momentum=0.9,
+            weight_decay=0.001,
+            shuffle=True,
+            flip="random",
+            translate=4,
+        ),
+    ),
+    "cifar10-cpu": Entry(
+        "90 % on two cores of a CPU in minutes",
+        "Jordan 2024, with a quarter of the paper's network",
+        dataclasses.replace(
+            _JORDAN,
+            model_options={"widths": [32, 128, 128]},
+            epochs=8,
+            batch_size=500,
+            learning_rate=0.7,
+        ),
+    ),
+}
+
+
+def names() -> list[str]:
+    """The names of the recipes."""
+    return list(RECIPES)
+
+
+def find(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, names(), n=3) or names()
+        raise InputError(f"there is no recipe called {name!r}; did you mean {', '.join(near)}?")
+    return RECIPES[name].recipe

@@ -1,0 +1,232 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dlc_jax import data, experiment, models, recipes, sharding, training
+from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data.augment import Augmentation
+from dlc_jax.errors import InputError
+from dlc_jax.losses import cross_entropy
+from dlc_jax.models import airbench
+from dlc_jax.training import optimizers
+
+SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipes_network_dataset_and_optimizer_exist(name: str) -> None:
+    recipe = recipes.find(name)
+    assert recipe.dataset in data.names()
+    model = nnx.eval_shape(
+        lambda: models.create(
+            recipe.model,
+            image_shape=SHAPES[recipe.dataset],
+            num_classes=10,
+            rngs=nnx.Rngs(0),
+            dtype=recipe.jax_dtype,
+            **recipe.model_options,
+        )
+    )
+    params = nnx.state(model, nnx.Param)
+    jax.eval_shape(recipe.optimizer(50_000).init, params)
+    assert recipe.augmentation.flip in ("none", "random", "alternating")
+
+
+def test_the_default_recipe_is_the_lectures_program() -> None:
+    recipe = recipes.Recipe()
+    assert (recipe.model, recipe.epochs, recipe.batch_size) == ("lecture", 10, 100)
+    params = {"fc": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+    optimizer = recipe.optimizer(60_000)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -0.1, rtol=1e-6)
+
+
+def test_resnet20_takes_its_papers_64_000_steps() -> None:
+    recipe = recipes.find("cifar10-resnet20")
+    steps = recipe.epochs * -(-50_000 // recipe.batch_size)
+    assert steps == pytest.approx(64_000, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recipes.find("cifar-cpu"), "'cifar-cpu'.*cifar10-cpu"),
+        (lambda: recipes.Recipe(schedule="linear").optimizer(10), "'linear'.*triangular"),
+        (lambda: recipes.Recipe(dtype="float8").jax_dtype, "'float8'.*bfloat16"),
+    ],
+)
+def test_what_is_not_there_is_named(call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+# At the beginning, a quarter, a half, three quarters, and the end, as parts of the peak.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("step", [1, 1, 0.1, 0.01, 0.01]),
+        ("triangular", [0.2, 1 - 0.93 * 2 / 77, 1 - 0.93 * 27 / 77, 1 - 0.93 * 52 / 77, 0.07]),
+        ("cosine", [0, *(0.5 + 0.5 * np.cos(np.pi * np.array([20, 45, 70, 95]) / 95))]),
+    ],
+)
+def test_schedules_have_their_closed_forms(name: str, expected: list[float]) -> None:
+    rate = optimizers.schedule(name, 3.0, 100)
+    rates = [float(rate(step)) / 3 for step in (0, 25, 50, 75, 100)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_sgd_is_nesterovs_with_decay_of_weights_alone_and_faster_biases() -> None:
+    params = {"conv": {"kernel": jnp.array(2.0), "bias": jnp.array(3.0)}}
+    grads = {"conv": {"kernel": jnp.array(0.5), "bias": jnp.array(0.25)}}
+    optimizer = optimizers.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.01, bias_factor=4.0)
+    state = optimizer.init(params)
+    kernel, bias, velocity = 2.0, 3.0, 0.0
+    for _ in range(3):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + 1
+        step = 1 + 0.9 * velocity
+        kernel -= 0.1 * (0.5 * step + 0.01 * kernel)
+        bias -= 0.1 * 4 * 0.25 * step
+    assert float(params["conv"]["kernel"]) == pytest.approx(kernel, rel=1e-5)
+    assert float(params["conv"]["bias"]) == pytest.approx(bias, rel=1e-5)
+
+
+def test_label_smoothing_is_pytorchs() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(20, 10)).astype(np.float32), rng.integers(0, 10, 20)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.2)
+    expected = loss(torch.tensor(logits), torch.tensor(labels)).item()
+    assert float(cross_entropy(logits, labels, 0.2)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_networks_with_targets_of_their_own_refuse_label_smoothing() -> None:
+    model = models.create("lenet5", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"LeNet5.*0\.1.*leave it out"):
+        model.loss(model.stages(jnp.zeros((1, 28, 28, 1))), jnp.zeros(1, jnp.int32), 0.1)
+
+
+def new_state() -> training.TrainState:
+    model = models.create("lecture", rngs=nnx.Rngs(0))
+    return training.create_state(model, optax.sgd(0.1))
+
+
+EPOCH: dict[str, Any] = {
+    "batch_size": 46,
+    "augmentation": Augmentation("alternating", 2, "reflect", 3),
+    "label_smoothing": 0.1,
+}
+
+
+def test_a_shuffled_augmented_epoch_is_the_same_on_one_device_and_on_several(
+    few_digits: Dataset,
+) -> None:
+    normalise, key = Normalise.fit(few_digits.train.images), jax.random.key(0)
+    arguments = new_state(), few_digits.train, normalise
+    one, metrics = training.train_epoch(*arguments, key=key, **EPOCH)
+    mesh = sharding.cpu_mesh(46)
+    arguments_there, key_there = sharding.replicate((arguments, key), mesh)
+    several, theirs = training.train_epoch(*arguments_there, key=key_there, mesh=mesh, **EPOCH)
+    np.testing.assert_allclose(theirs.loss, metrics.loss, rtol=1e-5)
+    for ours, expected in zip(*map(jax.tree.leaves, (several.params, one.params)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+class Echo(nnx.Module):
+    """A network whose statistics keep the labels of the batches that it saw."""
+
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.ones(()))
+        self.seen = nnx.BatchStat(jnp.zeros((2, 10), jnp.int32))
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        marks = x[:, 0, 0, 0].astype(jnp.int32)
+        self.seen[...] = self.seen[...].at[self.count[...]].set(marks)
+        self.count[...] = self.count[...] + 1
+        return x.reshape(len(x), -1)[:, :2] * self.scale[...]
+
+
+def test_every_epoch_sees_every_example_once_in_an_order_of_its_own() -> None:
+    marks = np.arange(20, dtype=np.uint8)
+    examples = Examples(np.broadcast_to(marks[:, None, None, None], (20, 2, 2, 1)), marks % 2)
+    as_they_are = Normalise(np.zeros(1, np.float32), np.ones(1, np.float32))
+    state = training.create_state(Echo(), optax.sgd(0.0))
+    orders = []
+    for _ in range(2):
+        state, _ = training.train_epoch(
+            state, examples, as_they_are, batch_size=10, key=jax.random.key(0)
+        )
+        seen = np.asarray(state.stats["seen"][...]).reshape(-1)
+        np.testing.assert_array_equal(np.sort(seen), marks)
+        orders.append(seen.tolist())
+        state.stats["count"][...] = jnp.zeros((), jnp.int32)
+    assert orders[0] != orders[1]
+    assert orders[0] != marks.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [25, 40])
+def test_a_mirrored_evaluation_is_the_mean_of_both(few_digits: Dataset, batch_size: int) -> None:
+    normalise = Normalise.fit(few_digits.train.images)
+    mirrored = few_digits.test._replace(images=few_digits.test.images[:, :, ::-1])
+    logits = [
+        training.evaluate(new_state(), split, normalise)[0] for split in (few_digits.test, mirrored)
+    ]
+    result, _ = training.evaluate(
+        new_state(), few_digits.test, normalise, batch_size=batch_size, mirrored=True
+    )
+    np.testing.assert_allclose(result, (logits[0] + logits[1]) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_airbench_has_its_papers_parameters() -> None:
+    model = nnx.eval_shape(lambda: models.create("airbench", rngs=nnx.Rngs(0)))
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert count / 1e6 == pytest.approx(1.97, abs=0.01)
+
+
+def test_a_whitening_layer_makes_uncorrelated_numbers_of_variance_one(digits: Dataset) -> None:
+    images = Normalise.fit(digits.train.images)(jnp.asarray(digits.train.images[:500]))
+    # Noise, so that no direction is without variance.
+    images = images + 0.5 * jax.random.normal(jax.random.key(0), images.shape)
+    kernel = airbench.whitening_kernel(images)
+    assert kernel.shape == (2, 2, 1, 8)
+    whitened = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).reshape(-1, 8)
+    np.testing.assert_allclose(whitened[:, 4:], -whitened[:, :4], atol=1e-5)
+    moments = np.asarray(whitened[:, :4].T @ whitened[:, :4]) / len(whitened)
+    np.testing.assert_allclose(moments, np.eye(4), atol=0.01)
+
+
+@pytest.mark.parametrize(("inputs", "features"), [(3, 8), (8, 3)])
+def test_kernels_that_begin_as_the_identity_copy_their_inputs(inputs: int, features: int) -> None:
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, inputs, features))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, inputs))
+    y = jax.lax.conv_general_dilated(
+        x,
+        airbench.identity_first(kernel),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    same = min(inputs, features)
+    np.testing.assert_allclose(y[..., :same], x[..., :same], rtol=1e-6)
+
+
+def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path: Any) -> None:
+    recipe = recipes.find("cifar10-cpu")
+    # Digits are not what they are in a mirror.
+    upright = {"flip": "none", "mirrored_test": False}
+    config = experiment.configure(digits, recipe, seed=0, epochs=1, batch_size=100, **upright)
+    outcome = experiment.train(config, digits, tmp_path, "run")
+    assert outcome.summary["test_error_percent"] < 10
+    again = experiment.evaluate(outcome.run, outcome.run.model(), digits)
+    assert again["test_error_percent"] == outcome.summary["test_error_percent"]
