@@ -17,6 +17,7 @@ from dlc_jax.errors import DatasetUnavailable, InputError
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset
     from dlc_jax.experiment import Outcome
+    from dlc_jax.recipes import Recipe
     from dlc_jax.runs import Run
     from dlc_jax.training import EpochReport
 
@@ -190,6 +191,10 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "nesterov": (bool, "Whether the momentum is Nesterov's."),
     "weight_decay": (_Part(), "By which part of them, times the rate, weights shrink each step."),
     "bias_factor": (_PositiveNumber(), "How many times larger the learning rate of biases is."),
+    "lookahead": (
+        _Integer(0),
+        "After how many steps the parameters go back to their average; 0 for never.",
+    ),
     "label_smoothing": (_Part(1), "What part of each target is spread over all classes."),
     "shuffle": (bool, "Whether each epoch has an order of its own."),
     "flip": (
@@ -268,6 +273,13 @@ def list_recipes(as_json: bool) -> None:
 @click.option(
     "--seed", type=_Integer(0), default=0, show_default=True, help="Of all that is random."
 )
+@click.option(
+    "--seeds",
+    type=_Integer(1),
+    default=1,
+    show_default=True,
+    help="Train so many networks, one after the other, with seeds from --seed on.",
+)
 @_data_dir
 @click.option(
     "--output-dir",
@@ -286,6 +298,7 @@ def train(
     model: str | None,
     model_options: tuple[tuple[str, Any], ...],
     seed: int,
+    seeds: int,
     data_dir: str | None,
     output_dir: str,
     name: str | None,
@@ -320,20 +333,36 @@ def train(
         loaded = _load_or_fall_back(dataset, data_dir)
     else:
         loaded = _load(dataset or chosen.dataset, data_dir)
+    outcomes = []
+    for each in range(seed, seed + seeds):
+        folder = f"{name}-seed{each}" if name and seeds > 1 else name
+        how = {"seed": each, "name": recipe or "mnist-lecture", **changes}
+        outcomes.append(_train_one(loaded, chosen, how, Path(output_dir), folder))
+        if outcomes[-1].interrupted:
+            break
+    return _print_outcomes(outcomes, as_json)
+
+
+def _train_one(
+    dataset: "Dataset",
+    recipe: "Recipe",
+    how: dict[str, Any],
+    output_dir: Path,
+    folder: str | None,
+) -> "Outcome":
     from dlc_jax import experiment, terminal
 
-    config = experiment.configure(
-        loaded, chosen, seed=seed, name=recipe or "mnist-lecture", **changes
-    )
-    counts = len(loaded.train.labels), len(loaded.test.labels)
+    config = experiment.configure(dataset, recipe, **how)
+    counts = len(dataset.train.labels), len(dataset.test.labels)
     with terminal.epochs(config.epochs, *counts) as progress:
 
         def watch(run: "Run", report: "EpochReport") -> None:
             progress(report)
             progress.line(_epoch_line(report, counts[0]) if report.epoch else _heading(run, counts))
 
-        outcome = experiment.train(config, loaded, Path(output_dir), name, watch)
-    return _print_outcome(outcome, as_json)
+        outcome = experiment.train(config, dataset, output_dir, folder, watch)
+    _print_outcome(outcome)
+    return outcome
 
 
 def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
@@ -375,7 +404,7 @@ def _epoch_line(report: "EpochReport", images: int) -> str:
     )
 
 
-def _print_outcome(outcome: "Outcome", as_json: bool) -> int:
+def _print_outcome(outcome: "Outcome") -> None:
     summary, folder = outcome.summary, outcome.run.folder
     if outcome.interrupted:
         _complain(
@@ -389,9 +418,24 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> int:
             f"{summary['compile_seconds']:.1f} s of compiling"
         )
         click.echo(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")
+
+
+def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
+    summaries = [outcome.summary for outcome in outcomes]
+    result = summaries[0]
+    if len(summaries) > 1:
+        from dlc_jax import experiment
+
+        result = experiment.over_seeds(summaries)
+        error = result["test_error_percent"]
+        click.echo(
+            f"test error {error['mean']:.2f} % over {len(summaries)} seeds: standard deviation "
+            f"{error['standard_deviation']:.2f}, standard error of the mean "
+            f"{error['standard_error']:.2f}"
+        )
     if as_json:
-        click.echo(json.dumps(summary))
-    return _INTERRUPTED if outcome.interrupted else 0
+        click.echo(json.dumps(result))
+    return _INTERRUPTED if outcomes[-1].interrupted else 0
 
 
 @commands.command("eval")

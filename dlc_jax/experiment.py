@@ -252,6 +252,35 @@ def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[st
     }
 
 
+def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several runs of a recipe came to.
+
+    Args:
+      summaries: of at least two runs that differ in their seeds, as `summarise` makes them.
+
+    Returns:
+      Mean, standard deviation (of the population that the seeds are drawn from) and standard
+      error of the mean, of test error and training time, with the summaries under "runs".
+    """
+    return {
+        "dataset": summaries[0]["dataset"],
+        "model": summaries[0]["model"],
+        "seeds": [summary["seed"] for summary in summaries],
+        "test_error_percent": _statistics([s["test_error_percent"] for s in summaries]),
+        "train_seconds": _statistics([s["train_seconds"] for s in summaries]),
+        "runs": list(summaries),
+    }
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float]:
+    deviation = float(np.std(values, ddof=1))
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "standard_deviation": round(deviation, 4),
+        "standard_error": round(deviation / len(values) ** 0.5, 4),
+    }
+
+
 def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
     """Writes the run's pictures: curves, confusion matrix, mistakes, and training images."""
     epochs = [report for report in history if report.epoch]

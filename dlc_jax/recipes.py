@@ -36,6 +36,8 @@ class Recipe:
       nesterov: whether it is Nesterov's.
       weight_decay: by which part of them, times the learning rate, weights shrink each step.
       bias_factor: how many times larger the learning rate of biases is.
+      lookahead: after how many steps the parameters go back to their average; 0 for never. See
+        `dlc_jax.training.optimizers.lookahead`.
       label_smoothing: see `dlc_jax.losses.cross_entropy`.
       shuffle: whether each epoch has an order of its own; else the dataset's.
       flip: see `dlc_jax.data.augment.Augmentation`, as for the following ones.
@@ -57,6 +59,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 0.0
     bias_factor: float = 1.0
+    lookahead: int = 0
     label_smoothing: float = 0.0
     shuffle: bool = False
     flip: str = "none"
@@ -80,13 +83,16 @@ class Recipe:
     def optimizer(self, examples: int) -> optax.GradientTransformation:
         """The optimizer for a training split of so many examples."""
         steps = self.epochs * -(-examples // self.batch_size)
-        return training.optimizers.sgd(
+        optimizer = training.optimizers.sgd(
             training.optimizers.schedule(self.schedule, self.learning_rate, steps),
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
             bias_factor=self.bias_factor,
         )
+        if self.lookahead:
+            return training.optimizers.lookahead(optimizer, steps, self.lookahead)
+        return optimizer
 
 
 @dataclass(frozen=True)

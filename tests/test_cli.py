@@ -15,7 +15,7 @@ import pytest
 from conftest import Command
 from PIL import Image
 
-from dlc_jax import data, models
+from dlc_jax import data, models, recipes
 from dlc_jax.data import Dataset
 from dlc_jax.runs import Run
 
@@ -143,7 +143,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command
     [
         (["train", "--dataset", "mnits"], "'mnits'.*mnist"),
         (["train", "--epoch", "3"], "--epoch.*--epochs"),
-        (["train", "extra"], "extra"),
+        (["train", "mnist-lecture", "extra"], "extra"),
         (["train", "--epochs", "0"], "--epochs.* 0 "),
         (["train", "--epochs", "two"], "--epochs.* two "),
         (["train", "--batch-size", "0"], "--batch-size.* 0 .*from 1"),
@@ -174,6 +174,9 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command
             ["train", "--dataset", "mnist-5k", "--model", "lecture", "--option", "stem=small"],
             "no option 'stem'; it takes none",
         ),
+        (["train", "mnist-lectur"], "'mnist-lectur'.*mnist-lecture"),
+        (["train", "--momentum", "1"], "--momentum.* 1 .*below 1"),
+        (["train", "--flip", "upside-down"], "--flip.*upside-down.*alternating"),
         (["models", "alexnett"], "'alexnett'.*alexnet"),
         (["models", "resnet20", "--option", "shortcut=D"], "'D'.*A, B, C"),
         (["models", "resnet20", "--image-shape", "32x32"], "32x32 is not HEIGHTxWIDTHxCHANNELS"),
@@ -281,6 +284,36 @@ def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Pa
     assert "not on this machine" in human
 
 
+def test_several_seeds_are_trained_into_a_folder_each(dlc_jax: Command, tmp_path: Path) -> None:
+    arguments = ("train", "--dataset", "mnist-5k", "--epochs", "1", "--name", "r")
+    done = dlc_jax(*arguments, "--seed", "3", "--seeds", "2", "--json")
+    assert done.code == 0
+    assert done.json["seeds"] == [3, 4]
+    errors = [run["test_error_percent"] for run in done.json["runs"]]
+    assert errors[0] != errors[1]
+    assert done.json["test_error_percent"]["mean"] == pytest.approx(sum(errors) / 2)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"r-seed3", "r-seed4"}
+
+
+def test_recipes_are_listed_with_all_their_fields(dlc_jax: Command) -> None:
+    listed = dlc_jax("recipes", "--json").json
+    assert list(listed) == recipes.names()
+    assert listed["mnist-lecture"]["learning_rate"] == 0.1
+    assert all(name in dlc_jax("recipes").out for name in listed)
+
+
+def test_a_recipes_fields_can_be_told_otherwise(dlc_jax: Command, tmp_path: Path) -> None:
+    told = ("--dataset", "mnist-5k", "--epochs", "1", "--flip", "none")
+    done = dlc_jax("train", "cifar10-cpu", *told, "--option", "widths=8")
+    assert done.code == 2
+    assert "widths can't be 8" in done.err
+    done = dlc_jax("train", "mnist-lecture", *told, "--momentum", "0.5", "--name", "told")
+    assert done.code == 0
+    config = json.loads((tmp_path / "runs" / "told" / "config.json").read_text())
+    told_otherwise = {"dataset": "mnist-5k", "epochs": 1, "momentum": 0.5, "learning_rate": 0.1}
+    assert {name: config[name] for name in told_otherwise} == told_otherwise
+
+
 def test_models_lists_every_network_with_its_size(dlc_jax: Command) -> None:
     listed = {row["name"]: row for row in dlc_jax("models", "--json").json["models"]}
     assert list(listed) == models.names()
@@ -322,7 +355,7 @@ def test_a_network_that_organises_itself_does_so_before_it_is_trained(dlc_jax: C
     assert dlc_jax("eval", "runs/organised", "--json").json["test_error_percent"] == error
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "data", "models"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "data", "models", "recipes"])
 def test_every_commands_help_has_an_example(dlc_jax: Command, command: str) -> None:
     done = dlc_jax(command, "--help")
     assert done.code == 0

@@ -99,6 +99,21 @@ def test_sgd_is_nesterovs_with_decay_of_weights_alone_and_faster_biases() -> Non
     assert float(params["conv"]["bias"]) == pytest.approx(bias, rel=1e-5)
 
 
+def test_lookahead_goes_back_to_an_average_that_keeps_more_and_more_of_itself() -> None:
+    params, grads = {"w": jnp.array(1.0)}, {"w": jnp.array(1.0)}
+    optimizer = optimizers.lookahead(optax.sgd(0.1), steps=7, period=2)
+    state = optimizer.init(params)
+    fast = slow = 1.0
+    for step in range(1, 8):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        fast -= 0.1
+        if step % 2 == 0 or step == 7:
+            keep = 1.0 if step == 7 else 0.95**2 * (step / 7) ** 3
+            fast = slow = keep * slow + (1 - keep) * fast
+        assert float(params["w"]) == pytest.approx(fast, rel=1e-5)
+
+
 def test_label_smoothing_is_pytorchs() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     rng = np.random.default_rng(0)
@@ -224,9 +239,22 @@ def test_kernels_that_begin_as_the_identity_copy_their_inputs(inputs: int, featu
 def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path: Any) -> None:
     recipe = recipes.find("cifar10-cpu")
     # Digits are not what they are in a mirror.
-    upright = {"flip": "none", "mirrored_test": False}
+    upright: dict[str, Any] = {"flip": "none", "mirrored_test": False}
     config = experiment.configure(digits, recipe, seed=0, epochs=1, batch_size=100, **upright)
     outcome = experiment.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 10
     again = experiment.evaluate(outcome.run, outcome.run.model(), digits)
     assert again["test_error_percent"] == outcome.summary["test_error_percent"]
+
+
+def test_several_seeds_have_a_mean_with_its_standard_error() -> None:
+    summaries = [
+        {"dataset": "d", "model": "m", "seed": seed, "test_error_percent": e, "train_seconds": 2.0}
+        for seed, e in enumerate([1.0, 2.0, 6.0])
+    ]
+    result = experiment.over_seeds(summaries)
+    assert result["seeds"] == [0, 1, 2]
+    assert result["test_error_percent"] == pytest.approx(
+        {"mean": 3.0, "standard_deviation": 7**0.5, "standard_error": (7 / 3) ** 0.5}, rel=1e-4
+    )
+    assert result["train_seconds"]["standard_deviation"] == 0
