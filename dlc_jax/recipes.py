@@ -160,8 +160,8 @@ RECIPES: dict[str, Entry] = {
             _JORDAN,
             model_options={"widths": [32, 128, 128]},
             epochs=8,
-            batch_size=500,
-            learning_rate=0.7,
+            batch_size=250,
+            learning_rate=0.37,
         ),
     ),
 }

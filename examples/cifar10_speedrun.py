@@ -18,7 +18,7 @@ from dlc_jax import data, models, sharding, training
 from dlc_jax.data.augment import Augmentation
 from dlc_jax.training import optimizers
 
-EPOCHS, BATCH_SIZE = 8, 500
+EPOCHS, BATCH_SIZE = 8, 250
 
 
 def main(seed: int = 0) -> None:
@@ -32,7 +32,7 @@ def main(seed: int = 0) -> None:
 
     steps = EPOCHS * len(dataset.train.labels) // BATCH_SIZE
     optimizer = optimizers.sgd(
-        optimizers.schedule("triangular", 0.7, steps),
+        optimizers.schedule("triangular", 0.37, steps),
         momentum=0.85,
         nesterov=True,
         weight_decay=0.009,
