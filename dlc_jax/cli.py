@@ -153,7 +153,7 @@ def commands() -> None:
       dlc-jax train                        learn MNIST with the lecture's network
       dlc-jax eval runs/NAME               test it again
       dlc-jax predict runs/NAME digit.png  ask it about a picture of your own
-      dlc-jax models                       the networks, from 1943 to 2015
+      dlc-jax models                       the networks, from 1943 on
     """
 
 

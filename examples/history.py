@@ -1,4 +1,4 @@
-"""Twenty years of convnets in a picture: what they cost, and what it bought.
+"""The history of convnets in a picture: what they cost, and what it bought.
 
 Draws operations against parameters for every network of this package, and error on ImageNet
 against operations, after the slide on the analysis of deep networks (Canziani et al. 2016).
@@ -54,7 +54,8 @@ def main(picture: str = "history.png") -> None:
             described.append(report.describe(name))
     errors = {"one crop (torchvision's weights)": ONE_CROP, "many crops (He et al.)": MANY_CROPS}
     plots.save(plots.history(described, errors), Path(picture))
-    print(f"{len(described)} networks from {described[0]['year']} to 2015: {picture}")
+    years = [row["year"] for row in described]
+    print(f"{len(described)} networks from {min(years)} to {max(years)}: {picture}")
 
 
 if __name__ == "__main__":
