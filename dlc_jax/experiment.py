@@ -139,11 +139,8 @@ def train(
 
 def _prepared(config: RunConfig, dataset: Dataset) -> nnx.Module:
     """The new network, with what it learns of the first training images without labels."""
-    model = config.create_model()
-    if dataset.image_shape != config.image_shape:
-        return model
     images = config.normalise(jnp.asarray(dataset.train.images[:_UNLABELLED]))
-    return model.prepared(images, jax.random.key(config.seed))
+    return config.create_model().prepared(images, jax.random.key(config.seed))
 
 
 def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 each of whose fields can be told otherwise.
 """
 
-import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,24 +111,6 @@ class Entry:
 
 LECTURE = Recipe()
 
-_JORDAN = Recipe(
-    dataset="cifar10",
-    model="airbench",
-    batch_size=1000,
-    schedule="triangular",
-    learning_rate=1.5,
-    momentum=0.85,
-    nesterov=True,
-    weight_decay=0.009,
-    bias_factor=64,
-    label_smoothing=0.2,
-    shuffle=True,
-    flip="alternating",
-    translate=2,
-    padding="reflect",
-    mirrored_test=True,
-)
-
 RECIPES: dict[str, Entry] = {
     "mnist-lecture": Entry("the slide's program", "Fleuret, EE-559, lecture 1a", LECTURE),
     "cifar10-lecture": Entry(
@@ -156,12 +137,26 @@ RECIPES: dict[str, Entry] = {
     "cifar10-cpu": Entry(
         "90 % on two cores of a CPU in minutes",
         "Jordan 2024, with a quarter of the paper's network",
-        dataclasses.replace(
-            _JORDAN,
+        Recipe(
+            dataset="cifar10",
+            model="airbench",
             model_options={"widths": [32, 128, 128]},
             epochs=8,
             batch_size=250,
+            schedule="triangular",
+            # The paper's, 1.5 for batches of 1,024, in proportion. What follows is the paper's but
+            # for the test, which there looks at translated images, too.
             learning_rate=0.37,
+            momentum=0.85,
+            nesterov=True,
+            weight_decay=0.009,
+            bias_factor=64,
+            label_smoothing=0.2,
+            shuffle=True,
+            flip="alternating",
+            translate=2,
+            padding="reflect",
+            mirrored_test=True,
         ),
     ),
 }

@@ -60,7 +60,14 @@ def alternating_flip(
       first: those that are exchanged in epoch 0, drawn at random once.
       epoch: how many epochs there were before this one.
     """
-    return mirror(images, jnp.asarray(first) ^ (jnp.asarray(epoch) % 2 == 1))
+    return mirror(images, _alternated(jnp.asarray(first), epoch))
+
+
+def _alternated(
+    first: Bool[Array, " batch"], epoch: Int[AnyArray, ""] | int
+) -> Bool[Array, " batch"]:
+    """Which images are exchanged in an epoch, from which are in epoch 0."""
+    return first ^ (jnp.asarray(epoch) % 2 == 1)
 
 
 def crop(
@@ -191,7 +198,7 @@ class Changes(NamedTuple):
     """What is done to each image of an epoch.
 
     Attributes:
-      mirrored: whether left and right are exchanged.
+      mirrored: whether left and right are exchanged, if they ever are.
       shifted: how far it is moved up and left, in pixels, plus the most that it may be.
       erased: where its square of zeros begins, row and column.
     """
@@ -233,15 +240,15 @@ class Augmentation:
         """
         count, height, width, _ = shape
         own = jax.random.fold_in(key, epoch)
-        mirroring = own if self.flip == "random" else key
-        mirrored = jax.random.bernoulli(mirroring, shape=(count,)) ^ (
-            (jnp.asarray(epoch) % 2 == 1) & (self.flip == "alternating")
-        )
+        if self.flip == "alternating":
+            mirrored = _alternated(jax.random.bernoulli(key, shape=(count,)), epoch)
+        else:
+            mirrored = jax.random.bernoulli(own, shape=(count,))
         shifting, erasing = jax.random.split(own)
         most = (2 * self.translate, 2 * self.translate)
         room = (height - self.cutout, width - self.cutout)
         return Changes(
-            mirrored & (self.flip != "none"),
+            mirrored,
             _places(shifting, count, most),
             _places(erasing, count, room),
         )

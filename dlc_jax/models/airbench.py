@@ -2,11 +2,11 @@
 
 ("94% on CIFAR-10 in 3.29 seconds on a single GPU".) What was new was the recipe around it; the
 network descends from Page's and Jordan's earlier ones (section 3.1). Its first layer is never
-trained: its 2x2 kernels are the principal components of the training images' patches, scaled to
-equal variance, each with both signs, so that what follows sees whitened pixels. Then three
-blocks of two 3x3 convolutions, pooled after the first of them, with batch normalisation of
-which only the biases are trained, and a linear layer on the largest values of each map. The
-convolutions begin as the identity where they can (section 3.2).
+trained (section 3.2): its 2x2 kernels are the principal components of the training images'
+patches, scaled to equal variance, each with both signs, so that what follows sees whitened
+pixels. Then three blocks of two 3x3 convolutions, pooled after the first of them, with batch
+normalisation of which only the biases are trained, and a linear layer on the largest values of
+each map. The convolutions begin as the identity where they can (section 3.3).
 
 `widths` are the maps of the three blocks; the paper's are the default.
 """
@@ -28,7 +28,7 @@ from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 
 _PATCH = 2
-# Variances under about this are noise, and are not scaled up to one (section 3.1).
+# Variances under about this are noise, and are not scaled up to one (section 3.2).
 _LEAST_VARIANCE = 5e-4
 _SCALE = 1 / 9
 

@@ -41,11 +41,7 @@ def max_pool(
     Raises:
       ValueError: the window does not fit, or strides or padding are malformed.
     """
-    strides = window if strides is None else strides
-    if x.ndim != 4:
-        raise ValueError(f"max_pool takes feature maps of 4 dimensions (NHWC), not {x.shape}")
-    check_window("max_pool", x, window, strides, padding)
-    pads = explicit_padding(x.shape[1:3], window, strides, padding)
+    strides, pads = _strides_and_pads("max_pool", x, window, strides, padding)
     rows, columns = window
     down, right = strides
     return over_batches(lambda x: _max_pool(x, (rows, columns), (down, right), pads), x)
@@ -72,17 +68,28 @@ def avg_pool(
     Raises:
       ValueError: the window does not fit, or strides or padding are malformed.
     """
-    strides = window if strides is None else strides
-    if x.ndim != 4:
-        raise ValueError(f"avg_pool takes feature maps of 4 dimensions (NHWC), not {x.shape}")
-    check_window("avg_pool", x, window, strides, padding)
-    pads = explicit_padding(x.shape[1:3], window, strides, padding)
+    strides, pads = _strides_and_pads("avg_pool", x, window, strides, padding)
     total = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     # Sums of slices, whose gradients XLA:CPU computes faster than those of its own windows.
     for axis, size, stride in zip((1, 2), window, strides, strict=True):
         count = (total.shape[axis] - size) // stride + 1
         total = sum(slices(total, axis, size, count, stride), start=jnp.zeros((), x.dtype))
     return total / (window[0] * window[1])
+
+
+def _strides_and_pads(
+    name: str,
+    x: Array,
+    window: tuple[int, int],
+    strides: tuple[int, int] | None,
+    padding: Padding,
+) -> tuple[tuple[int, int], Pads]:
+    """What both poolings make of their arguments; a ValueError names what does not fit."""
+    strides = window if strides is None else strides
+    if x.ndim != 4:
+        raise ValueError(f"{name} takes feature maps of 4 dimensions (NHWC), not {x.shape}")
+    check_window(name, x, window, strides, padding)
+    return strides, explicit_padding(x.shape[1:3], window, strides, padding)
 
 
 def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:

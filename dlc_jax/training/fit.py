@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax.data.examples import Dataset, Normalise
 from dlc_jax.errors import InputError
@@ -59,6 +59,7 @@ def fit(
     epochs: int,
     batch_size: int,
     mesh: Mesh | None = None,
+    key: PRNGKeyArray | None = None,
     mirrored: bool = False,
     **how: Any,
 ) -> Iterator[EpochReport]:
@@ -71,8 +72,9 @@ def fit(
       epochs: passes over the training split.
       batch_size: examples an update.
       mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`.
+      key: of order and augmentation, as for `train_epoch`.
       mirrored: whether to test on images and their mirror images, as `evaluate` does.
-      **how: further arguments of `train_epoch`: `key`, `augmentation`, `label_smoothing`.
+      **how: further arguments of `train_epoch`: `augmentation`, `label_smoothing`.
 
     Returns:
       An iterator of reports: one on the untrained network, then one after each epoch. It
@@ -87,7 +89,7 @@ def fit(
             f"a batch size of {batch_size} does not fit {dataset.name}'s {count} training "
             f"examples; choose one from 1 to {count}"
         )
-    return _reports(state, dataset, normalise, epochs, batch_size, mesh, mirrored, how)
+    return _reports(state, dataset, normalise, epochs, batch_size, mesh, key, mirrored, how)
 
 
 def _reports(
@@ -97,10 +99,11 @@ def _reports(
     epochs: int,
     batch_size: int,
     mesh: Mesh | None,
+    key: PRNGKeyArray | None,
     mirrored: bool,
     how: dict[str, Any],
 ) -> Iterator[EpochReport]:
-    arguments = state, dataset.train, dataset.test, normalise, how.pop("key", None)
+    arguments = state, dataset.train, dataset.test, normalise, key
     state, train, test, normalise, key = replicate(arguments, mesh)
     start = time.perf_counter()
     run_epoch = train_epoch.lower(

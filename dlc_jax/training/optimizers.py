@@ -141,9 +141,7 @@ def lookahead(
 
 def _by_name(params: Any, chosen: Callable[[str], bool]) -> Any:
     """For each parameter whether its variable's name is chosen."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: chosen(_variable(path)), params, is_leaf=None
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: chosen(_variable(path)), params)
 
 
 def _variable(path: tuple[Any, ...]) -> str:
