@@ -105,6 +105,27 @@ def test_the_original_googlenets_modules_have_table_1s_multiply_adds(
     assert count / 1e6 == pytest.approx(millions, abs=1)
 
 
+# Ioffe and Szegedy 2015, figure 5: maps that a module returns, and their size after its stride.
+@pytest.mark.parametrize(
+    ("module", "maps", "size"),
+    [
+        ("3a", 256, 28),
+        ("3b", 320, 28),
+        ("3c", 576, 14),
+        ("4a", 576, 14),
+        ("4b", 576, 14),
+        ("4c", 576, 14),
+        ("4d", 576, 14),
+        ("4e", 1024, 7),
+        ("5a", 1024, 7),
+        ("5b", 1024, 7),
+    ],
+)
+def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, size: int) -> None:
+    layers = {layer.name: layer for layer in summarise("bn-inception").layers}
+    assert layers[f"inception{module}"].shape == (size, size, maps)
+
+
 # He et al. 2015, table 1 and section 3.3 (VGG-19); the paper's stride is elsewhere in
 # bottleneck blocks, which makes theirs 0.2 to 0.3 billion fewer. Szegedy et al. 2015, section
 # 5; Simonyan and Zisserman's by later counts.
