@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
-from dlc_jax.ops import patches, spectral, winograd
+from dlc_jax.ops import patches, spectral, strided, winograd
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -103,7 +103,7 @@ def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
 # Every formulation on shapes of its own, whether `conv2d` would choose it there or not.
 @settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from([patches, spectral, winograd]),
+    st.sampled_from([patches, spectral, strided, winograd]),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -119,8 +119,11 @@ def test_each_formulation_is_as_exact_as_xlas(
     large: bool,
 ) -> None:
     shape, window, strides, _ = case
-    if formulation is not patches:
+    if formulation in (spectral, winograd):
         strides = (1, 1)
+    if formulation is strided:
+        window, strides = (3, window[1]), (2, strides[1])
+        shape = (shape[0], shape[1] + 2, *shape[2:])
     if formulation is winograd:
         window = (3, 3)
         # Large images have the larger tiles.
@@ -136,44 +139,53 @@ def test_each_formulation_is_as_exact_as_xlas(
     compare_convolutions(convolve, gradients, x, kernel, strides, pads, units)
 
 
-# The lecture's second layer, two wide layers, the lecture's first layer, and one in which no
-# patch of output columns divides the width.
+# The lecture's second layer, two wide layers, a strided one, the lecture's first layer, and one
+# in which no patch of output columns divides the width.
 CHOICES = [
-    (spectral, (24, 8, 8, 32), (5, 5, 32, 64), "VALID"),
-    (winograd, (8, 16, 16, 32), (3, 3, 32, 32), "SAME"),
-    (winograd, (4, 12, 11, 128), (3, 3, 128, 128), "SAME"),
-    (patches, (4, 28, 28, 1), (5, 5, 1, 32), "VALID"),
-    (patches, (2, 9, 9, 3), (3, 3, 3, 8), "SAME"),
+    (spectral, (24, 8, 8, 32), (5, 5, 32, 64), 1, "VALID"),
+    (winograd, (8, 16, 16, 32), (3, 3, 32, 32), 1, "SAME"),
+    (winograd, (4, 12, 11, 128), (3, 3, 128, 128), 1, "SAME"),
+    (strided, (16, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
+    (patches, (4, 28, 28, 1), (5, 5, 1, 32), 1, "VALID"),
+    (patches, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
 ]
 
 
-@pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "padding"), CHOICES)
+@pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), CHOICES)
 def test_the_formulation_chosen_is_as_exact_as_xlas(
-    chosen: Any, x_shape: Shape, kernel_shape: Shape, padding: str, monkeypatch: pytest.MonkeyPatch
+    chosen: Any,
+    x_shape: Shape,
+    kernel_shape: Shape,
+    stride: int,
+    padding: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = jax.random.normal(jax.random.key(0), x_shape)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
     called = [unittest.mock.Mock(wraps=f) for f in (chosen.convolve, chosen.gradients)]
     monkeypatch.setattr(chosen, "convolve", called[0])
     monkeypatch.setattr(chosen, "gradients", called[1])
-    ours = partial(ops.conv2d, padding=padding)
+    strides = (stride, stride)
+    ours = partial(ops.conv2d, strides=strides, padding=padding)
 
     def gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
         return jax.vjp(ours, x, kernel)[1](cotangent)
 
-    compare_convolutions(ours, gradients, x, kernel, (1, 1), padding)
+    compare_convolutions(ours, gradients, x, kernel, strides, padding)
     assert all(mock.called for mock in called)
 
 
-@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "stride", "padding"), [case[1:] for case in CHOICES]
+)
 def test_transformations_of_each_formulation_give_what_plain_calls_give(
-    x_shape: Shape, kernel_shape: Shape, padding: str
+    x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
     x = jax.random.normal(jax.random.key(0), (2, *x_shape))
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return (ops.conv2d(x, kernel, padding=padding) ** 2).mean()
+        return (ops.conv2d(x, kernel, (stride, stride), padding) ** 2).mean()
 
     grad = jax.grad(loss, (0, 1))
     plain = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[grad(one, kernel) for one in x])
@@ -202,9 +214,11 @@ def test_groups_are_xlas(groups: int) -> None:
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "stride", "padding"), [case[1:] for case in CHOICES]
+)
 def test_a_batch_spread_over_devices_gives_the_same(
-    axis_type: AxisType, x_shape: Shape, kernel_shape: Shape, padding: str
+    axis_type: AxisType, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
     x = jax.random.normal(jax.random.key(0), x_shape)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
@@ -212,7 +226,7 @@ def test_a_batch_spread_over_devices_gives_the_same(
     @jax.jit
     def gradients(x: jax.Array, kernel: jax.Array) -> Any:
         def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            y = ops.conv2d(x, kernel, padding=padding)
+            y = ops.conv2d(x, kernel, (stride, stride), padding)
             return (ops.max_pool(y, (2, 2)) ** 2).mean() + ops.max_pool(y, (3, 3), (1, 1)).mean()
 
         return jax.grad(loss, (0, 1))(x, kernel)
@@ -229,15 +243,20 @@ def test_a_batch_spread_over_devices_gives_the_same(
         np.testing.assert_allclose(ours, plain, atol=1e-5 * float(abs(plain).max()))
 
 
-@pytest.mark.parametrize(("x_shape", "kernel_shape", "padding"), [case[1:] for case in CHOICES])
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "stride", "padding"), [case[1:] for case in CHOICES]
+)
 def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
-    x_shape: Shape, kernel_shape: Shape, padding: str
+    x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
     x = jax.random.normal(jax.random.key(0), x_shape)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
 
     def gradient(convolve: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.grad(lambda kernel: (convolve(x, kernel, padding=padding) ** 2).sum())(kernel)
+        def loss(kernel: jax.Array) -> jax.Array:
+            return (convolve(x, kernel, (stride, stride), padding) ** 2).sum()
+
+        return jax.grad(loss)(kernel)
 
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
     specs = PartitionSpec("batch"), PartitionSpec()
@@ -250,19 +269,21 @@ def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
 
 
 @settings(max_examples=6, deadline=None)
-@given(windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
-def test_patches_for_a_few_images_at_a_time_are_as_exact_as_xlas(
-    case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
+@given(st.sampled_from([patches, strided]), windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
+def test_a_few_images_at_a_time_are_as_exact_as_xlas(
+    formulation: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
 ) -> None:
     (_, *shape), window, strides, padding = case
+    if formulation is strided:
+        window, strides, shape[0] = (3, window[1]), (2, strides[1]), shape[0] + 2
     x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
     pads = explicit_padding(x.shape[1:3], window, strides, padding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "_LARGEST_WHOLE", 0)
+        patch.setattr(formulation, "_LARGEST_WHOLE", 0)
         patch.setattr(patches, "_CHUNK", 3000)
         convolve, gradients = (
             jax.jit(partial(function, strides=strides, pads=pads))
-            for function in (patches.convolve, patches.gradients)
+            for function in (formulation.convolve, formulation.gradients)
         )
         compare_convolutions(convolve, gradients, x, kernel, strides, pads)
 

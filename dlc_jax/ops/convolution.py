@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from dlc_jax.ops import patches, spectral, winograd
+from dlc_jax.ops import patches, spectral, strided, winograd
 from dlc_jax.ops.windows import Padding, Pads, check_window, explicit_padding, over_batches
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -29,8 +29,8 @@ def conv2d(
     """Cross-correlates images with kernels, as deep learning's "convolution" does.
 
     On a CPU it takes the formulation that was measured to be fastest for such shapes: matrix
-    products over patches, products in the frequency domain, Winograd's algorithms, or XLA's
-    own. All are as near to the exact result as XLA's.
+    products over patches, products in the frequency domain, Winograd's algorithms, rows of strided
+    layers in pairs, or XLA's own. All are as near to the exact result as XLA's.
 
     Args:
       x: the images.
@@ -203,6 +203,8 @@ def _formulation(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) 
         return spectral
     if winograd.pays(*shapes):
         return winograd
+    if strided.pays(*shapes):
+        return strided
     if patches.pays(*shapes, itemsize=x.dtype.itemsize):
         return patches
     return None

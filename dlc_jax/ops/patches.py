@@ -177,14 +177,14 @@ def _grad_of_images(
     grad_patches = lax.optimization_barrier(flat_grad @ kernel.reshape(-1, features).T)
     (top, bottom), (left, right) = pads
     height, width = x_shape[1:3]
-    grad_rows = _unsliced(
+    grad_rows = unsliced(
         grad_patches.reshape(*grad.shape[:3], kernel_height, kernel_width * channels),
         axis=1,
         size=top + height + bottom,
         stride=strides[0],
     )
     grad_rows = lax.optimization_barrier(grad_rows)
-    grad_padded = _unsliced(
+    grad_padded = unsliced(
         grad_rows.reshape(*grad_rows.shape[:3], kernel_width, channels),
         axis=2,
         size=left + width + right,
@@ -193,15 +193,18 @@ def _grad_of_images(
     return grad_padded[:, top : top + height, left : left + width]
 
 
-def _unsliced(x: Array, axis: int, size: int, stride: int) -> Array:
+def unsliced(x: Array, axis: int, size: int, stride: int) -> Array:
     """The transpose of `slices`: adds the taps, which lie along `x`'s axis 3, back in place."""
-    total = None
-    for tap in range(x.shape[3]):
+    taps, count = x.shape[3], -(-size // stride)
+    # Taps that lie a multiple of the stride apart fall on the same pixels.
+    phases = [jnp.zeros((), x.dtype)] * stride
+    for tap in range(taps):
         piece = x[:, :, :, tap]
-        last = (piece.shape[axis] - 1) * stride + 1
         config = [(0, 0, 0)] * piece.ndim
-        config[axis] = (tap, size - tap - last, stride - 1)
-        piece = lax.pad(piece, jnp.zeros((), x.dtype), config)
-        total = piece if total is None else total + piece
-    assert total is not None
-    return total
+        before = tap // stride
+        config[axis] = (before, count - before - piece.shape[axis], 0)
+        phases[tap % stride] += lax.pad(piece, jnp.zeros((), x.dtype), config)
+    shape = max(phase.shape for phase in phases)
+    pixels = jnp.stack([jnp.broadcast_to(phase, shape) for phase in phases], axis + 1)
+    pixels = pixels.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return lax.slice_in_dim(pixels, 0, size, axis=axis)

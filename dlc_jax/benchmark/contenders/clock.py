@@ -10,8 +10,9 @@ from dlc_jax.benchmark.lecture import read_arrays
 from dlc_jax.benchmark.rounds import answer
 from dlc_jax.data.examples import Examples
 
-# How long one measurement of an operation should take, in seconds; short ones are repeated.
-LEAST_SECONDS = 0.3
+# How long one measurement of operations should take, in seconds: they are repeated, so that
+# memory is new to the process, and slow, only for the first of them.
+LEAST_SECONDS = 1.0
 
 
 class Program(Protocol):
