@@ -182,18 +182,27 @@ class _Part(click.ParamType):  # type: ignore[type-arg]
 _FIELDS: dict[str, tuple[Any, str]] = {
     "epochs": (_Integer(1), "Passes over the training images."),
     "batch_size": (_Integer(1), "Images an update."),
-    "learning_rate": (_PositiveNumber(), "Of SGD; the largest."),
+    "optimizer": (click.Choice(["sgd", "muon"]), "What makes steps of gradients."),
+    "learning_rate": (_PositiveNumber(), "Of the optimizer; the largest."),
     "schedule": (
         click.Choice(["constant", "step", "triangular", "cosine"]),
         "How the learning rate changes.",
     ),
-    "momentum": (_Part(1), "Of SGD."),
+    "momentum": (_Part(1), "Of the optimizer."),
     "nesterov": (bool, "Whether the momentum is Nesterov's."),
     "weight_decay": (_Part(), "By which part of them, times the rate, weights shrink each step."),
     "bias_factor": (_PositiveNumber(), "How many times larger the learning rate of biases is."),
     "lookahead": (
         _Integer(0),
         "After how many steps the parameters go back to their average; 0 for never.",
+    ),
+    "ema": (
+        _Part(1),
+        "Decay of the average of the parameters at which training ends; 0 for none.",
+    ),
+    "whitening_bias_epochs": (
+        _Integer(0),
+        "After how many epochs a whitening layer's bias stays as it is; 0 for never.",
     ),
     "label_smoothing": (_Part(1), "What part of each target is spread over all classes."),
     "shuffle": (bool, "Whether each epoch has an order of its own."),
@@ -206,6 +215,10 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "cutout": (_Integer(0), "Blank out a square of so many pixels."),
     "dtype": (click.Choice(["float32", "bfloat16"]), "What the network computes in."),
     "mirrored_test": (bool, "Whether to test on images and mirror images together."),
+    "translated_test": (
+        _Integer(0),
+        "Test on images moved by so many pixels, too; 0 for not.",
+    ),
 }
 
 
@@ -278,7 +291,13 @@ def list_recipes(as_json: bool) -> None:
     type=_Integer(1),
     default=1,
     show_default=True,
-    help="Train so many networks, one after the other, with seeds from --seed on.",
+    help="Train so many networks, with seeds from --seed on.",
+)
+@click.option(
+    "--together/--one-by-one",
+    default=None,
+    help="Whether to train them in one program.  [default: together, but one by one on a CPU "
+    "and where the device's memory holds only one]",
 )
 @_data_dir
 @click.option(
@@ -299,6 +318,7 @@ def train(
     model_options: tuple[tuple[str, Any], ...],
     seed: int,
     seeds: int,
+    together: bool | None,
     data_dir: str | None,
     output_dir: str,
     name: str | None,
@@ -314,6 +334,7 @@ def train(
     Examples:
       dlc-jax train
       dlc-jax train cifar10-cpu
+      dlc-jax train cifar10-fast --seeds 20
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
       dlc-jax train --model resnet18 --option stem=small --batch-size 50
     """
@@ -333,36 +354,71 @@ def train(
         loaded = _load_or_fall_back(dataset, data_dir)
     else:
         loaded = _load(dataset or chosen.dataset, data_dir)
-    outcomes = []
-    for each in range(seed, seed + seeds):
-        folder = f"{name}-seed{each}" if name and seeds > 1 else name
-        how = {"seed": each, "name": recipe or "mnist-lecture", **changes}
-        outcomes.append(_train_one(loaded, chosen, how, Path(output_dir), folder))
-        if outcomes[-1].interrupted:
-            break
+    how = {"name": recipe or "mnist-lecture", **changes}
+    several = [how | {"seed": each} for each in range(seed, seed + seeds)]
+    names = [f"{name}-seed{each['seed']}" if name and seeds > 1 else name for each in several]
+    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together)
     return _print_outcomes(outcomes, as_json)
 
 
-def _train_one(
+def _train(
     dataset: "Dataset",
     recipe: "Recipe",
-    how: dict[str, Any],
+    several: list[dict[str, Any]],
     output_dir: Path,
-    folder: str | None,
-) -> "Outcome":
+    names: list[str | None],
+    together: bool | None,
+) -> "list[Outcome]":
+    """Trains networks together or one by one; None where that depends on the device."""
+    import jax
+
+    from dlc_jax.training import NoRoom
+
+    if len(several) > 1 and (together or (together is None and jax.default_backend() != "cpu")):
+        try:
+            return _train_some(dataset, recipe, several, output_dir, names)
+        except NoRoom as error:
+            if together:
+                raise
+            _complain(f"{error}; training them one by one")
+    outcomes: list[Outcome] = []
+    for how, name in zip(several, names, strict=True):
+        outcomes += _train_some(dataset, recipe, [how], output_dir, [name])
+        if outcomes[-1].interrupted:
+            break
+    return outcomes
+
+
+def _train_some(
+    dataset: "Dataset",
+    recipe: "Recipe",
+    several: list[dict[str, Any]],
+    output_dir: Path,
+    names: list[str | None],
+) -> "list[Outcome]":
     from dlc_jax import experiment, terminal
 
-    config = experiment.configure(dataset, recipe, **how)
-    counts = len(dataset.train.labels), len(dataset.test.labels)
-    with terminal.epochs(config.epochs, *counts) as progress:
+    configs = [experiment.configure(dataset, recipe, **how) for how in several]
+    images, tests = len(dataset.train.labels), len(dataset.test.labels)
+    with terminal.epochs(configs[0].epochs, images, tests) as progress:
 
         def watch(run: "Run", report: "EpochReport") -> None:
-            progress(report)
-            progress.line(_epoch_line(report, counts[0]) if report.epoch else _heading(run, counts))
+            # Of networks that are trained together the first one stands for all of them.
+            if run.config.seed == configs[0].seed:
+                progress(report)
+            if report.epoch:
+                whose = f"seed {run.config.seed}   " if len(several) > 1 else ""
+                progress.line(whose + _epoch_line(report, images))
+            elif run.config.seed == configs[0].seed:
+                progress.line(_heading(run, (images, tests)))
 
-        outcome = experiment.train(config, dataset, output_dir, folder, watch)
-    _print_outcome(outcome)
-    return outcome
+        if len(configs) == 1:
+            outcomes = [experiment.train(configs[0], dataset, output_dir, names[0], watch)]
+        else:
+            outcomes = experiment.train_together(configs, dataset, output_dir, names, watch)
+    for outcome in outcomes:
+        _print_outcome(outcome)
+    return outcomes
 
 
 def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
@@ -596,6 +652,7 @@ def bench(ctx: click.Context) -> None:
       dlc-jax bench
       dlc-jax bench lecture --rivals torch,flax --json
       dlc-jax bench ops --rounds 5
+      dlc-jax bench cifar10 --seeds 3
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(bench_lecture)
@@ -683,6 +740,84 @@ def bench_lecture(
         results = lecture.run(splits, epochs=epochs, rivals=rivals, seeds=seeds, report=progress)
     kept = report.keep_lecture(Path(output_dir), results)
     _print_bench(report.lecture_lines(results), kept, results, as_json)
+
+
+@bench.command("cifar10")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    help="What to train and how.  [default: cifar10-cpu on a CPU, else cifar10-fast]",
+)
+@click.option(
+    "--seeds", type=_Integer(1), default=3, show_default=True, help="How many, from 0 on."
+)
+@click.option(
+    "--target",
+    type=_PositiveNumber(),
+    help="Accuracy in percent that their mean should reach.  [default: 90 on a CPU, else 94]",
+)
+@click.option("--epochs", type=_Integer(1), help="Passes over the training images.")
+@click.option(
+    "--arrays",
+    metavar="FILE",
+    help="An .npz file of x_train, y_train, x_test, y_test instead of TFDS's CIFAR-10.",
+)
+@_data_dir
+@_results_dir
+@_json
+def bench_cifar10(
+    recipe: str | None,
+    seeds: int,
+    target: float | None,
+    epochs: int | None,
+    arrays: str | None,
+    data_dir: str | None,
+    output_dir: str,
+    as_json: bool,
+) -> None:
+    """Time how long it takes to learn CIFAR-10 to an accuracy.
+
+    Compiling is timed apart, and accuracies stand beside the times.
+
+    
+    Examples:
+      dlc-jax bench cifar10
+      dlc-jax bench cifar10 --recipe cifar10-fast --seeds 20 --arrays cifar10.npz --json
+    """
+    import dataclasses
+
+    import jax
+
+    from dlc_jax import recipes, terminal
+    from dlc_jax.benchmark import cifar10, lecture, machine, report
+    from dlc_jax.data import Dataset
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    on_cpu = jax.default_backend() == "cpu"
+    name = recipe or ("cifar10-cpu" if on_cpu else "cifar10-fast")
+    chosen = recipes.find(name)
+    if chosen.dataset != "cifar10":
+        raise InputError(f"the recipe {name} is not for CIFAR-10; take cifar10-cpu, for example")
+    if epochs is not None:
+        chosen = dataclasses.replace(chosen, epochs=epochs)
+    if arrays:
+        splits = lecture.read_arrays(Path(arrays), (32, 32, 3))
+        labels = tuple(str(label) for label in range(10))
+        dataset = Dataset("cifar10", "", *splits, labels, f"arrays in {arrays}")
+    else:
+        dataset = _load("cifar10", data_dir)
+    with terminal.stages() as progress:
+        results = cifar10.run(
+            dataset,
+            name,
+            chosen,
+            seeds=range(seeds),
+            target=target if target is not None else 90.0 if on_cpu else 94.0,
+            report=progress,
+        )
+    kept = machine.keep(Path(output_dir), "cifar10", results)
+    _print_bench(report.cifar10_lines(results), [kept], results, as_json)
 
 
 @bench.command("ops")

@@ -1,7 +1,7 @@
 """A training run from its configuration to its folder of results."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,48 +99,124 @@ def train(
       InputError: configuration and dataset do not fit together, the folder can't be made,
         or (`training.Diverged`) the loss became infinite or not a number.
     """
-    model = _prepared(config, dataset)
-    optimizer = config.optimizer(len(dataset.train.labels))
-    state = training.create_state(model, optimizer)
-    if not jax.tree.leaves(state.params):
-        raise InputError(f"the network {config.model} has nothing to train by gradient descent")
-    reports = training.fit(
-        state,
-        dataset,
-        config.normalise,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        mesh=sharding.cpu_mesh(config.batch_size),
-        mirrored=config.mirrored_test,
-        key=jax.random.key(config.seed) if config.shuffle else None,
-        augmentation=config.augmentation,
-        label_smoothing=config.label_smoothing,
-    )
-    run = Run.create(output_dir, name, config)
-    run.save_model(state.model)
-    history: list[EpochReport] = []
+    [state] = _states([config], dataset)
+    alone = ([report] for report in _fit(config, state, dataset))
+    return _keep([config], [state], alone, dataset, output_dir, [name], watch)[0]
+
+
+def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
+    """`train` that keeps nothing: a report of the untrained network and of each epoch.
+
+    Args:
+      config: what to train, and how.
+      dataset: what on.
+
+    Raises:
+      InputError: as for `train`.
+    """
+    [state] = _states([config], dataset)
+    return _fit(config, state, dataset)
+
+
+def _fit(config: RunConfig, state: training.TrainState, dataset: Dataset) -> Iterator[EpochReport]:
+    mesh = sharding.cpu_mesh(config.batch_size)
+    how = _how(config) | {"mesh": mesh, "key": _key(config)}
+    return training.fit(state, dataset, config.normalise, **how)
+
+
+def train_together(
+    configs: Sequence[RunConfig],
+    dataset: Dataset,
+    output_dir: Path,
+    names: Sequence[str | None],
+    watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
+) -> list[Outcome]:
+    """Trains several networks in one program, each with a folder of its own.
+
+    Args:
+      configs: what to train, and how; they differ in nothing but their seeds.
+      dataset: what on.
+      output_dir: where to make the runs' folders.
+      names: the folders' names, as for `train`.
+      watch: as for `train`, called for each network.
+
+    Raises:
+      InputError: as for `train`; or (`training.NoRoom`) the device has too little memory.
+    """
+    states, config = _states(configs, dataset), configs[0]
+    keys = jnp.stack([_key(each) for each in configs]) if config.shuffle else None
+    stacked = training.stack(states)
+    together = training.fit_ensemble(stacked, dataset, config.normalise, keys=keys, **_how(config))
+    return _keep(configs, states, together, dataset, output_dir, names, watch)
+
+
+def _states(configs: Sequence[RunConfig], dataset: Dataset) -> list[training.TrainState]:
+    """The new networks, with what they learn of the first training images without labels."""
+    optimizer = configs[0].create_optimizer(len(dataset.train.labels))
+    states = []
+    for config in configs:
+        images = config.normalise(jnp.asarray(dataset.train.images[:_UNLABELLED]))
+        model = config.create_model().prepared(images, jax.random.key(config.seed))
+        states.append(training.create_state(model, optimizer))
+    if not jax.tree.leaves(states[0].params):
+        model_name = configs[0].model
+        raise InputError(f"the network {model_name} has nothing to train by gradient descent")
+    return states
+
+
+def _how(config: RunConfig) -> dict[str, Any]:
+    """The arguments of `training.fit` and `fit_ensemble` that a recipe has."""
+    return {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "mirrored": config.mirrored_test,
+        "translated": config.translated_test,
+        "augmentation": config.augmentation,
+        "label_smoothing": config.label_smoothing,
+    }
+
+
+def _key(config: RunConfig) -> Any:
+    return jax.random.key(config.seed) if config.shuffle else None
+
+
+def _keep(
+    configs: Sequence[RunConfig],
+    states: Sequence[training.TrainState],
+    reports: Iterable[list[EpochReport]],
+    dataset: Dataset,
+    output_dir: Path,
+    names: Sequence[str | None],
+    watch: Callable[[Run, EpochReport], None],
+) -> list[Outcome]:
+    """Trains by going through the reports, and keeps what they tell."""
+    runs = [
+        Run.create(output_dir, name, config) for name, config in zip(names, configs, strict=True)
+    ]
+    for run, state in zip(runs, states, strict=True):
+        run.save_model(state.model)
+    histories: list[list[EpochReport]] = [[] for _ in runs]
+    summaries = []
     interrupted = False
     try:
-        for report in reports:
-            history.append(report)
-            if report.epoch:
-                run.save_model(report.state.model)
-                run.append_metrics(_metrics(report, len(dataset.train.labels)))
-            watch(run, report)
+        for together in reports:
+            for run, history, report in zip(runs, histories, together, strict=True):
+                history.append(report)
+                if report.epoch:
+                    run.save_model(report.state.model)
+                    run.append_metrics(_metrics(report, len(dataset.train.labels)))
+                watch(run, report)
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        summary = summarise(run, dataset, history)
-        run.write_summary(summary)
-        if history:
-            draw(run, dataset, history)
-    return Outcome(run, summary, interrupted)
-
-
-def _prepared(config: RunConfig, dataset: Dataset) -> nnx.Module:
-    """The new network, with what it learns of the first training images without labels."""
-    images = config.normalise(jnp.asarray(dataset.train.images[:_UNLABELLED]))
-    return config.create_model().prepared(images, jax.random.key(config.seed))
+        for run, history in zip(runs, histories, strict=True):
+            summaries.append(summarise(run, dataset, history))
+            run.write_summary(summaries[-1])
+            if history:
+                draw(run, dataset, history)
+    return [
+        Outcome(run, summary, interrupted) for run, summary in zip(runs, summaries, strict=True)
+    ]
 
 
 def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:
@@ -157,7 +233,11 @@ def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:
         raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
     state = training.create_state(model, optax.identity())
     logits, metrics = training.evaluate(
-        state, jax.device_put(dataset.test), config.normalise, mirrored=config.mirrored_test
+        state,
+        jax.device_put(dataset.test),
+        config.normalise,
+        mirrored=config.mirrored_test,
+        translated=config.translated_test,
     )
     return {
         "run": str(run.folder),

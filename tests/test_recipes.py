@@ -33,7 +33,7 @@ def test_every_recipes_network_dataset_and_optimizer_exist(name: str) -> None:
         )
     )
     params = nnx.state(model, nnx.Param)
-    jax.eval_shape(recipe.optimizer(50_000).init, params)
+    jax.eval_shape(recipe.create_optimizer(50_000).init, params)
     assert recipe.augmentation.flip in ("none", "random", "alternating")
 
 
@@ -41,7 +41,7 @@ def test_the_default_recipe_is_the_lectures_program() -> None:
     recipe = recipes.Recipe()
     assert (recipe.model, recipe.epochs, recipe.batch_size) == ("lecture", 10, 100)
     params = {"fc": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
-    optimizer = recipe.optimizer(60_000)
+    optimizer = recipe.create_optimizer(60_000)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, -0.1, rtol=1e-6)
@@ -57,7 +57,7 @@ def test_resnet20_takes_its_papers_64_000_steps() -> None:
     ("call", "message"),
     [
         (lambda: recipes.find("cifar-cpu"), "'cifar-cpu'.*cifar10-cpu"),
-        (lambda: recipes.Recipe(schedule="linear").optimizer(10), "'linear'.*triangular"),
+        (lambda: recipes.Recipe(schedule="linear").create_optimizer(10), "'linear'.*triangular"),
         (lambda: recipes.Recipe(dtype="float8").jax_dtype, "'float8'.*bfloat16"),
     ],
 )

@@ -53,8 +53,14 @@ def reference_seconds(images: int) -> float:
     return GTX_1080_SECONDS * images / 60_000
 
 
-def read_arrays(path: Path) -> tuple[Examples, Examples]:
+def read_arrays(
+    path: Path, image_shape: tuple[int, int, int] = (28, 28, 1)
+) -> tuple[Examples, Examples]:
     """Training and test split from a file of arrays x_train, y_train, x_test, y_test.
+
+    Args:
+      path: an `.npz` file.
+      image_shape: height, width and channels that the images must have.
 
     Raises:
       InputError: it is missing, or does not hold such arrays.
@@ -67,10 +73,11 @@ def read_arrays(path: Path) -> tuple[Examples, Examples]:
             f"{str(path)!r} does not hold the arrays x_train, y_train, x_test, y_test ({error})"
         ) from error
     for images, labels in splits:
-        if images.dtype != np.uint8 or images.shape[1:] != (28, 28, 1) or len(images) < 100:
+        if images.dtype != np.uint8 or images.shape[1:] != image_shape or len(images) < 100:
+            height, width, channels = image_shape
             raise InputError(
-                f"{str(path)!r} holds images of {images.dtype} {images.shape}; the lecture's "
-                "network takes at least 100, uint8, 28x28x1"
+                f"{str(path)!r} holds images of {images.dtype} {images.shape}; needed are at "
+                f"least 100, uint8, {height}x{width}x{channels}"
             )
         if labels.shape != images.shape[:1]:
             raise InputError(f"{str(path)!r} holds {len(images)} images, but {labels.shape} labels")

@@ -91,6 +91,32 @@ def startup_lines(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def cifar10_lines(results: dict[str, Any]) -> list[str]:
+    """Time and accuracy of each seed, and what they came to."""
+    lines = [
+        f"{results['recipe']} on {results['device']} ({results['platform']}): "
+        f"{results['epochs']} epochs of {results['images']:,} images",
+        f"  {'seed':>6} {'compiling':>11} {'training':>11} {'accuracy':>10}",
+    ]
+    lines += [
+        f"  {run['seed']:>6} {run['compile_s']:>9.1f} s {run['train_s']:>9.2f} s "
+        f"{run['accuracy_percent']:>8.2f} %"
+        for run in results["runs"]
+    ]
+    accuracy, target = results["accuracy_percent"], results["target_percent"]
+    error = accuracy["standard_error"]
+    lines.append(
+        f"  mean accuracy {accuracy['mean']:.2f} %"
+        + (f", standard error {error:.2f}" if error is not None else "")
+    )
+    if results["seconds_to_target"] is None:
+        lines.append(f"  the mean does not reach {target:g} %")
+    else:
+        seconds = results["seconds_to_target"]
+        lines.append(f"  time to {target:g} %: {seconds:.2f} s of training, compiling apart")
+    return lines
+
+
 def _contenders(results: dict[str, Any]) -> dict[str, Any]:
     names = ["dlc_jax", *(name.replace("-", "_") for name in lecture.RIVALS)]
     return {name: results[name] for name in names if results.get(name)}

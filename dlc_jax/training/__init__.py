@@ -2,21 +2,26 @@
 
 from dlc_jax.losses import cross_entropy
 from dlc_jax.training import optimizers
-from dlc_jax.training.epoch import evaluate, train_epoch
-from dlc_jax.training.fit import EpochReport, fit
-from dlc_jax.training.state import TrainState, create_state
+from dlc_jax.training.epoch import evaluate, train_ensemble, train_epoch
+from dlc_jax.training.fit import EpochReport, NoRoom, fit, fit_ensemble
+from dlc_jax.training.state import TrainState, create_state, stack, unstack
 from dlc_jax.training.step import Metrics, eval_step, train_step
 
 __all__ = [
     "EpochReport",
     "Metrics",
+    "NoRoom",
     "TrainState",
     "create_state",
     "cross_entropy",
     "eval_step",
     "evaluate",
     "fit",
+    "fit_ensemble",
     "optimizers",
+    "stack",
+    "train_ensemble",
     "train_epoch",
     "train_step",
+    "unstack",
 ]

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax.data.augment import Augmentation, Changes
+from dlc_jax.data.augment import Augmentation, Changes, shift
 from dlc_jax.data.examples import Examples, Normalise
 from dlc_jax.losses import cross_entropy, misclassified
 from dlc_jax.sharding import spread
@@ -70,7 +70,41 @@ def train_epoch(
     return state, metrics
 
 
-@partial(jax.jit, static_argnames=("batch_size", "mesh", "mirrored"))
+@partial(jax.jit, static_argnames=("batch_size", "augmentation", "label_smoothing"))
+def train_ensemble(
+    states: TrainState,
+    train: Examples,
+    normalise: Normalise,
+    *,
+    batch_size: int,
+    keys: PRNGKeyArray | None = None,
+    augmentation: Augmentation = _NONE,
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """`train_epoch` for several networks at once, each of which sees the examples its own way.
+
+    Args:
+      states: the networks in training, stacked: each leaf [networks, ...]; see
+        `dlc_jax.training.stack`.
+      train: as for `train_epoch`, and the same for all networks.
+      normalise: likewise.
+      batch_size: examples an update of one network.
+      keys: one for each network, [networks]; without them, as for `train_epoch`.
+      augmentation: as for `train_epoch`.
+      label_smoothing: likewise.
+
+    Returns:
+      The states after the epoch, and each network's loss and error by step, [networks, steps].
+    """
+
+    def one(state: TrainState, key: PRNGKeyArray | None) -> tuple[TrainState, Metrics]:
+        how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
+        return train_epoch(state, train, normalise, batch_size=batch_size, key=key, **how)
+
+    return jax.vmap(one)(states, keys)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "mesh", "mirrored", "translated"))
 def evaluate(
     state: TrainState,
     examples: Examples,
@@ -79,6 +113,7 @@ def evaluate(
     batch_size: int = 500,
     mesh: Mesh | None = None,
     mirrored: bool = False,
+    translated: int = 0,
 ) -> tuple[Float[Array, "examples classes"], Metrics]:
     """The logits of all examples in evaluation mode, with their mean loss and error.
 
@@ -89,14 +124,18 @@ def evaluate(
       batch_size: examples at a time; it bounds the memory and changes nothing else.
       mesh: devices to spread each batch over, as for `train_epoch`.
       mirrored: whether each image's logits are the mean of its own and of its mirror image's.
+      translated: by how many pixels images are moved up and left, and down and right; an
+        image's logits then count as much as those of both of these together (Jordan 2024,
+        section 3.5). 0 for no such images.
     """
     full, rest = _batches(examples, batch_size)
     even = mesh if mesh is not None and batch_size % mesh.size == 0 else None
-    some = partial(_logits, mirrored=mirrored)
+    looks: dict[str, Any] = {"mirrored": mirrored, "translated": translated}
+    some = partial(_logits, **looks)
     logits = spread(some, even, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
     logits = logits.reshape(-1, logits.shape[-1])
     if rest is not None:
-        logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, mirrored)])
+        logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, **looks)])
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
 
@@ -130,21 +169,27 @@ def _logits(
     batches: Examples,
     *,
     axis_name: str | None,
-    mirrored: bool,
+    **looks: Any,
 ) -> Float[Array, "batches batch classes"]:
     del axis_name
-    return lax.map(lambda batch: _logits_of_batch(state, normalise, batch, mirrored), batches)
+    return lax.map(lambda batch: _logits_of_batch(state, normalise, batch, **looks), batches)
 
 
 def _logits_of_batch(
-    state: TrainState, normalise: Normalise, batch: Examples, mirrored: bool
+    state: TrainState, normalise: Normalise, batch: Examples, *, mirrored: bool, translated: int
 ) -> Float[Array, "batch classes"]:
+    def logits(images: Array) -> Array:
+        own, _ = eval_step(state, Examples(images, batch.labels))
+        if not mirrored:
+            return own
+        return (own + eval_step(state, Examples(images[:, :, ::-1], batch.labels))[0]) / 2
+
     images = normalise(batch.images)
-    logits, _ = eval_step(state, Examples(images, batch.labels))
-    if mirrored:
-        others, _ = eval_step(state, Examples(images[:, :, ::-1], batch.labels))
-        logits = (logits + others) / 2
-    return logits
+    if not translated:
+        return logits(images)
+    corners = [jnp.full((len(images), 2), corner) for corner in (0, 2 * translated)]
+    moved = [logits(shift(images, corner, translated, "reflect")) for corner in corners]
+    return logits(images) / 2 + sum(moved) / 4
 
 
 def _batches(tree: Tree, batch_size: int) -> tuple[Tree, Tree | None]:

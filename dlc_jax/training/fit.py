@@ -1,5 +1,6 @@
 """The loop that a person watches: epochs, times, and what to do when it goes wrong."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from jaxtyping import Float, PRNGKeyArray
 from dlc_jax.data.examples import Dataset, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.sharding import replicate
-from dlc_jax.training.epoch import evaluate, train_epoch
-from dlc_jax.training.state import TrainState
+from dlc_jax.training.epoch import evaluate, train_ensemble, train_epoch
+from dlc_jax.training.state import TrainState, unstack
 from dlc_jax.training.step import Metrics
 
 # Short enough for Ctrl-C to seem immediate, long enough to cost nothing.
@@ -24,6 +25,10 @@ _POLL_SECONDS = 0.005
 
 class Diverged(InputError):
     """The loss is no longer a number."""
+
+
+class NoRoom(InputError):
+    """The device's memory does not hold so many networks in training."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class EpochReport:
       losses: the training loss of each step, in nats.
       test: loss and error on the test split.
       test_logits: the network's output for each test image.
-      train_seconds: how long the epoch took, evaluation and compilation apart.
-      test_seconds: how long the evaluation took.
+      train_seconds: how long the epoch took, evaluation and compilation apart; of networks
+        trained together, each one's share.
+      test_seconds: how long the evaluation took, likewise.
       compile_seconds: how long compiling took; the same in every report.
     """
 
@@ -61,6 +67,7 @@ def fit(
     mesh: Mesh | None = None,
     key: PRNGKeyArray | None = None,
     mirrored: bool = False,
+    translated: int = 0,
     **how: Any,
 ) -> Iterator[EpochReport]:
     """Trains for some epochs, evaluating after each.
@@ -74,6 +81,7 @@ def fit(
       mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`.
       key: of order and augmentation, as for `train_epoch`.
       mirrored: whether to test on images and their mirror images, as `evaluate` does.
+      translated: by how many pixels images are moved in the test, likewise.
       **how: further arguments of `train_epoch`: `augmentation`, `label_smoothing`.
 
     Returns:
@@ -83,43 +91,123 @@ def fit(
     Raises:
       InputError: the batch size is not between 1 and the number of training examples.
     """
+    _check_batch_size(batch_size, dataset)
+    looks = {"mirrored": mirrored, "translated": translated}
+
+    def reports() -> Iterator[EpochReport]:
+        arguments = state, dataset.train, dataset.test, normalise, key
+        first, train, test, normal, own = replicate(arguments, mesh)
+        start = time.perf_counter()
+        run_epoch = train_epoch.lower(
+            first, train, normal, batch_size=batch_size, mesh=mesh, key=own, **how
+        ).compile()
+        run_test = evaluate.lower(first, test, normal, mesh=mesh, **looks).compile()
+        seconds = time.perf_counter() - start
+        yield from _reports(
+            first,
+            lambda state: run_epoch(state, train, normal, key=own),
+            lambda state: run_test(state, test, normal),
+            epochs,
+            seconds,
+        )
+
+    return reports()
+
+
+def fit_ensemble(
+    states: TrainState,
+    dataset: Dataset,
+    normalise: Normalise,
+    *,
+    epochs: int,
+    batch_size: int,
+    keys: PRNGKeyArray | None = None,
+    mirrored: bool = False,
+    translated: int = 0,
+    **how: Any,
+) -> Iterator[list[EpochReport]]:
+    """`fit` for several networks at once, in one program.
+
+    Args:
+      states: the networks to begin with, stacked; see `dlc_jax.training.stack`.
+      dataset: as for `fit`, as are the following.
+      normalise: what to apply to the images.
+      epochs: passes over the training split.
+      batch_size: examples an update of one network.
+      keys: one for each network, as for `train_ensemble`.
+      mirrored: as for `fit`.
+      translated: likewise.
+      **how: likewise.
+
+    Returns:
+      An iterator of reports as `fit` gives them, one for each network.
+
+    Raises:
+      InputError: the batch size is not between 1 and the number of training examples, or
+        (`NoRoom`) the device has too little memory.
+    """
+    _check_batch_size(batch_size, dataset)
+    test_all = jax.jit(
+        jax.vmap(partial(evaluate, mirrored=mirrored, translated=translated), (0, None, None))
+    )
+    arguments = states, dataset.train, dataset.test, normalise, keys
+    states, train, test, normalise, keys = replicate(arguments, None)
+    start = time.perf_counter()
+    run_epoch = train_ensemble.lower(
+        states, train, normalise, batch_size=batch_size, keys=keys, **how
+    ).compile()
+    run_test = test_all.lower(states, test, normalise).compile()
+    _check_room([run_epoch, run_test])
+    together = _reports(
+        states,
+        lambda states: run_epoch(states, train, normalise, keys=keys),
+        lambda states: run_test(states, test, normalise),
+        epochs,
+        time.perf_counter() - start,
+    )
+    return map(_each, together)
+
+
+def _check_batch_size(batch_size: int, dataset: Dataset) -> None:
     count = len(dataset.train.labels)
     if not 1 <= batch_size <= count:
         raise InputError(
             f"a batch size of {batch_size} does not fit {dataset.name}'s {count} training "
             f"examples; choose one from 1 to {count}"
         )
-    return _reports(state, dataset, normalise, epochs, batch_size, mesh, key, mirrored, how)
+
+
+def _check_room(programs: list[Any]) -> None:
+    """Raises `NoRoom` where the device knows that it lacks the memory for one of them."""
+    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    for program in programs:
+        sizes = program.memory_analysis()
+        if room is None or sizes is None:
+            return
+        needed = (
+            sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        )
+        if needed > room:
+            raise NoRoom(
+                f"so many networks need {needed / 2**30:.1f} GiB on a device of "
+                f"{room / 2**30:.1f} GiB; train fewer at once, or --one-by-one"
+            )
 
 
 def _reports(
     state: TrainState,
-    dataset: Dataset,
-    normalise: Normalise,
+    run_epoch: Callable[[TrainState], tuple[TrainState, Metrics]],
+    run_test: Callable[[TrainState], tuple[Any, Metrics]],
     epochs: int,
-    batch_size: int,
-    mesh: Mesh | None,
-    key: PRNGKeyArray | None,
-    mirrored: bool,
-    how: dict[str, Any],
+    compile_seconds: float,
 ) -> Iterator[EpochReport]:
-    arguments = state, dataset.train, dataset.test, normalise, key
-    state, train, test, normalise, key = replicate(arguments, mesh)
-    start = time.perf_counter()
-    run_epoch = train_epoch.lower(
-        state, train, normalise, batch_size=batch_size, mesh=mesh, key=key, **how
-    ).compile()
-    run_test = evaluate.lower(state, test, normalise, mesh=mesh, mirrored=mirrored).compile()
-    compile_seconds = time.perf_counter() - start
-    losses, train_seconds = np.zeros(0, np.float32), 0.0
+    losses, train_seconds = np.zeros((*state.step.shape, 0), np.float32), 0.0
     for epoch in range(epochs + 1):
         if epoch:
-            (state, metrics), train_seconds = _timed(
-                partial(run_epoch, key=key), state, train, normalise
-            )
+            (state, metrics), train_seconds = _timed(run_epoch, state)
             losses = np.asarray(metrics.loss)
             _check_finite(losses, epoch)
-        (logits, test_metrics), test_seconds = _timed(run_test, state, test, normalise)
+        (logits, test_metrics), test_seconds = _timed(run_test, state)
         yield EpochReport(
             epoch,
             state,
@@ -130,6 +218,23 @@ def _reports(
             test_seconds,
             compile_seconds,
         )
+
+
+def _each(together: EpochReport) -> list[EpochReport]:
+    """The report of each of several networks."""
+    states = unstack(together.state)
+    return [
+        dataclasses.replace(
+            together,
+            state=state,
+            losses=together.losses[network],
+            test=Metrics(*(values[network] for values in together.test)),
+            test_logits=together.test_logits[network],
+            train_seconds=together.train_seconds / len(states),
+            test_seconds=together.test_seconds / len(states),
+        )
+        for network, state in enumerate(states)
+    ]
 
 
 def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
@@ -144,11 +249,13 @@ def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     return results, time.perf_counter() - start
 
 
-def _check_finite(losses: Float[np.ndarray, " steps"], epoch: int) -> None:
-    broken = np.flatnonzero(~np.isfinite(losses))
+def _check_finite(losses: Float[np.ndarray, "*networks steps"], epoch: int) -> None:
+    broken = np.argwhere(~np.isfinite(losses))
     if broken.size:
-        step = (epoch - 1) * len(losses) + broken[0] + 1
+        place = tuple(broken[0])
+        step = (epoch - 1) * losses.shape[-1] + place[-1] + 1
+        whose = f" of network {place[0] + 1}" if len(place) > 1 else ""
         raise Diverged(
-            f"the loss became {losses[broken[0]]} at step {step} (epoch {epoch}); "
+            f"the loss{whose} became {losses[place]} at step {step} (epoch {epoch}); "
             "try a smaller learning rate"
         )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name, and stochastic gradient descent with what goes with it."""
+"""Learning-rate schedules and optimizers by name, and averages of their parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,6 +85,148 @@ def sgd(
         optax.scale_by_learning_rate(learning_rate),
         optax.masked(optax.scale(bias_factor), _are_biases),
     )
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    bias_factor: float = 1.0,
+) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for weights, and Adam for biases, scales and slopes.
+
+    A step of weights is the momentum made orthogonal, for which a convolution's kernel counts
+    as a matrix of [height * width * inputs, features], times a factor that makes its root mean
+    square 0.2, about Adam's (Liu et al. 2025, "Muon is scalable for LLM training", section
+    2.2), so that one learning rate does for both.
+
+    Args:
+      learning_rate: a number, or a function of the step; 0.002 is a usual one.
+      momentum: the weight of past gradients.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: as for `sgd`.
+      bias_factor: as for `sgd`.
+    """
+    import optax.contrib
+
+    def times(step: Any) -> Any:
+        rate = learning_rate(step) if callable(learning_rate) else learning_rate
+        return bias_factor * rate
+
+    def as_matrices(params: Any) -> Any:
+        def axes(param: Array, weight: bool) -> optax.contrib.MuonDimensionNumbers | None:
+            if not weight or param.ndim < 2:
+                return None
+            return optax.contrib.MuonDimensionNumbers(tuple(range(param.ndim - 1)), param.ndim - 1)
+
+        return jax.tree.map(axes, params, _are_weights(params))
+
+    return optax.contrib.muon(
+        learning_rate,
+        beta=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        adam_learning_rate=times,
+        muon_weight_dimension_numbers=as_matrices,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "muon": muon}
+
+
+def create(
+    name: str, learning_rate: optax.ScalarOrSchedule, **options: Any
+) -> optax.GradientTransformation:
+    """The optimizer called `name`.
+
+    Args:
+      name: "sgd" or "muon".
+      learning_rate: a number, or a function of the step.
+      **options: `momentum`, `nesterov`, `weight_decay` and `bias_factor`, as for `sgd`.
+
+    Raises:
+      InputError: there is no such optimizer.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"there is no optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name](learning_rate, **options)
+
+
+def freeze_after(
+    optimizer: optax.GradientTransformation, steps: int, variable: str
+) -> optax.GradientTransformation:
+    """An optimizer that leaves some parameters as they are after so many steps.
+
+    Args:
+      optimizer: what else happens.
+      steps: how many they are changed by.
+      variable: the name of their variable, as "whitening_bias".
+    """
+
+    def scale(step: Array) -> Array:
+        return jnp.where(step < steps, 1.0, 0.0)
+
+    chosen = optax.masked(
+        optax.scale_by_schedule(scale),
+        lambda params: _by_name(params, lambda name: name == variable),
+    )
+    return optax.chain(optimizer, chosen)
+
+
+class AverageState(NamedTuple):
+    """What `averaged` remembers.
+
+    Attributes:
+      step: how many steps there were.
+      mean: the average of the parameters, too small by 1 - decay^step.
+      inside: the state of the optimizer inside.
+    """
+
+    step: Int[Array, ""]
+    mean: Any
+    inside: optax.OptState
+
+
+def averaged(
+    optimizer: optax.GradientTransformation, steps: int, decay: float
+) -> optax.GradientTransformation:
+    """An optimizer whose last step ends at an average of the parameters of all steps.
+
+    It is exponential, without the bias towards zero that it would begin with (Polyak and
+    Juditsky 1992; Kingma and Ba 2015, section 3).
+
+    Args:
+      optimizer: takes the steps.
+      steps: how many there are.
+      decay: the weight of the past; about the last 1 / (1 - decay) steps count.
+    """
+
+    def init(params: Any) -> AverageState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AverageState(jnp.zeros((), jnp.int32), zeros, optimizer.init(params))
+
+    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
+        updates, inside = optimizer.update(updates, state.inside, params)
+        count = state.step + 1
+        mean = jax.tree.map(
+            lambda mean, param, update: decay * mean + (1 - decay) * (param + update),
+            state.mean,
+            params,
+            updates,
+        )
+        unbiased = 1 - decay ** jnp.asarray(count, jnp.float32)
+        updates = jax.tree.map(
+            lambda update, param, mean: jnp.where(count == steps, mean / unbiased - param, update),
+            updates,
+            params,
+            mean,
+        )
+        return updates, AverageState(count, mean, inside)
+
+    return optax.GradientTransformation(init, update)
 
 
 class LookaheadState(NamedTuple):

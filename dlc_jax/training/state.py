@@ -1,6 +1,8 @@
 """Everything that training changes, as one pytree."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -51,3 +53,17 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
     return TrainState(
         jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), graphdef, optimizer
     )
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """Several networks' states as one, each leaf [networks, ...].
+
+    Args:
+      states: of networks of one structure, made with one and the same optimizer.
+    """
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def unstack(states: TrainState) -> list[TrainState]:
+    """The opposite of `stack`."""
+    return [jax.tree.map(itemgetter(i), states) for i in range(len(states.step))]
