@@ -180,6 +180,7 @@ class _Part(click.ParamType):  # type: ignore[type-arg]
 
 # The fields of a recipe that can be told otherwise: what they take, and what they are.
 _FIELDS: dict[str, tuple[Any, str]] = {
+    "examples": (_Integer(0), "How many of the training images, the first ones; 0 for all."),
     "epochs": (_Integer(1), "Passes over the training images."),
     "batch_size": (_Integer(1), "Images an update."),
     "optimizer": (click.Choice(["sgd", "muon"]), "What makes steps of gradients."),
@@ -399,7 +400,7 @@ def _train_some(
     from dlc_jax import experiment, terminal
 
     configs = [experiment.configure(dataset, recipe, **how) for how in several]
-    images, tests = len(dataset.train.labels), len(dataset.test.labels)
+    images, tests = len(dataset.first(configs[0].examples).train.labels), len(dataset.test.labels)
     with terminal.epochs(configs[0].epochs, images, tests) as progress:
 
         def watch(run: "Run", report: "EpochReport") -> None:

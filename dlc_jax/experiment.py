@@ -58,8 +58,9 @@ def configure(
     """
     from dlc_jax import __version__
 
-    normalise = Normalise.fit(dataset.train.images)
-    fields = dataclasses.asdict(dataclasses.replace(recipe, **changes))
+    changed = dataclasses.replace(recipe, **changes)
+    normalise = Normalise.fit(dataset.first(changed.examples).train.images)
+    fields = dataclasses.asdict(changed)
     return RunConfig(
         **fields | {"dataset": dataset.name},
         recipe=name,
@@ -99,6 +100,7 @@ def train(
       InputError: configuration and dataset do not fit together, the folder can't be made,
         or (`training.Diverged`) the loss became infinite or not a number.
     """
+    dataset = dataset.first(config.examples)
     [state] = _states([config], dataset)
     alone = ([report] for report in _fit(config, state, dataset))
     return _keep([config], [state], alone, dataset, output_dir, [name], watch)[0]
@@ -114,6 +116,7 @@ def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
     Raises:
       InputError: as for `train`.
     """
+    dataset = dataset.first(config.examples)
     [state] = _states([config], dataset)
     return _fit(config, state, dataset)
 
@@ -143,7 +146,9 @@ def train_together(
     Raises:
       InputError: as for `train`; or (`training.NoRoom`) the device has too little memory.
     """
-    states, config = _states(configs, dataset), configs[0]
+    config = configs[0]
+    dataset = dataset.first(config.examples)
+    states = _states(configs, dataset)
     keys = jnp.stack([_key(each) for each in configs]) if config.shuffle else None
     stacked = training.stack(states)
     together = training.fit_ensemble(stacked, dataset, config.normalise, keys=keys, **_how(config))

@@ -149,6 +149,56 @@ def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
         operations.run(rounds=1, batch_size=2, rivals=["torch"], operations=[])
 
 
+def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "colours.npz"
+    # Bright and dark images, which any network tells apart.
+    labels = rng.integers(0, 2, 400)
+    images = (rng.integers(0, 60, (400, 32, 32, 3)) + 190 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    np.savez(
+        path, x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:]
+    )
+    command = ("bench", "cifar10", "--recipe", "cifar10-lecture", "--arrays", path)
+    done = dlc_jax(*command, "--seeds", 2, "--epochs", 3, "--target", 80, "--json")
+    assert done.code == 0, done.err
+    result = done.json
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+    accuracies = [run["accuracy_percent"] for run in result["runs"]]
+    assert result["accuracy_percent"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert result["seconds_to_target"] == pytest.approx(
+        np.median([run["train_s"] for run in result["runs"]])
+    )
+    assert all(len(run["accuracy_percent_by_epoch"]) == 3 for run in result["runs"])
+    assert all(run["compile_s"] > 0 for run in result["runs"])
+    missed = dlc_jax(*command, "--seeds", 1, "--epochs", 1, "--target", 100.0, "--json")
+    assert (
+        missed.json["seconds_to_target"] is None or missed.json["accuracy_percent"]["mean"] == 100
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--recipe", "mnist-lecture"), "mnist-lecture"),
+        (("--recipe", "cifar10-quick"), "cifar10-quick"),
+        (("--target", 101), "101"),
+        (("--target", -1), "-1"),
+    ],
+)
+def test_time_to_an_accuracy_refuses_what_makes_no_sense(
+    dlc_jax: Command, options: tuple[Any, ...], named: str, tmp_path: Path
+) -> None:
+    images, labels = np.zeros((100, 32, 32, 3), np.uint8), np.zeros(100, np.int32)
+    path = tmp_path / "black.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    done = dlc_jax("bench", "cifar10", "--arrays", path, *options)
+    assert done.code == 2
+    assert named in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 def test_results_of_one_benchmark_leave_those_of_another(tmp_path: Path) -> None:
     path = machine.keep(tmp_path, "ops", {"device": "A B (C), 2 cores", "value": 1})
     assert path.name == "a-b-c-2-cores.json"

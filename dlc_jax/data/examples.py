@@ -1,6 +1,6 @@
 """What a dataset is once it is loaded: arrays, and the names that go with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, UInt8
+
+from dlc_jax.errors import InputError
 
 # What jitted functions take without ado.
 AnyArray: TypeAlias = Array | np.ndarray
@@ -45,6 +47,22 @@ class Dataset:
     test: Examples
     class_names: tuple[str, ...]
     provenance: str
+
+    def first(self, examples: int) -> "Dataset":
+        """The dataset with the first so many training examples only; all of them for 0.
+
+        Raises:
+          InputError: it has fewer.
+        """
+        count = len(self.train.labels)
+        if examples > count:
+            raise InputError(
+                f"{self.name} has {count:,} training examples, not {examples:,}; ask for fewer"
+            )
+        if not examples:
+            return self
+        images, labels = self.train
+        return replace(self, train=Examples(images[:examples], labels[:examples]))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,0 +1,147 @@
+"""The first epochs of ResNet-20 on CIFAR-10, beside the same in plain PyTorch.
+
+python examples/cifar10_resnet_reference.py [EPOCHS]      needs PyTorch; minutes an epoch
+
+Both start from He et al.'s initialisation with seeds of their own, and see batches and changed
+images of their own, so that the curves agree as two seeds do. It writes `resnet20.png`.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+from dlc_jax.environment import prepare_jax
+
+prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from matplotlib.figure import Figure
+from torch.nn import functional
+
+from dlc_jax import data, models, plots, sharding, training
+from dlc_jax.data.augment import Augmentation
+from dlc_jax.training import optimizers
+
+STEPS, BATCH_SIZE = 64_000, 128
+Curves = tuple[list[float], list[float]]
+
+
+def ours(dataset: data.Dataset, epochs: int) -> Curves:
+    """Each step's loss, and the test error in percent after each epoch."""
+    model = models.create("resnet20", rngs=nnx.Rngs(0))
+    rate = optimizers.schedule("step", 0.1, STEPS)
+    optimizer = optimizers.sgd(rate, momentum=0.9, weight_decay=0.001)
+    losses, errors = [], []
+    for report in training.fit(
+        training.create_state(model, optimizer),
+        dataset,
+        data.Normalise.fit(dataset.train.images),
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        mesh=sharding.cpu_mesh(BATCH_SIZE),
+        key=jax.random.key(0),
+        augmentation=Augmentation("random", translate=4),
+    ):
+        if report.epoch:
+            losses += report.losses.tolist()
+            errors.append(100 * float(report.test.error))
+    return losses, errors
+
+
+class Block(torch.nn.Module):
+    """Two 3x3 convolutions, with a shortcut that pads channels with zeros (option A)."""
+
+    def __init__(self, inputs: int, maps: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.more = stride, maps - inputs
+        self.conv1 = torch.nn.Conv2d(inputs, maps, 3, stride, 1, bias=False)
+        self.conv2 = torch.nn.Conv2d(maps, maps, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = torch.nn.BatchNorm2d(maps), torch.nn.BatchNorm2d(maps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block's feature maps."""
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return functional.relu(x + y)
+
+
+def reference_network() -> torch.nn.Module:
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    blocks = [Block(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+    stem = [torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(16), torch.nn.ReLU()]
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10)]
+    network = torch.nn.Sequential(*stem, *blocks, *head)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def pytorchs(dataset: data.Dataset, epochs: int) -> Curves:
+    """The same by PyTorch, with its own optimizer."""
+    torch.manual_seed(0)
+    normal = data.Normalise.fit(dataset.train.images)
+    images, test_images = (
+        torch.tensor(np.asarray(normal(split.images)).transpose(0, 3, 1, 2).copy())
+        for split in (dataset.train, dataset.test)
+    )
+    labels, test_labels = (
+        torch.tensor(np.array(split.labels)).long() for split in (dataset.train, dataset.test)
+    )
+    network = reference_network()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    losses, errors = [], []
+    for _ in range(epochs):
+        network.train()
+        for some in torch.randperm(len(images)).split(BATCH_SIZE):
+            batch = functional.pad(images[some], (4, 4, 4, 4))
+            rows, columns = torch.randint(0, 9, (2, len(some), 1, 1, 1))
+            down = (rows + torch.arange(32)[None, None, :, None]).expand(-1, 3, 32, 40)
+            right = (columns + torch.arange(32)[None, None, None, :]).expand(-1, 3, 32, 32)
+            batch = batch.gather(2, down).gather(3, right)
+            flipped = torch.rand(len(some), 1, 1, 1) < 0.5
+            loss = functional.cross_entropy(
+                network(torch.where(flipped, batch.flip(3), batch)), labels[some]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        network.eval()
+        with torch.no_grad():
+            logits = torch.cat([network(part) for part in test_images.split(500)])
+        errors.append(100 * (logits.argmax(1) != test_labels).float().mean().item())
+    return losses, errors
+
+
+def draw(curves: dict[str, Curves], path: Path) -> None:
+    figure = Figure(figsize=(8, 3.4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, (losses, errors) in curves.items():
+        smooth = np.convolve(losses, np.ones(20) / 20, mode="valid")
+        left.plot(np.arange(len(smooth)) + 20, smooth, linewidth=1, label=name)
+        right.plot(range(1, len(errors) + 1), errors, "o-", label=name)
+    left.set(xlabel="step", ylabel="training loss (nats), mean of 20 steps")
+    right.set(xlabel="epoch", ylabel="test error (%)", ylim=(0, None))
+    right.legend()
+    figure.suptitle("ResNet-20 on CIFAR-10, its first epochs")
+    plots.save(figure, path)
+
+
+def main(epochs: int = 2) -> None:
+    dataset = data.load("cifar10")
+    curves = {"dlc_jax": ours(dataset, epochs), "PyTorch": pytorchs(dataset, epochs)}
+    for name, (losses, errors) in curves.items():
+        print(
+            f"{name:8} loss of the last 50 steps {np.mean(losses[-50:]):.3f}, test errors", errors
+        )
+    draw(curves, Path("resnet20.png"))
+    last = [float(np.mean(losses[-50:])) for losses, _ in curves.values()]
+    assert abs(last[0] - last[1]) < 0.15, f"the losses differ: {last}"
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Several networks trained at once."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import Command
+from flax import nnx
+
+from dlc_jax import models, training
+from dlc_jax.data import Dataset, Normalise
+from dlc_jax.data.augment import Augmentation
+
+HOW: dict[str, Any] = {
+    "batch_size": 46,
+    "augmentation": Augmentation("random", 1),
+    "label_smoothing": 0.1,
+}
+
+
+def new_states(networks: int) -> list[training.TrainState]:
+    optimizer = optax.sgd(0.01, 0.9)
+    return [
+        training.create_state(models.create("lecture", rngs=nnx.Rngs(seed)), optimizer)
+        for seed in range(networks)
+    ]
+
+
+def assert_near(ours: Any, expected: Any) -> None:
+    for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_an_ensembles_epoch_equals_epochs_of_its_networks_alone(few_digits: Dataset) -> None:
+    normalise = Normalise.fit(few_digits.train.images)
+    states, keys = new_states(3), jax.random.split(jax.random.key(0), 3)
+    together, metrics = training.train_ensemble(
+        training.stack(states), few_digits.train, normalise, keys=keys, **HOW
+    )
+    assert metrics.loss.shape == (3, 5)
+    for i, (state, key) in enumerate(zip(states, keys, strict=True)):
+        alone, expected = training.train_epoch(state, few_digits.train, normalise, key=key, **HOW)
+        assert_near(metrics.loss[i], expected.loss)
+        assert_near(training.unstack(together)[i].params, alone.params)
+
+
+def test_reports_of_an_ensemble_are_those_of_its_networks(few_digits: Dataset) -> None:
+    normalise = Normalise.fit(few_digits.train.images)
+    states, keys = new_states(2), jax.random.split(jax.random.key(0), 2)
+    how: dict[str, Any] = {"epochs": 2, "translated": 1, **HOW}
+    together = list(
+        training.fit_ensemble(training.stack(states), few_digits, normalise, keys=keys, **how)
+    )
+    for i, (state, key) in enumerate(zip(states, keys, strict=True)):
+        alone = list(training.fit(state, few_digits, normalise, key=key, **how))
+        assert [reports[i].epoch for reports in together] == [0, 1, 2]
+        for reports, report in zip(together, alone, strict=True):
+            assert_near(reports[i].losses, report.losses)
+            assert_near(reports[i].test_logits, report.test_logits)
+            assert_near(reports[i].test, report.test)
+
+
+def test_without_room_for_an_ensemble_the_memory_that_it_needs_is_told(
+    few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": 2**20}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
+    normalise = Normalise.fit(few_digits.train.images)
+    states = training.stack(new_states(2))
+    with pytest.raises(training.NoRoom, match=r"need .* GiB on a device of 0\.0 GiB.*one-by-one"):
+        training.fit_ensemble(states, few_digits, normalise, epochs=1, batch_size=50)
+
+
+def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> None:
+    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--seed", 4)
+    done = dlc_jax(*command, "--together", "--name", "some", "--json")
+    assert done.code == 0, done.err
+    result = done.json
+    assert result["seeds"] == [4, 5]
+    errors = [run["test_error_percent"] for run in result["runs"]]
+    assert result["test_error_percent"]["mean"] == pytest.approx(np.mean(errors), abs=1e-3)
+    for run in result["runs"]:
+        again = dlc_jax("eval", run["run"], "--json").json
+        assert again["test_error_percent"] == run["test_error_percent"]
+    assert [run["run"] for run in result["runs"]] == ["runs/some-seed4", "runs/some-seed5"]

@@ -1,0 +1,112 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlc_jax.training import optimizers
+
+
+# At the beginning, a quarter, a half, three quarters, and the end, as parts of the peak.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("step", [1, 1, 0.1, 0.01, 0.01]),
+        ("triangular", [0.2, 1 - 0.93 * 2 / 77, 1 - 0.93 * 27 / 77, 1 - 0.93 * 52 / 77, 0.07]),
+        ("cosine", [0, *(0.5 + 0.5 * np.cos(np.pi * np.array([20, 45, 70, 95]) / 95))]),
+    ],
+)
+def test_schedules_have_their_closed_forms(name: str, expected: list[float]) -> None:
+    rate = optimizers.schedule(name, 3.0, 100)
+    rates = [float(rate(step)) / 3 for step in (0, 25, 50, 75, 100)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_sgd_is_nesterovs_with_decay_of_weights_alone_and_faster_biases() -> None:
+    params = {"conv": {"kernel": jnp.array(2.0), "bias": jnp.array(3.0)}}
+    grads = {"conv": {"kernel": jnp.array(0.5), "bias": jnp.array(0.25)}}
+    optimizer = optimizers.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.01, bias_factor=4.0)
+    state = optimizer.init(params)
+    kernel, bias, velocity = 2.0, 3.0, 0.0
+    for _ in range(3):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + 1
+        step = 1 + 0.9 * velocity
+        kernel -= 0.1 * (0.5 * step + 0.01 * kernel)
+        bias -= 0.1 * 4 * 0.25 * step
+    assert float(params["conv"]["kernel"]) == pytest.approx(kernel, rel=1e-5)
+    assert float(params["conv"]["bias"]) == pytest.approx(bias, rel=1e-5)
+
+
+def test_lookahead_goes_back_to_an_average_that_keeps_more_and_more_of_itself() -> None:
+    params, grads = {"w": jnp.array(1.0)}, {"w": jnp.array(1.0)}
+    optimizer = optimizers.lookahead(optax.sgd(0.1), steps=7, period=2)
+    state = optimizer.init(params)
+    fast = slow = 1.0
+    for step in range(1, 8):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        fast -= 0.1
+        if step % 2 == 0 or step == 7:
+            keep = 1.0 if step == 7 else 0.95**2 * (step / 7) ** 3
+            fast = slow = keep * slow + (1 - keep) * fast
+        assert float(params["w"]) == pytest.approx(fast, rel=1e-5)
+
+
+def test_averaging_ends_at_the_exponential_average_of_all_steps() -> None:
+    params, grads = {"w": jnp.array(1.0)}, {"w": jnp.array(1.0)}
+    optimizer = optimizers.averaged(optax.sgd(0.1), steps=4, decay=0.7)
+    state = optimizer.init(params)
+    values = []
+    for step in range(1, 5):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        values.append(1 - 0.1 * step)
+        if step < 4:
+            assert float(params["w"]) == pytest.approx(values[-1], rel=1e-5)
+    weights = 0.7 ** np.arange(3, -1, -1)
+    assert float(params["w"]) == pytest.approx(np.average(values, weights=weights), rel=1e-5)
+
+
+def test_what_is_frozen_stays_as_it_is_after_its_steps() -> None:
+    params = {"first": {"whitening_bias": jnp.array(1.0), "kernel": jnp.array(1.0)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = optimizers.freeze_after(optax.sgd(0.1), 2, "whitening_bias")
+    state = optimizer.init(params)
+    for _ in range(5):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(params["first"]["whitening_bias"]) == pytest.approx(0.8)
+    assert float(params["first"]["kernel"]) == pytest.approx(0.5)
+
+
+def test_muons_steps_of_kernels_are_orthogonal_and_those_of_biases_adams() -> None:
+    key = jax.random.key(0)
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 8)), "bias": jnp.zeros(8)}}
+    grads = {"conv": {"kernel": jax.random.normal(key, (3, 3, 2, 8)), "bias": jnp.arange(8.0) - 4}}
+    optimizer = optimizers.create("muon", 0.01, momentum=0.9, nesterov=False, bias_factor=3.0)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    step = np.asarray(updates["conv"]["kernel"]).reshape(18, 8)
+    assert np.sqrt((step**2).mean()) == pytest.approx(0.2 * 0.01, rel=0.2)
+    stretches = np.linalg.svd(step)[1] / np.linalg.norm(step) * 8**0.5
+    before = np.linalg.svd(np.asarray(grads["conv"]["kernel"]).reshape(18, 8))[1]
+    assert stretches.max() / stretches.min() < 2 < before.max() / before.min()
+    expected = -3 * 0.01 * np.sign(np.arange(8) - 4)
+    np.testing.assert_allclose(updates["conv"]["bias"], expected, rtol=1e-3)
+
+
+def test_the_optimizers_of_a_chain_run_under_jit_with_schedules() -> None:
+    params: Any = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    rate = optimizers.schedule("triangular", 0.1, 10)
+    for name in optimizers.OPTIMIZERS:
+        inside = optimizers.create(name, rate, momentum=0.9, nesterov=True, weight_decay=0.1)
+        optimizer = optimizers.averaged(optimizers.lookahead(inside, 10), 10, 0.9)
+        state = optimizer.init(params)
+        updates, state = jax.jit(optimizer.update)(params, state, params)
+        assert {name: update.shape for name, update in updates.items()} == {
+            name: param.shape for name, param in params.items()
+        }
