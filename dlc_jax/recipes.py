@@ -143,7 +143,7 @@ RECIPES: dict[str, Entry] = {
         Recipe(
             model="airbench",
             model_options={"widths": [32, 128, 128]},
-            epochs=12,
+            epochs=16,
             batch_size=250,
             schedule="triangular",
             learning_rate=0.37,
