@@ -780,7 +780,7 @@ def bench_cifar10(
 
     Compiling is timed apart, and accuracies stand beside the times.
 
-    
+    \b
     Examples:
       dlc-jax bench cifar10
       dlc-jax bench cifar10 --recipe cifar10-fast --seeds 20 --arrays cifar10.npz --json

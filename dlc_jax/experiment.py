@@ -1,6 +1,7 @@
 """A training run from its configuration to its folder of results."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,11 @@ def train_together(
 
 def _states(configs: Sequence[RunConfig], dataset: Dataset) -> list[training.TrainState]:
     """The new networks, with what they learn of the first training images without labels."""
+    if dataset.image_shape != configs[0].image_shape:
+        raise InputError(
+            f"{dataset.name}'s images are {dataset.image_shape}, but the network is configured "
+            f"for {configs[0].image_shape}; configure it with this dataset"
+        )
     optimizer = configs[0].create_optimizer(len(dataset.train.labels))
     states = []
     for config in configs:
@@ -164,8 +170,8 @@ def _states(configs: Sequence[RunConfig], dataset: Dataset) -> list[training.Tra
         model = config.create_model().prepared(images, jax.random.key(config.seed))
         states.append(training.create_state(model, optimizer))
     if not jax.tree.leaves(states[0].params):
-        model_name = configs[0].model
-        raise InputError(f"the network {model_name} has nothing to train by gradient descent")
+        name = configs[0].model
+        raise InputError(f"the network {name} has nothing to train by gradient descent")
     return states
 
 
@@ -195,9 +201,7 @@ def _keep(
     watch: Callable[[Run, EpochReport], None],
 ) -> list[Outcome]:
     """Trains by going through the reports, and keeps what they tell."""
-    runs = [
-        Run.create(output_dir, name, config) for name, config in zip(names, configs, strict=True)
-    ]
+    runs = _new_runs(configs, output_dir, names)
     for run, state in zip(runs, states, strict=True):
         run.save_model(state.model)
     histories: list[list[EpochReport]] = [[] for _ in runs]
@@ -222,6 +226,21 @@ def _keep(
     return [
         Outcome(run, summary, interrupted) for run, summary in zip(runs, summaries, strict=True)
     ]
+
+
+def _new_runs(
+    configs: Sequence[RunConfig], output_dir: Path, names: Sequence[str | None]
+) -> list[Run]:
+    """New folders for all of the runs, or for none of them."""
+    runs: list[Run] = []
+    try:
+        for config, name in zip(configs, names, strict=True):
+            runs.append(Run.create(output_dir, name, config))
+    except InputError:
+        for run in runs:
+            shutil.rmtree(run.folder)
+        raise
+    return runs
 
 
 def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several networks trained at once."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ def test_without_room_for_an_ensemble_the_memory_that_it_needs_is_told(
     monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
     normalise = Normalise.fit(few_digits.train.images)
     states = training.stack(new_states(2))
-    with pytest.raises(training.NoRoom, match=r"need .* GiB on a device of 0\.0 GiB.*one-by-one"):
+    with pytest.raises(training.NoRoom, match=r"need .* GiB on a device of 0\.0 GiB.*one by one"):
         training.fit_ensemble(states, few_digits, normalise, epochs=1, batch_size=50)
 
 
@@ -88,3 +89,14 @@ def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> N
         again = dlc_jax("eval", run["run"], "--json").json
         assert again["test_error_percent"] == run["test_error_percent"]
     assert [run["run"] for run in result["runs"]] == ["runs/some-seed4", "runs/some-seed5"]
+
+
+def test_no_folder_is_left_where_one_of_several_runs_has_none(
+    dlc_jax: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "some-seed1").mkdir(parents=True)
+    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--name", "some")
+    done = dlc_jax(*command, "--together")
+    assert done.code == 2
+    assert "some-seed1" in done.err
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["some-seed1"]

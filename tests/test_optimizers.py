@@ -99,14 +99,19 @@ def test_muons_steps_of_kernels_are_orthogonal_and_those_of_biases_adams() -> No
     np.testing.assert_allclose(updates["conv"]["bias"], expected, rtol=1e-3)
 
 
-def test_the_optimizers_of_a_chain_run_under_jit_with_schedules() -> None:
+def test_every_optimizer_gives_the_same_under_jit() -> None:
     params: Any = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-    rate = optimizers.schedule("triangular", 0.1, 10)
+    rate = optimizers.schedule("triangular", 0.1, 2)
     for name in optimizers.OPTIMIZERS:
         inside = optimizers.create(name, rate, momentum=0.9, nesterov=True, weight_decay=0.1)
-        optimizer = optimizers.averaged(optimizers.lookahead(inside, 10), 10, 0.9)
-        state = optimizer.init(params)
-        updates, state = jax.jit(optimizer.update)(params, state, params)
-        assert {name: update.shape for name, update in updates.items()} == {
-            name: param.shape for name, param in params.items()
-        }
+        optimizer = optimizers.averaged(optimizers.lookahead(inside, 2, 2), 2, 0.9)
+        results = []
+        for update in (optimizer.update, jax.jit(optimizer.update)):
+            after, state = params, optimizer.init(params)
+            for _ in range(2):
+                updates, state = update(params, state, after)
+                after = optax.apply_updates(after, updates)
+            results.append(after)
+        for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-5)
+            assert not np.allclose(ours, 1)

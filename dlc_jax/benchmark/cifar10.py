@@ -71,7 +71,7 @@ def run(
     return machine.describe() | {
         "recipe": name,
         "epochs": recipe.epochs,
-        "images": len(dataset.train.labels),
+        "images": len(dataset.first(recipe.examples).train.labels),
         "target_percent": target,
         "accuracy_percent": {"mean": mean, "standard_error": error},
         "seconds_to_target": median if mean >= target else None,

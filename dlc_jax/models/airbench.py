@@ -9,6 +9,10 @@ normalisation of which only the biases are trained, and a linear layer on the la
 each map. The convolutions begin as the identity where they can (section 3.3).
 
 `widths` are the maps of the three blocks; the paper's are the default.
+
+The epsilon of its batch normalisation, 1e-12, is the paper's listing's. In bfloat16, images with a
+flat ground, such as digits, make maps constant, whose gradients it can not keep finite; train
+on those in float32.
 """
 
 from collections import OrderedDict

@@ -190,7 +190,7 @@ def _check_room(programs: list[Any]) -> None:
         if needed > room:
             raise NoRoom(
                 f"so many networks need {needed / 2**30:.1f} GiB on a device of "
-                f"{room / 2**30:.1f} GiB; train fewer at once, or --one-by-one"
+                f"{room / 2**30:.1f} GiB; train fewer at once, or one by one"
             )
 
 

@@ -109,7 +109,6 @@ def muon(
       weight_decay: as for `sgd`.
       bias_factor: as for `sgd`.
     """
-    import optax.contrib
 
     def times(step: Any) -> Any:
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
@@ -211,18 +210,12 @@ def averaged(
     def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
         updates, inside = optimizer.update(updates, state.inside, params)
         count = state.step + 1
-        mean = jax.tree.map(
-            lambda mean, param, update: decay * mean + (1 - decay) * (param + update),
-            state.mean,
-            params,
-            updates,
-        )
-        unbiased = 1 - decay ** jnp.asarray(count, jnp.float32)
+        mean = optax.tree.update_moment(optax.apply_updates(params, updates), state.mean, decay, 1)
         updates = jax.tree.map(
-            lambda update, param, mean: jnp.where(count == steps, mean / unbiased - param, update),
+            lambda update, param, mean: jnp.where(count == steps, mean - param, update),
             updates,
             params,
-            mean,
+            optax.tree.bias_correction(mean, decay, count),
         )
         return updates, AverageState(count, mean, inside)
 
