@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from flax import nnx
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch.nn import functional
 
 from dlc_jax import data, models, plots, sharding, training
@@ -126,8 +125,8 @@ def draw(curves: dict[str, Curves], path: Path) -> None:
         left.plot(np.arange(len(smooth)) + 20, smooth, linewidth=1, label=name)
         right.plot(range(1, len(errors) + 1), errors, "o-", label=name)
     left.set(xlabel="step", ylabel="training loss (nats), mean of 20 steps")
-    right.set(xlabel="epoch", ylabel="test error (%)", xlim=(0.5, None), ylim=(0, 100))
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel="epoch", ylabel="test error (%)", ylim=(0, 100))
+    right.set_xticks(range(1, len(errors) + 1))
     right.legend()
     figure.suptitle("ResNet-20 on CIFAR-10, its first epochs")
     plots.save(figure, path)
