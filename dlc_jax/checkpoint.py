@@ -6,7 +6,7 @@ could be executed.
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,8 @@ from flax import nnx
 
 from dlc_jax.errors import InputError
 from dlc_jax.files import write_atomically
+
+_Module = TypeVar("_Module", bound=nnx.Module)
 
 
 def named_arrays(variables: nnx.State[Any, Any]) -> dict[str, np.ndarray]:
@@ -40,7 +42,7 @@ def save(path: Path, model: nnx.Module) -> None:
     write_atomically(path, safetensors.numpy.save(named_arrays(_arrays_of(model))))
 
 
-def load(path: Path, model: nnx.Module) -> nnx.Module:
+def load(path: Path, model: _Module) -> _Module:
     """A copy of `model` with the variables that `save` wrote.
 
     Raises:

@@ -153,6 +153,7 @@ def commands() -> None:
       dlc-jax train                        learn MNIST with the lecture's network
       dlc-jax eval runs/NAME               test it again
       dlc-jax predict runs/NAME digit.png  ask it about a picture of your own
+      dlc-jax explain all runs/NAME        look at what it sees, and how it fails
       dlc-jax models                       the networks, from 1943 on
     """
 
@@ -557,6 +558,91 @@ def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: boo
         also = ", ".join(f"{name} {100 * p:.1f} %" for name, p in others)
         note = "; inverted" if prediction["inverted"] else ""
         click.echo(f"{prediction['image']}: {first[0]} {100 * first[1]:.1f} %  ({also}{note})")
+
+
+@commands.command()
+@click.argument("method")
+@click.argument("run")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option(
+    "--output-dir", metavar="DIR", help="Where to write pictures.  [default: RUN/explain]"
+)
+@click.option(
+    "--transfer",
+    metavar="RUN",
+    help="A second run: do adversarial images made for one network mislead the other?",
+)
+@click.option(
+    "--invert/--no-invert", default=None, help="Turn dark into bright, as dlc-jax predict does."
+)
+@click.option(
+    "--seed", type=_Integer(0), default=0, show_default=True, help="Of all that is random."
+)
+@_data_dir
+@_json
+def explain(
+    method: str,
+    run: str,
+    images: tuple[str, ...],
+    output_dir: str | None,
+    transfer: str | None,
+    invert: bool | None,
+    seed: int,
+    data_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Draw what a run's network sees, and how it fails.
+
+    METHOD is one of these, or all, which also makes one HTML file of all their pictures:
+
+    \b
+      filters      the first layer's filters, and every stage's feature maps
+      saliency     gradients by pixel: plain, guided, and the deconvnet's
+      deconvnet    what in test images excites feature maps most
+      occlusion    the answer's probability while a grey square hides a part
+      grad-cam     where the answer comes from
+      maximise     an image for each class, from noise
+      dream        images with more of what a stage sees in them
+      adversarial  small changes that mislead: FGSM, PGD, L-BFGS
+      fooling      nothing to a person, and something for sure to the network
+
+    IMAGES are PNG or JPEG files of any size; without any, the first test image of each class is
+    taken.
+
+    \b
+    Examples:
+      dlc-jax explain all runs/first
+      dlc-jax explain grad-cam runs/first digit.png
+      dlc-jax explain adversarial runs/first --transfer runs/second
+    """
+    from dlc_jax import experiment, terminal
+    from dlc_jax.explain.gallery import methods
+    from dlc_jax.runs import Run
+
+    chosen = methods.find(method)
+    opened = Run.open(Path(run))
+    other = Run.open(Path(transfer)) if transfer else None
+    dataset = _load(opened.config.dataset, data_dir)
+    with terminal.stages() as progress:
+        result = experiment.explain(
+            opened,
+            dataset,
+            chosen,
+            images,
+            folder=Path(output_dir) if output_dir else opened.folder / "explain",
+            other=other,
+            invert=invert,
+            seed=seed,
+            progress=progress,
+        )
+    for name, refusal in result["refusals"].items():
+        _complain(f"no {name}: {refusal}")
+    for table in result["tables"].values():
+        click.echo(terminal.table(table))
+    for file in result["files"]:
+        click.echo(file)
+    if as_json:
+        click.echo(json.dumps(result))
 
 
 @commands.command("data")

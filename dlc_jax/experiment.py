@@ -5,21 +5,26 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import UInt8
 
 from dlc_jax import checkpoint, plots, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
+from dlc_jax.explain.view import View
 from dlc_jax.recipes import LECTURE, Recipe
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.training import EpochReport
+
+if TYPE_CHECKING:
+    from dlc_jax.explain.gallery.subject import Named
 
 # So many images at most are shown to a network without their labels.
 _UNLABELLED = 5000
@@ -302,10 +307,7 @@ def predict(
       InputError: a picture can't be read.
     """
     config = run.config
-    dark = config.image_shape[2] == 1 and config.mean[0] < 127
-    pictures = [
-        read_image(path, config.image_shape, dark_background=dark, invert=invert) for path in paths
-    ]
+    pictures = read_images(config, paths, invert=invert)
     images = np.stack([pixels for pixels, _ in pictures])
     batch = Examples(config.normalise(images), np.zeros(len(images), np.int32))
     logits, _ = training.eval_step(training.create_state(model, optax.identity()), batch)
@@ -326,6 +328,112 @@ def predict(
             }
         )
     return results
+
+
+def read_images(
+    config: RunConfig, paths: Sequence[str], *, invert: bool | None = None
+) -> list[tuple[UInt8[np.ndarray, "height width channels"], bool]]:
+    """Pictures as a run's network wants them, each with whether it was inverted.
+
+    Args:
+      config: of the run.
+      paths: PNG or JPEG files of any size.
+      invert: see `dlc_jax.data.images.read_image`.
+
+    Raises:
+      InputError: a picture can't be read.
+    """
+    dark = config.image_shape[2] == 1 and config.mean[0] < 127
+    return [
+        read_image(path, config.image_shape, dark_background=dark, invert=invert) for path in paths
+    ]
+
+
+def explain(
+    run: Run,
+    dataset: Dataset,
+    methods: Sequence[str],
+    paths: Sequence[str] = (),
+    *,
+    folder: Path,
+    other: Run | None = None,
+    invert: bool | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Pictures of what a run's network sees, and how it fails.
+
+    Args:
+      run: the run.
+      dataset: what it was trained for.
+      methods: some of `dlc_jax.explain.gallery.methods.METHODS`.
+      paths: PNG or JPEG files to explain it on; without any, the first test image of each class.
+      folder: where to write them.
+      other: a run to whose network adversarial images may carry over.
+      invert: see `dlc_jax.data.images.read_image`.
+      seed: of all that is random.
+      progress: called with what is made next, and how many methods are done of how many.
+
+    Returns:
+      The run, the files, what the network takes the images for, the tables, and for each method
+      that does not suit the network, why.
+
+    Raises:
+      InputError: a picture can't be read, the network can't be explained, or the other one takes
+        other images.
+    """
+    from dlc_jax.explain import gallery
+    from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
+
+    config = run.config
+    if paths:
+        pictures = np.stack([pixels for pixels, _ in read_images(config, paths, invert=invert)])
+        pixels = pictures.astype(np.float32) / 255
+        names = tuple(Path(path).name for path in paths)
+    else:
+        pixels, names = first_of_each_class(dataset)
+    subject = Subject.of(
+        View.of(run.model(), config.normalise),
+        dataset,
+        pixels,
+        names,
+        jax.random.key(seed),
+        _rival(run, other),
+    )
+    made = gallery.make(
+        subject,
+        methods,
+        folder,
+        title=f"What the {config.model} network sees in {config.dataset}",
+        facts=f"{config.epochs} epochs of {config.recipe}, seed {config.seed}, in {run.folder}",
+        progress=progress,
+    )
+    best = [dataset.class_names[label] for label in subject.predictions]
+    return {
+        "run": str(run.folder),
+        "files": [str(file) for file in made.files],
+        "images": dict(zip(names, best, strict=True)),
+        "tables": {
+            table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            for table in made.tables
+        },
+        "refusals": made.refusals,
+    }
+
+
+def _rival(run: Run, other: Run | None) -> "Named | None":
+    from dlc_jax.explain.gallery.subject import Named
+
+    if other is None:
+        return None
+    for what in ("image_shape", "class_names"):
+        ours, theirs = (tuple(getattr(each.config, what)) for each in (run, other))
+        if ours != theirs:
+            raise InputError(
+                f"{str(other.folder)!r} has the {what} {theirs}, not {ours}; give a run on "
+                f"{run.config.dataset}"
+            )
+    return Named(other.folder.name, View.of(other.model(), other.config.normalise))
 
 
 def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[str, Any]:

@@ -32,6 +32,24 @@ def cross_entropy(
     return ((1 - smoothing) * right + smoothing * evenly).mean()
 
 
+def log_odds_against(
+    logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
+) -> Float[Array, " batch"]:
+    """log((1 - p) / p), where p is the probability of the label.
+
+    It grows with the cross-entropy, -log p, so that the gradients have one direction; but where p
+    is 1 within float32's precision, the cross-entropy's is zero.
+
+    Args:
+      logits: of any float dtype.
+      labels: the classes asked for.
+    """
+    logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+    own = jnp.arange(logits.shape[1]) == jnp.asarray(labels)[:, None]
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+    return others - jnp.where(own, logits, 0).sum(1)
+
+
 def misclassified(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Bool[Array, " batch"]:

@@ -127,7 +127,7 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{str(path)!r} is damaged ({error})") from error
 
-    def model(self) -> nnx.Module:
+    def model(self) -> models.Network:
         """The trained network.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -56,17 +56,32 @@ class Counter:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages() -> Iterator[Callable[[str, float, int], None]]:
     """A bar over a known number of steps, each with a name of its own."""
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed:.0f}/{task.total}"))
     named = TextColumn("{task.description}")
     with _progress(*columns, named, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=None)
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(what: str, done: float, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
 
         yield report
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of the same keys, aligned under these; the first column to the left."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join(
+            [
+                name.ljust(first),
+                *(text.rjust(width) for text, width in zip(texts, rest, strict=True)),
+            ]
+        )
+        for name, *texts in lines
+    )
 
 
 class _EpochBar(BarColumn):

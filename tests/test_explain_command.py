@@ -1,0 +1,123 @@
+"""`dlc-jax explain`: pictures and the report."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dlc_jax import plots
+from dlc_jax.explain import methods, pictures, report
+
+
+@pytest.fixture
+def trained(dlc_jax: Command) -> str:
+    """The folder of a run of a few epochs."""
+    done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 3, "--name", "digits", "--json")
+    assert done.code == 0, done.err
+    return str(done.json["run"])
+
+
+def pixel_values(figure: Figure, path: Path) -> np.ndarray:
+    plots.save(figure, path)
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def test_a_signed_images_zero_is_mid_grey_and_its_range_is_told(tmp_path: Path) -> None:
+    values = np.zeros((8, 8, 1), np.float32)
+    values[:4] = 0.25
+    values[6:] = -0.5
+    figure = pictures.rows_of_images([[pictures.Cell(values, "signed")]], "some")
+    drawn = pixel_values(figure, tmp_path / "signed.png")
+    for grey in (127, 191, 0):
+        assert (abs(drawn.astype(int) - grey) <= 1).sum() > 500, grey
+    (axes,) = figure.axes
+    assert axes.get_title() == "±0.5"
+
+
+def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
+    figure = pictures.rows_of_images([[pictures.Cell(np.ones((4, 4)))]], "one")
+    picture = report.Picture("one", figure, "A caption with <b>&")
+    sections = [report.Section("first", "what it is", [("one.png", picture.caption, picture.png)])]
+    report.write(tmp_path / "report.html", "A title", "facts", sections)
+    page = (tmp_path / "report.html").read_text()
+    assert "A caption with &lt;b&gt;&amp;" in page
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,")
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("saliences", "RUN"), "'saliences'.*saliency"),
+        (("saliency", "nowhere"), "'nowhere' is not the folder of a run"),
+        (("saliency", "RUN", "no.png"), "'no.png'"),
+    ],
+)
+def test_what_can_not_be_explained_is_told_in_one_line(
+    dlc_jax: Command, trained: str, arguments: tuple[str, ...], named: str
+) -> None:
+    done = dlc_jax("explain", *(trained if part == "RUN" else part for part in arguments))
+    assert done.code == 2
+    assert re.search(named, done.err)
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_method_draws_pictures_of_a_users_own_image(
+    dlc_jax: Command, trained: str, tmp_path: Path
+) -> None:
+    digit = np.full((50, 40), 255, np.uint8)
+    digit[10:40, 18:24] = 20
+    Image.fromarray(digit).save(tmp_path / "one.png")
+    done = dlc_jax("explain", "saliency", trained, "one.png", "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["images"]) == ["one.png"]
+    assert done.json["files"] == [f"{trained}/explain/saliency.png"]
+    assert Image.open(tmp_path / done.json["files"][0]).size[0] > 200
+
+
+@pytest.mark.slow
+def test_the_report_has_every_method_and_shows_every_picture(
+    dlc_jax: Command, trained: str, tmp_path: Path
+) -> None:
+    done = dlc_jax("explain", "all", trained, "--json")
+    assert done.code == 0, done.err
+    page = tmp_path / trained / "explain" / "report.html"
+    text = page.read_text()
+    for name in methods.METHODS:
+        assert f'id="{name}"' in text
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed: apt install chromium")
+    # A copy whose script writes down whether each image has been drawn.
+    check = tmp_path / "check.html"
+    script = "document.title = [...document.images].every(i => i.naturalWidth > 100)"
+    check.write_text(text + f"<script>addEventListener('load', () => {{ {script} }})</script>")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu"]
+    subprocess.run(
+        [
+            *command,
+            f"--screenshot={tmp_path / 'report.png'}",
+            "--window-size=1100,3000",
+            page.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    shot = np.asarray(Image.open(tmp_path / "report.png").convert("L"))
+    assert (shot < 128).mean() > 0.05
+    dom = subprocess.run(
+        [*command, "--virtual-time-budget=5000", "--dump-dom", check.as_uri()],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert "<title>true</title>" in dom

@@ -1,0 +1,217 @@
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dlc_jax import models, training
+from dlc_jax.data import Dataset, Normalise
+from dlc_jax.errors import InputError
+from dlc_jax.explain import View, fooling
+
+SHAPE = (28, 28, 1)
+
+
+@pytest.fixture(scope="module")
+def view(digits: Dataset) -> View:
+    """A lecture network trained on 4,000 digits."""
+    model = models.create("lecture", image_shape=SHAPE, num_classes=10, rngs=nnx.Rngs(0))
+    normalise = Normalise.fit(digits.train.images)
+    state = training.create_state(model, optax.sgd(0.1))
+    for _ in range(4):
+        state, _ = training.train_epoch(state, digits.train, normalise, batch_size=50)
+    network = state.model
+    assert isinstance(network, models.Network)
+    return View.of(network, normalise)
+
+
+def probabilities(logits: Any) -> np.ndarray:
+    """The softmax, in float64."""
+    logits = np.asarray(logits, np.float64)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def confidences(view: View, images: Any) -> np.ndarray:
+    """The probability of each image's own class."""
+    return probabilities(view.logits(images)).diagonal()
+
+
+def strangeness(images: Any, digits: Dataset) -> np.ndarray:
+    """How far each image is from the nearest training digit."""
+    train = digits.train.images.reshape(4000, -1).astype(np.float32) / 255
+    flat = np.asarray(images, np.float32).reshape(len(images), -1)
+    squares = (flat**2).sum(1)[:, None] + (train**2).sum(1) - 2 * flat @ train.T
+    return np.sqrt(squares.min(1))
+
+
+def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
+    view: View, digits: Dataset
+) -> None:
+    images = fooling.by_gradient(view, np.arange(10), key=jax.random.key(0), image_shape=SHAPE)
+    assert images.shape == (10, *SHAPE)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert confidences(view, images).min() >= 0.99
+    test = digits.test.images.astype(np.float32) / 255
+    assert strangeness(images, digits).min() > strangeness(test, digits).max()
+
+
+@pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 400)])
+def test_evolution_fools_for_every_class(view: View, encoding: str, generations: int) -> None:
+    elites, found, history = fooling.by_evolution(
+        view,
+        key=jax.random.key(0),
+        image_shape=SHAPE,
+        classes=10,
+        generations=generations,
+        encoding=encoding,
+    )
+    assert elites.shape == (10, *SHAPE)
+    assert elites.min() >= 0
+    assert elites.max() <= 1
+    assert found.min() >= 0.99
+    np.testing.assert_allclose(found, confidences(view, elites), atol=1e-5)
+    assert history.shape == (generations, 10)
+    np.testing.assert_array_equal(history[-1], found)
+    assert (jnp.diff(history, axis=0) >= 0).all()
+
+
+def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen(view: View) -> None:
+    # A network that shows what evolution has it look at.
+    seen: list[np.ndarray] = []
+
+    class Watched(models.Lecture):
+        def stages(self, x: Any) -> Any:
+            stages = super().stages(x)
+            jax.debug.callback(
+                lambda logits: seen.append(np.asarray(logits)), stages["logits"], ordered=True
+            )
+            return stages
+
+    network = Watched(image_shape=SHAPE, num_classes=10, rngs=nnx.Rngs(0))
+    watched = View.of(network, view.normalise)
+    result = fooling.by_evolution(
+        watched, key=jax.random.key(0), image_shape=SHAPE, classes=10, generations=5, population=7
+    )
+    jax.effects_barrier()
+    assert [logits.shape for logits in seen[:6]] == [(7, 10)] * 6
+    best = np.maximum.accumulate([probabilities(logits).max(0) for logits in seen[:6]])
+    np.testing.assert_allclose(result.history, best[1:], rtol=1e-5)
+
+
+def test_polynomial_mutation_has_its_rate_and_its_distribution() -> None:
+    grey = np.full(400_000, 0.5)
+    mutate = partial(fooling.polynomial_mutation, jax.random.key(0), grey)
+    change = np.asarray(mutate(rate=0.25, strength=15)) - grey
+    changed = change[change != 0]
+    assert len(changed) / len(grey) == pytest.approx(0.25, abs=0.003)
+    assert (changed > 0).mean() == pytest.approx(0.5, abs=0.007)
+    # P(|change| > d) = (1 - d)^16
+    for d in (0.02, 0.1, 0.3):
+        assert (np.abs(changed) > d).mean() == pytest.approx((1 - d) ** 16, abs=0.007)
+    edge = fooling.polynomial_mutation(jax.random.key(0), np.array([0.0, 1.0] * 99), rate=1.0)
+    assert edge.min() == 0
+    assert edge.max() == 1
+
+
+def test_the_rate_of_mutation_halves_every_1000_generations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(
+        fooling, "polynomial_mutation", lambda key, pixels, rate: rates.append(float(rate))
+    )
+    for generation in (0, 999, 1000, 2500):
+        fooling._mutate_pixels(jax.random.key(0), jnp.zeros(SHAPE), jnp.asarray(generation))
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+def test_a_pattern_network_draws_what_its_nodes_compute(rng: np.random.Generator) -> None:
+    height, width = 3, 5
+    weights = tuple(rng.normal(size=size) for size in ((4, 4), (4, 4), (4, 2)))
+    functions = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+    by_number = [math.sin, lambda x: 1 / (1 + math.exp(-x)), lambda x: math.exp(-x * x), float]
+    expected = np.zeros((height, width, 2))
+    for row in range(height):
+        for column in range(width):
+            y, x = -1 + 2 * row / (height - 1), -1 + 2 * column / (width - 1)
+            values = [x, y, math.hypot(x, y), 1.0]
+            for layer in range(2):
+                values = [
+                    by_number[functions[layer, j]](
+                        sum(values[i] * weights[layer][i, j] for i in range(4))
+                    )
+                    for j in range(4)
+                ]
+            for channel in range(2):
+                total = sum(values[i] * weights[2][i, channel] for i in range(4))
+                expected[row, column, channel] = 1 / (1 + math.exp(-total))
+    network = fooling.PatternNetwork(jax.tree.map(jnp.asarray, weights), jnp.asarray(functions))
+    np.testing.assert_allclose(network.render(height, width), expected, rtol=1e-4)
+
+
+def test_images_are_the_same_inside_jit_and_for_the_same_key(view: View) -> None:
+    def gradient(view: View, key: Any) -> Any:
+        labels = jnp.arange(3)
+        return fooling.by_gradient(view, labels, key=key, image_shape=SHAPE, steps=5)
+
+    def evolution(view: View, key: Any, encoding: str) -> Any:
+        return fooling.by_evolution(
+            view,
+            key=key,
+            image_shape=SHAPE,
+            classes=10,
+            generations=3,
+            population=5,
+            encoding=encoding,
+        ).elites
+
+    for make in (
+        gradient,
+        partial(evolution, encoding="direct"),
+        partial(evolution, encoding="cppn"),
+    ):
+        once, again = (make(view, jax.random.key(0)) for _ in range(2))
+        np.testing.assert_array_equal(once, again)
+        np.testing.assert_allclose(once, jax.jit(make)(view, jax.random.key(0)), atol=1e-5)
+        assert (once != make(view, jax.random.key(1))).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": "neat"}, "no encoding 'neat'; choose from direct, cppn"),
+        ({"classes": 9}, "knows 10 classes, not 9"),
+        ({"generations": 0}, "generations is 0; give at least 1"),
+        ({"population": 0}, "population is 0; give at least 1"),
+        ({"image_shape": (32, 32, 1)}, "32x32x1"),
+    ],
+)
+def test_what_does_not_suit_evolution_is_named(
+    view: View, change: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = {"image_shape": SHAPE, "classes": 10, "key": jax.random.key(0)}
+    with pytest.raises(InputError, match=message):
+        fooling.by_evolution(view, **arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("labels", "steps", "message"),
+    [
+        (np.arange(11), 5, "no class 10; choose from 0 to 9"),
+        (np.zeros(0, int), 5, r"shape \(0,\)"),
+        (np.arange(10), 0, "steps is 0; give at least 1"),
+    ],
+)
+def test_what_does_not_suit_gradient_ascent_is_named(
+    view: View, labels: np.ndarray, steps: int, message: str
+) -> None:
+    key = jax.random.key(0)
+    with pytest.raises(InputError, match=message):
+        fooling.by_gradient(view, labels, key=key, image_shape=SHAPE, steps=steps)

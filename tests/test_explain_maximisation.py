@@ -1,0 +1,243 @@
+import math
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+
+from dlc_jax import data, models, training
+from dlc_jax.data import Dataset
+from dlc_jax.errors import InputError
+from dlc_jax.explain import ascent, maximisation
+from dlc_jax.explain.maximisation import Maximised
+from dlc_jax.explain.view import View
+
+KEY = jax.random.key(0)
+DIGIT = (28, 28, 1)
+PLAIN: dict[str, Any] = {"decay": 0.0, "total_variation": 0.0, "jitter": 0, "blur": 0.0}
+NONE = data.Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
+
+
+class Weighted(models.Network):
+    """Weighted sums of all pixels, whatever the network is told of their mean."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = nnx.Param(jnp.asarray(weights, jnp.float32))
+
+    def stages(self, x: Array) -> OrderedDict[str, Array]:
+        return OrderedDict(logits=jnp.einsum("bhwc,hwck->bk", x, self.weights[...]))
+
+
+@pytest.fixture(scope="module")
+def view(digits: Dataset) -> View:
+    """The lecture's network after three epochs."""
+    normalise = data.Normalise.fit(digits.train.images)
+    model = models.create("lecture", image_shape=DIGIT, num_classes=10, rngs=nnx.Rngs(0))
+    state = training.create_state(model, optax.sgd(0.1))
+    for _ in range(3):
+        state, _ = training.train_epoch(state, digits.train, normalise, batch_size=50)
+    assert isinstance(state.model, models.Network)
+    return View.of(state.model, normalise)
+
+
+@pytest.fixture(scope="module")
+def maximised(view: View) -> Maximised:
+    """The images of the ten digits."""
+    return maximisation.maximise(view, "logits", np.arange(10), key=KEY, image_shape=DIGIT)
+
+
+def test_a_linear_units_image_is_white_where_its_weights_are_positive_and_black_elsewhere(
+    rng: np.random.Generator,
+) -> None:
+    weights = rng.uniform(0.5, 1.5, (5, 6, 3, 4)) * rng.choice([-1, 1], (5, 6, 3, 4))
+    view = View.of(Weighted(weights), data.Normalise(np.full(3, 99.0), np.array([20, 60, 90.0])))
+    units = np.array([2, 0])
+    images, activations = maximisation.maximise(
+        view, "logits", units, key=KEY, image_shape=(5, 6, 3), steps=200, **PLAIN
+    )
+    expected = (weights > 0).transpose(3, 0, 1, 2)[units]
+    np.testing.assert_array_equal(images, expected)
+    normalised = (255 * expected - 99) / np.array([20, 60, 90])
+    best = np.einsum("bhwc,hwcb->b", normalised, weights[..., units])
+    np.testing.assert_allclose(activations[-1], best, rtol=1e-5)
+    assert (np.diff(activations, axis=0) >= -1e-4 * best).all()
+
+
+def test_a_digits_image_excites_its_class_more_than_any_real_digit_and_is_taken_for_it(
+    view: View, maximised: Maximised, digits: Dataset
+) -> None:
+    logits = np.asarray(view.logits(maximised.images))
+    real = np.asarray(view.logits(digits.test.images / np.float32(255)))
+    assert real.shape == (1000, 10)
+    assert (logits.diagonal() > maximised.activations[0]).all()
+    assert (logits.diagonal() > real.max(0)).all()
+    np.testing.assert_array_equal(logits.argmax(1), np.arange(10))
+
+
+def test_the_image_of_a_feature_map_excites_it_more_on_average(view: View) -> None:
+    units = np.arange(6)
+    images, activations = maximisation.maximise(
+        view, "conv2", units, key=KEY, image_shape=DIGIT, steps=50
+    )
+    after = np.asarray(view.activations(images, "conv2"))[..., :6].mean((1, 2)).diagonal()
+    silent = np.asarray(activations[0]) == 0
+    assert silent.sum() <= 1
+    assert (after[~silent] > 2 * activations[0, ~silent]).all()
+
+
+def test_few_rectified_units_are_silent_at_the_start(view: View) -> None:
+    units = np.arange(200)
+    activations = maximisation.maximise(
+        view, "fc1", units, key=KEY, image_shape=DIGIT, steps=1
+    ).activations
+    on_one_image = view.activations(jax.random.uniform(KEY, (1, *DIGIT)), "fc1")
+    assert (on_one_image == 0).sum() > 60
+    assert (activations == 0).sum() < 15
+
+
+def test_the_activations_are_those_of_the_images_before_each_step(view: View) -> None:
+    start = jax.random.uniform(KEY, (2, *DIGIT))
+    run = partial(
+        maximisation.maximise, view, "fc1", np.array([3, 8]), key=KEY, image_shape=DIGIT,
+        start=start, **PLAIN,
+    )  # fmt: skip
+    activations = run(steps=1).activations
+    expected = view.activations(start, "fc1")[np.arange(2), [3, 8]]
+    np.testing.assert_allclose(activations[0], expected, rtol=1e-5)
+
+
+def test_more_weight_on_the_total_variation_leaves_less_of_it(view: View) -> None:
+    variations = []
+    for weight in (0.0, 0.3, 1.0):
+        images = maximisation.maximise(
+            view, "logits", np.arange(10), key=KEY, image_shape=DIGIT, steps=100,
+            total_variation=weight,
+        ).images  # fmt: skip
+        variations.append(ascent.total_variation(images))
+    assert (variations[0] > variations[1]).all()
+    assert (variations[1] > variations[2]).all()
+
+
+def test_total_variation_is_the_sum_of_the_lengths_of_differences(rng: np.random.Generator) -> None:
+    images = rng.uniform(size=(2, 4, 5, 3)).astype(np.float32)
+    images[1, 1:3, 1:3] = 0.5  # flat
+    expected = np.zeros(2)
+    for image, row, column, channel in np.ndindex(images.shape):
+        here = images[image, row, column, channel]
+        down = images[image, row + 1, column, channel] - here if row < 3 else 0
+        right = images[image, row, column + 1, channel] - here if column < 4 else 0
+        expected[image] += math.hypot(down, right)
+    np.testing.assert_allclose(ascent.total_variation(images), expected, rtol=1e-6)
+    gradient = jax.grad(lambda x: ascent.total_variation(x).sum())(jnp.asarray(images))
+    assert np.isfinite(gradient).all()
+
+
+def test_blurring_is_pytorchs_convolution_with_a_gaussian_that_is_renormalised_at_borders(
+    rng: np.random.Generator,
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    images = rng.uniform(size=(2, 9, 7, 3))
+    row = np.exp(-(np.arange(-9, 10) ** 2) / (2 * 1.3**2))
+    kernel = torch.tensor(np.outer(row, row))[None, None].expand(3, 1, 19, 19)
+
+    def convolved(x: Any) -> Any:
+        return torch.nn.functional.conv2d(x, kernel, padding=9, groups=3)
+
+    x = torch.tensor(images).permute(0, 3, 1, 2)
+    expected = (convolved(x) / convolved(torch.ones_like(x))).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(ascent.blur(images, 1.3), expected, rtol=1e-5)
+    np.testing.assert_array_equal(ascent.blur(images, 0.0), images.astype(np.float32))
+
+
+def test_decay_and_blur_bring_an_image_towards_the_mean_where_nothing_excites() -> None:
+    view = View.of(Weighted(np.zeros((8, 8, 1, 1))), data.Normalise(np.array([51.0]), np.ones(1)))
+    start = jax.random.uniform(KEY, (1, 8, 8, 1))
+    silent: dict[str, Any] = {"key": KEY, "image_shape": (8, 8, 1), "start": start, "steps": 2}
+    decayed = maximisation.maximise(
+        view, "logits", np.array([0]), **silent, **PLAIN | {"decay": 0.1}
+    )
+    np.testing.assert_allclose(decayed.images - 0.2, 0.9 * 0.95 * (start - 0.2), atol=1e-6)
+    blurred = maximisation.maximise(
+        view, "logits", np.array([0]), **silent, **PLAIN | {"blur": 1.0}
+    )
+    expected = ascent.blur(ascent.blur(start, 1.0), 0.5)
+    np.testing.assert_allclose(blurred.images, expected, atol=1e-6)
+
+
+def test_jitter_moves_the_gradient_back() -> None:
+    weights = jnp.arange(12.0).reshape(3, 4, 1, 1)
+    view = View.of(Weighted(weights), NONE)
+    objectives, gradient = ascent.slope(
+        lambda pixels: view.logits(pixels)[:, 0], jnp.ones((1, 3, 4, 1)), jax.random.key(3), 2
+    )
+    offsets = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
+    moved = [jnp.roll(weights[..., 0], offset, (0, 1)) / weights.mean() for offset in offsets]
+    assert objectives.shape == (1,)
+    assert any(np.allclose(gradient[0], candidate) for candidate in moved)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rate=st.floats(0, 3),
+    weights=st.tuples(st.floats(0, 1), st.floats(0, 2), st.floats(0, 3)),
+)
+def test_pixels_stay_from_0_to_1(
+    view: View, seed: int, rate: float, weights: tuple[float, float, float]
+) -> None:
+    decay, variation, blur = weights
+    images, activations = maximisation.maximise(
+        view, "logits", np.array([1, 7]), key=jax.random.key(seed), image_shape=DIGIT, steps=3,
+        learning_rate=rate, decay=decay, total_variation=variation, blur=blur,
+    )  # fmt: skip
+    assert 0 <= images.min() <= images.max() <= 1
+    assert np.isfinite(activations).all()
+
+
+def test_the_key_decides_and_a_units_image_does_not_depend_on_the_others(view: View) -> None:
+    run = partial(maximisation.maximise, view, "logits", image_shape=DIGIT, steps=5)
+    first = run(np.array([3, 5]), key=KEY)
+    again = run(np.array([3, 5]), key=KEY)
+    alone = run(np.array([5]), key=KEY)
+    other = run(np.array([3, 5]), key=jax.random.key(1))
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_allclose(first.images[1:], alone.images, atol=1e-4)
+    assert np.abs(first.images - other.images).max() > 0.01
+
+
+def test_under_jit_the_images_are_the_same(view: View) -> None:
+    static = ("stage", "image_shape", "steps", "jitter")
+    jitted = jax.jit(maximisation.maximise, static_argnames=static)
+    arguments: dict[str, Any] = {"key": KEY, "image_shape": DIGIT, "steps": 5, "blur": 0.4}
+    result = jitted(view, "logits", jnp.array([4, 9]), **arguments)
+    expected = maximisation.maximise(view, "logits", np.array([4, 9]), **arguments)
+    for ours, theirs in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        ("no stage 'conv3'; choose from conv1, conv2, fc1, logits", {"stage": "conv3"}),
+        ("stage 'logits' has no unit 10; choose from 0 to 9", {"maps": [4, 10]}),
+        ("no unit -1", {"maps": [-1]}),
+        ("maps is empty", {"maps": []}),
+        ("no images of 20x20x1", {"image_shape": (20, 20, 1)}),
+        ("of shape (1, 28, 28, 1), not (2, 28, 28, 1)", {"start": np.zeros((2, 28, 28, 1))}),
+        ("at least one step, not 0", {"steps": 0}),
+        ("moved by -1 pixels", {"jitter": -1}),
+    ],
+)
+def test_what_does_not_fit_is_named(view: View, message: str, changed: dict[str, Any]) -> None:
+    given = {"stage": "logits", "maps": [0], "key": KEY, "image_shape": DIGIT} | changed
+    with pytest.raises(InputError) as error:
+        maximisation.maximise(view, **given)
+    assert message in str(error.value)
