@@ -393,7 +393,7 @@ def explain(
     else:
         pixels, names = first_of_each_class(dataset)
     subject = Subject.of(
-        View.of(run.model(), config.normalise),
+        View.of_run(run),
         dataset,
         pixels,
         names,
@@ -433,7 +433,7 @@ def _rival(run: Run, other: Run | None) -> "Named | None":
                 f"{str(other.folder)!r} has the {what} {theirs}, not {ours}; give a run on "
                 f"{run.config.dataset}"
             )
-    return Named(other.folder.name, View.of(other.model(), other.config.normalise))
+    return Named(other.folder.name, View.of_run(other))
 
 
 def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[str, Any]:

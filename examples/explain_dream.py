@@ -1,11 +1,10 @@
-"""What two layers of the lecture's network add to digits when they dream.
+"""What a network's stages add to images when they dream.
 
-python examples/explain_dream.py                digits of mnist-5k
-python examples/explain_dream.py picture.png    and a picture of your own, PNG or JPEG
+    dlc-jax train --name first
+    python examples/explain_dream.py runs/first [PICTURE.png]
 
-Gradient ascent on half the squared norm of a layer's activations (Mordvintsev et al. 2015,
-"Inceptionism"). The network takes images of one size alone, so that there is one octave. Writes
-dream.png.
+Gradient ascent on half the squared norm of a stage's activations (Mordvintsev et al. 2015,
+"Inceptionism"). A network that takes images of one size alone dreams at one octave.
 """
 
 import sys
@@ -17,50 +16,30 @@ prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import jax
 import numpy as np
-import optax
-from flax import nnx
-from matplotlib.figure import Figure
 
-from dlc_jax import data, models, plots, training
-from dlc_jax.data.images import read_image
+from dlc_jax import data, plots
 from dlc_jax.explain import View
 from dlc_jax.explain.dream import dream
-
-STAGES = ("conv1", "conv2")
-
-
-def trained(digits: data.Dataset) -> View:
-    normalise = data.Normalise.fit(digits.train.images)
-    model = models.Lecture(image_shape=digits.image_shape, num_classes=10, rngs=nnx.Rngs(0))
-    state = training.create_state(model, optax.sgd(0.1))
-    for _ in range(5):
-        state, _ = training.train_epoch(state, digits.train, normalise, batch_size=50)
-    return View.of(nnx.merge(state.graphdef, state.params, state.stats), normalise)
+from dlc_jax.explain.gallery.pictures import cells, rows_of_images
+from dlc_jax.explain.gallery.subject import first_of_each_class
+from dlc_jax.runs import Run
 
 
-def main(*paths: str) -> None:
-    digits = data.load("mnist-5k")
-    view = trained(digits)
-    own = [read_image(path, digits.image_shape, dark_background=True)[0] for path in paths]
-    firsts = [np.flatnonzero(digits.test.labels == label)[0] for label in range(10)]
-    pixels = np.stack([*digits.test.images[firsts], *own]) / np.float32(255)
-    rows = {"as it is": pixels}
-    for stage in STAGES:
+def main(folder: str, picture: str = "dream.png") -> None:
+    run = Run.open(Path(folder))
+    view, dataset = View.of_run(run), data.load(run.config.dataset)
+    pixels, names = first_of_each_class(dataset)
+    shapes = view.stage_shapes(dataset.image_shape)
+    stages = [name for name, shape in shapes.items() if len(shape) == 3]
+    rows = [cells(pixels, "pixels", names)]
+    for stage in stages:
         result = dream(view, pixels, stage, key=jax.random.key(0), octaves=1, steps=40)
-        rows[stage] = np.asarray(result.images)
+        rows.append(cells(result.images))
         growth = np.sqrt(result.objectives[0, -1] / result.objectives[0, 0])
-        print(f"{stage}: norms grew {growth.min():.1f} to {growth.max():.1f} times")
-        assert growth.min() > 1.1
-
-    figure = Figure(figsize=(1.1 * len(pixels), 3.8), dpi=120, layout="constrained")
-    figure.suptitle("digits, and what two layers dream of them; 0 black to 1 white")
-    grid = figure.subplots(len(rows), len(pixels), squeeze=False)
-    for of_row, (name, images) in zip(grid, rows.items(), strict=True):
-        of_row[0].set_title(name, fontsize="small", loc="left")
-        for axes, image in zip(of_row, images, strict=True):
-            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-            axes.axis("off")
-    plots.save(figure, Path("dream.png"))
+        print(f"{stage}: its norm grew {growth.min():.1f} to {growth.max():.1f} times")
+    figure = rows_of_images(rows, "What stages dream of images", row_titles=["image", *stages])
+    plots.save(figure, Path(picture))
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ prepare_jax()
 
 from dlc_jax import data, experiment
 from dlc_jax.data import Dataset, Examples
+from dlc_jax.explain import View
 from dlc_jax.runs import Run
 
 
@@ -108,6 +109,19 @@ def run(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two epochs."""
     config = experiment.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
     return experiment.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
+
+
+@pytest.fixture(scope="session")
+def lecture_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The lecture's network after five epochs of 4,000 digits."""
+    config = experiment.configure(digits, epochs=5, seed=0)
+    return experiment.train(config, digits, tmp_path_factory.mktemp("runs"), "digits").run
+
+
+@pytest.fixture(scope="session")
+def lecture(lecture_run: Run) -> View:
+    """The same network, to be looked into."""
+    return View.of_run(lecture_run)
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from dlc_jax import models, training
+from dlc_jax import models
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, adversarial
@@ -43,21 +42,9 @@ def normals(view: View) -> np.ndarray:
     return np.stack([to_second, -to_second])
 
 
-def trained(digits: Dataset, seed: int, epochs: int = 4) -> View:
-    model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(seed))
-    normalise = Normalise.fit(digits.train.images)
-    state = training.create_state(model, optax.sgd(0.1))
-    for _ in range(epochs):
-        state, _ = training.train_epoch(state, digits.train, normalise, batch_size=50)
-    network = state.model
-    assert isinstance(network, models.Network)
-    return View.of(network, normalise)
-
-
-@pytest.fixture(scope="module")
-def view(digits: Dataset) -> View:
-    """A lecture network trained on 4,000 digits."""
-    return trained(digits, 0)
+@pytest.fixture
+def view(lecture: View) -> View:
+    return lecture
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +53,7 @@ def held_out(digits: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(digits.test.images, np.float32) / 255, np.asarray(digits.test.labels)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def right(view: View, held_out: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """30 test digits, all of which the network gets right."""
     pixels, labels = held_out

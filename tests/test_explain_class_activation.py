@@ -63,7 +63,7 @@ def test_before_a_global_average_it_is_the_class_activation_map(rng: np.random.G
 def test_inside_a_network_it_weighs_maps_by_what_changing_them_does(
     rng: np.random.Generator,
 ) -> None:
-    model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
+    model = models.Lecture(image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
     view = View.of(model, Normalise(np.full(1, 100.0), np.full(1, 50.0)))
     pixels, label = rng.uniform(size=(1, 28, 28, 1)).astype(np.float32), 3
     maps = view.activations(pixels, "conv1")

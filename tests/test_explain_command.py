@@ -12,15 +12,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dlc_jax import plots
-from dlc_jax.explain import methods, pictures, report
+from dlc_jax.explain.gallery import methods, pictures, report
+from dlc_jax.runs import Run
 
 
 @pytest.fixture
-def trained(dlc_jax: Command) -> str:
-    """The folder of a run of a few epochs."""
-    done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 3, "--name", "digits", "--json")
-    assert done.code == 0, done.err
-    return str(done.json["run"])
+def trained(lecture_run: Run, tmp_path: Path) -> str:
+    """A copy of a run, into which pictures can be written."""
+    return str(shutil.copytree(lecture_run.folder, tmp_path / "digits"))
 
 
 def pixel_values(figure: Figure, path: Path) -> np.ndarray:
@@ -43,12 +42,15 @@ def test_a_signed_images_zero_is_mid_grey_and_its_range_is_told(tmp_path: Path) 
 def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
     figure = pictures.rows_of_images([[pictures.Cell(np.ones((4, 4)))]], "one")
     picture = report.Picture("one", figure, "A caption with <b>&")
-    sections = [report.Section("first", "what it is", [("one.png", picture.caption, picture.png)])]
+    table = report.Table("two", ("a", "b"), [("<", "1")], "Numbers")
+    sections = [report.Section("first", "what it is", [picture, table])]
     report.write(tmp_path / "report.html", "A title", "facts", sections)
     page = (tmp_path / "report.html").read_text()
     assert "A caption with &lt;b&gt;&amp;" in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,")
+    assert len(sources) == 1
+    assert sources[0].startswith("data:image/png;base64,")
+    assert "<td>&lt;</td><td>1</td>" in page
     assert "http" not in page
 
 

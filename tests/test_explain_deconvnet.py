@@ -53,7 +53,12 @@ def test_of_a_linear_layer_it_is_the_transposed_convolution(rng: np.random.Gener
     alone, places = strongest_alone(np.asarray(view.activations(pixels, "conv")), maps)
     options: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     expected = lax.conv_transpose(
-        alone, kernel, (2, 2), ((1, 1), (1, 1)), transpose_kernel=True, **options
+        jnp.asarray(alone),
+        jnp.asarray(kernel),
+        (2, 2),
+        ((1, 1), (1, 1)),
+        transpose_kernel=True,
+        **options,
     )
     result = project(view, pixels, "conv", maps)
     np.testing.assert_array_equal(result.place, places)

@@ -1,5 +1,6 @@
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ def inside_cond(x: Array) -> Array:
     return lax.cond(x[0] > 0, two_layers, lambda x: 0 * x.sum(), x)
 
 
-PROGRAMS = {
+PROGRAMS: dict[str, Callable[..., Any]] = {
     "plain": two_layers,
     "jit": jax.jit(two_layers),
     "checkpoint": jax.checkpoint(two_layers),

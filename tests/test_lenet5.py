@@ -209,7 +209,7 @@ def test_codes_are_saved_and_not_trained(few_digits: Dataset, tmp_path: Any) -> 
     np.testing.assert_array_equal(state.model.codes[...], model.codes[...])
     checkpoint.save(tmp_path / "parameters", state.model)
     again = checkpoint.load(tmp_path / "parameters", lenet5(classes=12, seed=2))
-    np.testing.assert_array_equal(again.codes[...], model.codes[...])  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(again.codes[...], model.codes[...])
 
 
 def test_the_modern_version_has_61706_parameters() -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, PRNGKeyArray
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
+from dlc_jax.explain.checks import check_pixels
 from dlc_jax.explain.view import Pixels, View
 
 
@@ -92,15 +93,10 @@ def dream(
       InputError: there is no such stage, there are no images, octaves or steps, the network
         takes no images of an octave's size, the scale is below 1, or the jitter is negative.
     """
-    pixels = jnp.asarray(pixels, float)
-    if pixels.ndim != 4 or len(pixels) == 0:
-        raise InputError(
-            f"images are [batch, height, width, channels], at least one, not {pixels.shape}"
-        )
-    height, width, channels = pixels.shape[1:]
-    shapes = octave_shapes((height, width, channels), octaves, octave_scale)
+    shapes = octave_shapes(check_pixels(view, pixels), octaves, octave_scale)
     _check_octaves(view, shapes)
     ascent.check(view, stage, shapes[-1], steps, jitter)
+    pixels = jnp.asarray(pixels, float)
     images, objectives = pixels, []
     details = jnp.zeros((len(pixels), *shapes[0]), pixels.dtype)
     for shape, octave_key in zip(shapes, jax.random.split(key, octaves), strict=True):

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jaxtyping import Float
 from dlc_jax.data.examples import AnyArray, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+
+if TYPE_CHECKING:
+    from dlc_jax.runs import Run
 
 # Pixels go from 0 to 1 here, whatever a network was trained on.
 Pixels: TypeAlias = Float[AnyArray, "batch height width channels"]
@@ -56,6 +59,15 @@ class View:
         quiet.eval()
         graphdef, variables = nnx.split(quiet)
         return cls(variables, normalise, graphdef)
+
+    @classmethod
+    def of_run(cls, run: "Run") -> "View":
+        """The view of a run's network.
+
+        Raises:
+          InputError: its parameters are missing or damaged.
+        """
+        return cls.of(run.model(), run.config.normalise)
 
     @property
     def mean_pixels(self) -> Float[Array, " channels"]:

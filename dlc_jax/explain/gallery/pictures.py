@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 Kind = Literal["pixels", "signed", "heat", "probability"]
 
 # Inches: an image's width, a line of text above it, and the margins.
-_SIZE, _LINE, _MARGIN, _ROW_TITLES = 1.15, 0.13, 0.12, 0.95
+_SIZE, _LINE, _MARGIN, _ROW_TITLES = 1.15, 0.14, 0.12, 1.0
 _LEGENDS: dict[Kind, str] = {
     "pixels": "images: 0 black, 1 white",
     "signed": "signed: mid-grey is 0, black and white the range's ends",
@@ -86,8 +86,8 @@ def rows_of_images(
     width = max(left + (_SIZE + _MARGIN) * columns, 4.6)
     height = top + sum(heights) + bottom
     figure = Figure(figsize=(width, height), dpi=110)
-    figure.suptitle(title, fontsize="medium", y=1 - 0.12 / height, va="top")
-    figure.text(0.5, 0.06 / height, legend, ha="center", va="bottom", fontsize=6.5, color="#555555")
+    figure.suptitle(title, fontsize="large", y=1 - 0.12 / height, va="top")
+    figure.text(0.5, 0.06 / height, legend, ha="center", va="bottom", fontsize=8, color="#555555")
     start = (width - left - (_SIZE + _MARGIN) * columns) / 2 + left
     base = height - top
     for place, row in enumerate(rows):
@@ -107,7 +107,7 @@ def rows_of_images(
                 row_titles[place],
                 ha="right",
                 va="center",
-                fontsize=8,
+                fontsize=9,
             )
     return figure
 
@@ -161,10 +161,10 @@ def draw(axes: Axes, cell: Cell) -> None:
         xs = np.array([left, right, right, left, left]) - 0.5
         ys = np.array([top, top, bottom, bottom, top]) - 0.5
         axes.plot(xs, ys, color="#d62728", linewidth=1)
-    axes.set_title("\n".join(_lines(cell)), fontsize=6.5, pad=2)
+    axes.set_title("\n".join(_lines(cell)), fontsize=8, pad=2)
 
 
-def maps_in_a_square(maps: Float[np.ndarray, "height width maps"], title: str) -> Cell:
+def maps_in_a_square(maps: Float[np.ndarray, "height width maps"]) -> Cell:
     """Feature maps side by side, about as many rows as columns, with a line between them."""
     height, width, count = maps.shape
     columns = math.ceil(math.sqrt(count))
@@ -173,7 +173,7 @@ def maps_in_a_square(maps: Float[np.ndarray, "height width maps"], title: str) -
     for place in range(count):
         top, left = (height + 1) * (place // columns), (width + 1) * (place % columns)
         canvas[top : top + height, left : left + width] = maps[..., place]
-    return Cell(canvas, "signed" if maps.min() < 0 else "heat", title)
+    return Cell(canvas, "signed" if maps.min() < 0 else "heat")
 
 
 def curves(

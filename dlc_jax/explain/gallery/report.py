@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from dlc_jax.files import write_atomically
 
 _STYLE = """
-body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
+body { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 nav a { margin-right: 1rem; } figure { margin: 1.5rem 0; }

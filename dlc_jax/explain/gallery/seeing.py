@@ -35,15 +35,13 @@ def draw_filters(subject: Subject, tick: Tick) -> Iterator[Picture]:
         maps = jax.jit(filters.feature_maps)(part.view, part.pixels)
         maps = {name: np.asarray(of_stage) for name, of_stage in maps.items()}
         shown = spread([name for name in maps if maps[name].shape[1] > 1] or list(maps), 8)
-        rows = []
-        for i, title in enumerate(part.titles):
-            of_image = [maps_in_a_square(maps[name][i], name) for name in shown]
-            rows.append([Cell(part.pixels[i], "pixels", title), *of_image])
+        rows = [cells(part.pixels, "pixels", part.titles)]
+        rows += [[maps_in_a_square(of_image) for of_image in maps[name]] for name in shown]
         yield Picture(
             f"feature-maps{page}",
-            rows_of_images(rows, "What each stage makes of an image, map by map"),
-            "A row is an image, a column a stage of the network. Every small square is one feature "
-            "map, brighter where it answers more.",
+            rows_of_images(rows, "What each stage makes of an image", row_titles=["image", *shown]),
+            "Each row is a stage of the network, from the first to the last. Every small square is "
+            "one feature map, brighter where it answers more.",
         )
 
 

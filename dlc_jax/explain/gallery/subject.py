@@ -86,13 +86,13 @@ class Subject:
         """For each image the most probable class, and its probability."""
         names = self.dataset.class_names
         rows = np.asarray(probabilities)
-        return [f"{names[row.argmax()]} {_percent(row.max())}" for row in rows]
+        return [f"{names[row.argmax()]}, {_percent(row.max())}" for row in rows]
 
     def confidences(self, images: Any) -> list[str]:
         """For one image of each class its class, and the probability of that."""
         probabilities = np.asarray(jax.nn.softmax(self.view.logits(images)))
         names = self.dataset.class_names
-        return [f"{names[i]} {_percent(row[i])}" for i, row in enumerate(probabilities)]
+        return [f"{names[i]}, {_percent(row[i])}" for i, row in enumerate(probabilities)]
 
     @property
     def classes(self) -> list[str]:
@@ -182,4 +182,4 @@ def _percent(probability: float) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
+    return name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"
