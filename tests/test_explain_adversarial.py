@@ -42,7 +42,7 @@ def normals(view: View) -> np.ndarray:
     return np.stack([to_second, -to_second])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def view(lecture: View) -> View:
     return lecture
 
@@ -53,7 +53,7 @@ def held_out(digits: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(digits.test.images, np.float32) / 255, np.asarray(digits.test.labels)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def right(view: View, held_out: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """30 test digits, all of which the network gets right."""
     pixels, labels = held_out
@@ -287,7 +287,7 @@ def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right:
     [
         ({"pixels": np.zeros((0, 6, 6, 1)), "labels": np.zeros(0, int)}, "at least one"),
         ({"pixels": np.zeros((6, 6, 1))}, r"\[batch, height, width, channels\]"),
-        ({"labels": np.zeros(3, int)}, r"\(2, 6, 6, 1\).*\(3,\)"),
+        ({"labels": np.zeros(3, int)}, r"2 images.*\(3,\)"),
         ({"labels": np.array([0, 2])}, "no class 2; choose from 0 to 1"),
         ({"pixels": np.full((2, 6, 6, 1), 255.0)}, "255; scale them to go from 0 to 1"),
         ({"pixels": np.zeros((2, 5, 5, 1))}, "5x5x1"),

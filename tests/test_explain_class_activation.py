@@ -86,7 +86,7 @@ def test_what_does_not_suit_is_named() -> None:
         grad_cam(view, pixels, labels, "average")
     with pytest.raises(InputError, match="no stage 'conv9'; choose from conv, average, logits"):
         grad_cam(view, pixels, labels, "conv9")
-    with pytest.raises(InputError, match="no label 5"):
+    with pytest.raises(InputError, match="no class 5"):
         grad_cam(view, pixels, labels + 5, "conv")
 
 

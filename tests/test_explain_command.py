@@ -81,7 +81,8 @@ def test_a_method_draws_pictures_of_a_users_own_image(
     assert done.code == 0, done.err
     assert list(done.json["images"]) == ["one.png"]
     assert done.json["files"] == [f"{trained}/explain/saliency.png"]
-    assert Image.open(tmp_path / done.json["files"][0]).size[0] > 200
+    with Image.open(tmp_path / done.json["files"][0]) as picture:
+        assert picture.size[0] > 200
 
 
 @pytest.mark.slow

@@ -21,5 +21,6 @@ def test_each_method_has_an_example_that_draws_it(
     picture = tmp_path / "picture.png"
     runpy.run_path(str(example))["main"](str(lecture_run.folder), str(picture))
     assert capsys.readouterr().out.splitlines()[-1] == str(picture)
-    drawn = np.asarray(Image.open(picture).convert("L"))
+    with Image.open(picture) as image:
+        drawn = np.asarray(image.convert("L"))
     assert 0.05 < (drawn < 250).mean() < 0.95

@@ -35,7 +35,7 @@ class Weighted(models.Network):
         return OrderedDict(logits=jnp.einsum("bhwc,hwck->bk", x, self.weights[...]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def view(lecture: View) -> View:
     return lecture
 
@@ -91,8 +91,7 @@ def test_few_rectified_units_are_silent_at_the_start(view: View) -> None:
         view, "fc1", units, key=KEY, image_shape=DIGIT, steps=1
     ).activations
     on_one_image = view.activations(jax.random.uniform(KEY, (1, *DIGIT)), "fc1")
-    assert (on_one_image == 0).sum() > 60
-    assert (activations == 0).sum() < 15
+    assert (activations == 0).sum() < 0.5 * (on_one_image == 0).sum()
 
 
 def test_the_activations_are_those_of_the_images_before_each_step(view: View) -> None:
@@ -229,7 +228,7 @@ def test_under_jit_the_images_are_the_same(view: View) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(view: View, message: str, changed: dict[str, Any]) -> None:
-    given = {"stage": "logits", "maps": [0], "key": KEY, "image_shape": DIGIT} | changed
+    given: dict[str, Any] = {"stage": "logits", "maps": [0], "key": KEY, "image_shape": DIGIT}
     with pytest.raises(InputError) as error:
-        maximisation.maximise(view, **given)
+        maximisation.maximise(view, **given | changed)
     assert message in str(error.value)

@@ -99,7 +99,7 @@ def test_what_does_not_suit_is_named() -> None:
         call(pixels, labels, size=9, stride=1)
     with pytest.raises(InputError, match="stride 4 would leave out pixels"):
         call(pixels, labels, size=3, stride=4)
-    with pytest.raises(InputError, match="no label 2; choose from 0 to 1"):
+    with pytest.raises(InputError, match="no class 2; choose from 0 to 1"):
         call(pixels, labels + 1, size=3, stride=1)
     with pytest.raises(InputError, match="at least one image"):
         call(pixels[:0], labels[:0], size=3, stride=1)

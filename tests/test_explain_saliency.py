@@ -220,7 +220,7 @@ def test_saliency_is_the_largest_absolute_gradient_of_a_pixels_channels(
         (np.ones((1, 27, 28, 1)), np.zeros(1, int), "gradient", "27x28x1"),
         (np.ones((2, 28, 28, 1)), np.zeros(1, int), "gradient", "2 integers"),
         (np.ones((1, 28, 28, 1)), np.zeros(1), "gradient", "float64"),
-        (np.ones((1, 28, 28, 1)), np.full(1, 10), "gradient", "no label 10; choose from 0 to 9"),
+        (np.ones((1, 28, 28, 1)), np.full(1, 10), "gradient", "no class 10; choose from 0 to 9"),
         (np.ones((1, 28, 28, 1)), np.zeros(1, int), "guide", "'guide'; choose from gradient"),
     ],
 )

@@ -45,7 +45,9 @@ def check_choices(what: str, choices: Any, batch: int, count: int) -> None:
     Raises:
       InputError: choices are not [batch] integers from 0 to `count` less one.
     """
-    shape, dtype = np.shape(choices), np.result_type(choices)
+    if not hasattr(choices, "dtype"):
+        choices = np.asarray(choices)
+    shape, dtype = choices.shape, choices.dtype
     if shape != (batch,) or not np.issubdtype(dtype, np.integer):
         raise InputError(
             f"what names a {what} for each of {batch} images are {batch} integers, not "

@@ -30,7 +30,7 @@ _CONTRAST = 0.1
 _RATE, _HALVED_EVERY, _STRENGTH = 0.1, 1000, 15
 # Of a pattern-producing network: nodes a layer, how often a weight and a node's function mutate,
 # the standard deviation of the first weights, and the least and the most of a child's mutations.
-_NODES, _WEIGHT_RATE, _FUNCTION_RATE, _FIRST, _CHANGES = 8, 0.2, 0.1, 2.0, (0.02, 2.0)
+_NODES, _WEIGHT_RATE, _FUNCTION_RATE, _FIRST, _CHANGES = 8, 0.4, 0.1, 2.0, (0.1, 8.0)
 
 
 def by_gradient(
@@ -44,8 +44,7 @@ def by_gradient(
 ) -> Float[Array, "batch height width channels"]:
     """Images of which a network is sure, by gradient ascent from almost nothing (section 3).
 
-    Each begins with the training images' mean and a little noise, of standard deviation 0.1. Each
-    step adds the gradient of its class's log-odds, scaled to a mean absolute value of 1, times a
+    Each begins with mid-grey and a little noise, of standard deviation 0.1. Each step adds the gradient of its class's log-odds, scaled to a mean absolute value of 1, times a
     rate that goes linearly to zero; and clips the pixels to [0, 1].
 
     Args:
@@ -84,7 +83,7 @@ def _by_gradient(
         return (pixels + left * rate * direction).clip(0, 1), None
 
     noise = jax.random.normal(key, (len(labels), *image_shape))
-    start = (view.mean_pixels + _CONTRAST * noise).clip(0, 1)
+    start = (0.5 + _CONTRAST * noise).clip(0, 1)
     return lax.scan(step, start, 1 - jnp.arange(steps) / steps)[0]
 
 
