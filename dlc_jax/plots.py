@@ -1,4 +1,4 @@
-"""Every picture, as a Matplotlib figure; `save` writes one."""
+"""Pictures of training and its results, as Matplotlib figures; `save` writes one."""
 
 import io
 import itertools

@@ -3,16 +3,23 @@
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import Command
+from flax import nnx
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dlc_jax import plots
-from dlc_jax.explain.gallery import methods, pictures, report
+from dlc_jax import models, plots
+from dlc_jax.data import Dataset, Normalise
+from dlc_jax.errors import InputError
+from dlc_jax.explain import View, gallery
+from dlc_jax.explain.gallery import failing, methods, pictures, report
+from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
 from dlc_jax.runs import Run
 
 
@@ -60,6 +67,7 @@ def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
         (("saliences", "RUN"), "'saliences'.*saliency"),
         (("saliency", "nowhere"), "'nowhere' is not the folder of a run"),
         (("saliency", "RUN", "no.png"), "'no.png'"),
+        (("adversarial", "RUN", "--transfer", "nowhere"), "'nowhere' is not the folder of a run"),
     ],
 )
 def test_what_can_not_be_explained_is_told_in_one_line(
@@ -83,6 +91,50 @@ def test_a_method_draws_pictures_of_a_users_own_image(
     assert done.json["files"] == [f"{trained}/explain/saliency.png"]
     with Image.open(tmp_path / done.json["files"][0]) as picture:
         assert picture.size[0] > 200
+
+
+def test_more_images_than_fit_abreast_fill_more_pictures(
+    dlc_jax: Command, trained: str, tmp_path: Path
+) -> None:
+    for number in range(11):
+        pixels = np.full((28, 28), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    paths = [f"{number}.png" for number in range(11)]
+    done = dlc_jax("explain", "grad-cam", trained, *paths, "--output-dir", "pictures")
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["pictures/grad-cam-1.png", "pictures/grad-cam-2.png"]
+
+
+def test_a_method_that_does_not_suit_a_network_is_left_out_of_many_and_told(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    model = models.create("perceptron", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
+    view = View.of(model, Normalise.fit(digits.train.images))
+    pixels, names = first_of_each_class(digits)
+    subject = Subject.of(view, digits, pixels, names, jax.random.key(0))
+    make = partial(gallery.make, subject, folder=tmp_path, title="A perceptron", facts="")
+    made = make(["filters", "saliency"])
+    assert [file.name for file in made.files] == ["saliency.png", "report.html"]
+    assert list(made.refusals) == ["filters"]
+    assert "no convolution" in (tmp_path / "report.html").read_text()
+    with pytest.raises(InputError, match="no convolution"):
+        make(["filters"])
+
+
+def test_adversarial_images_are_counted_on_a_second_network(
+    dlc_jax: Command, trained: str, lecture_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failing, "_ATTACKED", 10)
+    # A network to which everything carries over: the same.
+    done = dlc_jax("explain", "adversarial", trained, "--transfer", lecture_run.folder, "--json")
+    assert done.code == 0, done.err
+    attacks = {row["attack"]: row["success"] for row in done.json["tables"]["adversarial"]}
+    assert attacks["L-BFGS"] == "100 %"
+    unchanged, *made = done.json["tables"]["adversarial-transfer"]
+    assert list(unchanged.values())[1:] == ["0 %", "0 %"]
+    for row in made:
+        name, ours, theirs = row.values()
+        assert ours == theirs == attacks[name.split(", made")[0]]
 
 
 @pytest.mark.slow

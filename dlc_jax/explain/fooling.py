@@ -44,8 +44,9 @@ def by_gradient(
 ) -> Float[Array, "batch height width channels"]:
     """Images of which a network is sure, by gradient ascent from almost nothing (section 3).
 
-    Each begins with mid-grey and a little noise, of standard deviation 0.1. Each step adds the gradient of its class's log-odds, scaled to a mean absolute value of 1, times a
-    rate that goes linearly to zero; and clips the pixels to [0, 1].
+    Each begins with mid-grey and a little noise, of standard deviation 0.1. Each step adds the
+    gradient of its class's log-odds, scaled to a mean absolute value of 1, times a rate that goes
+    linearly to zero; and clips the pixels to [0, 1].
 
     Args:
       view: the network.

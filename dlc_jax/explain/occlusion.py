@@ -45,19 +45,19 @@ def occlusion(
     image_shape = check_labels(view, pixels, labels)
     rows, columns = positions(image_shape, size=size, stride=stride)
     check_counts(batch_size=batch_size)
-    centres = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+    images = jnp.asarray(pixels)
+    indices = jnp.meshgrid(jnp.arange(len(images)), rows, columns, indexing="ij")
 
-    def of_image(image_and_label: tuple[Array, Array]) -> Array:
-        image, label = image_and_label
+    def of_square(index: Array, row: Array, column: Array) -> Array:
+        image = images[index]
+        square = _square(image_shape, jnp.stack([row, column]), size)
+        hidden = jnp.where(square, fill, image).astype(image.dtype)
+        return jax.nn.softmax(view.logits(hidden[None])[0])[jnp.asarray(labels)[index]]
 
-        def of_centre(centre: Array) -> Array:
-            hidden = jnp.where(_square(image_shape, centre, size), fill, image)
-            return jax.nn.softmax(view.logits(hidden[None].astype(image.dtype))[0])[label]
-
-        return lax.map(of_centre, centres, batch_size=batch_size)
-
-    probabilities = lax.map(of_image, (jnp.asarray(pixels), jnp.asarray(labels)))
-    return probabilities.reshape(-1, len(rows), len(columns))
+    # One vmap over the squares of all images, as many at once as memory has room for.
+    squares = tuple(axis.reshape(-1) for axis in indices)
+    probabilities = lax.map(lambda square: of_square(*square), squares, batch_size=batch_size)
+    return probabilities.reshape(indices[0].shape)
 
 
 def positions(
