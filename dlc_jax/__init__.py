@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlc_jax import (
-        checkpoint,
         data,
         environment,
         errors,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         losses,
         models,
         ops,
+        parameters,
         plots,
         recipes,
         runs,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "checkpoint",
     "data",
     "environment",
     "errors",
@@ -39,6 +38,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "parameters",
     "plots",
     "recipes",
     "runs",

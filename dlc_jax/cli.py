@@ -13,10 +13,11 @@ import click
 from dlc_jax import __version__
 from dlc_jax.environment import prepare_jax
 from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.interruption import terminable
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset
-    from dlc_jax.experiment import Outcome
+    from dlc_jax.experiment import Outcome, Saving
     from dlc_jax.recipes import Recipe
     from dlc_jax.runs import Run
     from dlc_jax.training import EpochReport
@@ -312,6 +313,31 @@ def list_recipes(as_json: bool) -> None:
 @click.option(
     "--name", metavar="NAME", help="The run folder's name.  [default: dataset, network and time]"
 )
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with a run that was stopped, from its newest checkpoint; what becomes of it is "
+    "what would have become of it otherwise.",
+)
+@click.option(
+    "--checkpoint-steps",
+    type=_Integer(1),
+    help="A checkpoint can be made every so many steps of an epoch.  [default: 200]",
+)
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="A checkpoint is made after so many seconds, where one can be.",
+)
+@click.option(
+    "--keep-checkpoints",
+    type=_Integer(1),
+    default=3,
+    show_default=True,
+    help="How many stay, the newest ones.",
+)
 @_json
 def train(
     recipe: str | None,
@@ -324,6 +350,10 @@ def train(
     data_dir: str | None,
     output_dir: str,
     name: str | None,
+    resume: str | None,
+    checkpoint_steps: int | None,
+    checkpoint_seconds: float,
+    keep_checkpoints: int,
     as_json: bool,
     **fields: Any,
 ) -> int:
@@ -338,14 +368,23 @@ def train(
       dlc-jax train cifar10-cpu
       dlc-jax train cifar10-fast --seeds 20
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
+      dlc-jax train --resume runs/first
       dlc-jax train --model resnet18 --option stem=small --batch-size 50
     """
-    from dlc_jax import models, recipes
+    from dlc_jax import experiment, models, recipes
     from dlc_jax.files import make_folder
 
+    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints)
+    changes = {field: value for field, value in fields.items() if value is not None}
+    if checkpoint_steps is not None:
+        changes["checkpoint_steps"] = checkpoint_steps
+    if resume is not None:
+        asked = {"recipe": recipe, "dataset": dataset, "model": model, **changes}
+        if model_options:
+            asked["model_options"] = dict(model_options)
+        return _resume(resume, asked, data_dir, saving, as_json)
     make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
-    changes = {field: value for field, value in fields.items() if value is not None}
     if model is not None:
         models.find(model)
         changes |= {"model": model, "model_options": {}}
@@ -359,8 +398,38 @@ def train(
     how = {"name": recipe or "mnist-lecture", **changes}
     several = [how | {"seed": each} for each in range(seed, seed + seeds)]
     names = [f"{name}-seed{each['seed']}" if name and seeds > 1 else name for each in several]
-    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together)
+    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together, saving)
     return _print_outcomes(outcomes, as_json)
+
+
+def _resume(
+    folder: str, asked: dict[str, Any], data_dir: str | None, saving: "Saving", as_json: bool
+) -> int:
+    from dlc_jax import experiment, terminal
+    from dlc_jax.runs import Run
+
+    run = Run.open(Path(folder))
+    config = run.config
+    others = [
+        f"{field} {getattr(config, field)!r}, not {value!r}"
+        for field, value in asked.items()
+        if value is not None and value != getattr(config, field)
+    ]
+    if others:
+        raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
+    dataset = _load(config.dataset, data_dir)
+    images, tests = len(dataset.first(config.examples).train.labels), len(dataset.test.labels)
+    with terminal.epochs(config.epochs, images, tests) as progress, terminable():
+
+        def watch(run: "Run", report: "EpochReport") -> None:
+            progress(report)
+            progress.line(
+                _epoch_line(report, images) if report.epoch else _heading(run, (images, tests))
+            )
+
+        outcome = experiment.resume(run, dataset, watch, saving, _complain)
+    _print_outcome(outcome)
+    return _print_outcomes([outcome], as_json)
 
 
 def _train(
@@ -370,6 +439,7 @@ def _train(
     output_dir: Path,
     names: list[str | None],
     together: bool | None,
+    saving: "Saving",
 ) -> "list[Outcome]":
     """Trains networks together or one by one; None where that depends on the device."""
     import jax
@@ -378,14 +448,14 @@ def _train(
 
     if len(several) > 1 and (together or (together is None and jax.default_backend() != "cpu")):
         try:
-            return _train_some(dataset, recipe, several, output_dir, names)
+            return _train_some(dataset, recipe, several, output_dir, names, saving)
         except NoRoom as error:
             if together:
                 raise
             _complain(f"{error}; training them one by one")
     outcomes: list[Outcome] = []
     for how, name in zip(several, names, strict=True):
-        outcomes += _train_some(dataset, recipe, [how], output_dir, [name])
+        outcomes += _train_some(dataset, recipe, [how], output_dir, [name], saving)
         if outcomes[-1].interrupted:
             break
     return outcomes
@@ -397,12 +467,13 @@ def _train_some(
     several: list[dict[str, Any]],
     output_dir: Path,
     names: list[str | None],
+    saving: "Saving",
 ) -> "list[Outcome]":
     from dlc_jax import experiment, terminal
 
     configs = [experiment.configure(dataset, recipe, **how) for how in several]
     images, tests = len(dataset.first(configs[0].examples).train.labels), len(dataset.test.labels)
-    with terminal.epochs(configs[0].epochs, images, tests) as progress:
+    with terminal.epochs(configs[0].epochs, images, tests) as progress, terminable():
 
         def watch(run: "Run", report: "EpochReport") -> None:
             # Of networks that are trained together the first one stands for all of them.
@@ -415,7 +486,7 @@ def _train_some(
                 progress.line(_heading(run, (images, tests)))
 
         if len(configs) == 1:
-            outcomes = [experiment.train(configs[0], dataset, output_dir, names[0], watch)]
+            outcomes = [experiment.train(configs[0], dataset, output_dir, names[0], watch, saving)]
         else:
             outcomes = experiment.train_together(configs, dataset, output_dir, names, watch)
     for outcome in outcomes:
@@ -467,7 +538,7 @@ def _print_outcome(outcome: "Outcome") -> None:
     if outcome.interrupted:
         _complain(
             f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
-            f"the network so far is in {folder}"
+            f"the network so far is in {folder}; to go on: dlc-jax train --resume {folder}"
         )
     else:
         click.echo(
@@ -493,7 +564,7 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
         )
     if as_json:
         click.echo(json.dumps(result))
-    return _INTERRUPTED if outcomes[-1].interrupted else 0
+    return _INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0
 
 
 @commands.command("eval")

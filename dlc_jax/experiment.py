@@ -14,14 +14,17 @@ import optax
 from flax import nnx
 from jaxtyping import UInt8
 
-from dlc_jax import checkpoint, plots, sharding, training
+from dlc_jax import parameters, plots, sharding, training
+from dlc_jax.checkpoint import Checkpoints, Keeper, Progress
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
 from dlc_jax.explain.view import View
+from dlc_jax.interruption import Terminated
 from dlc_jax.recipes import LECTURE, Recipe
-from dlc_jax.runs import Run, RunConfig
+from dlc_jax.runs import CHECKPOINTS, Run, RunConfig
 from dlc_jax.training import EpochReport
+from dlc_jax.training.fit import check_batch_size
 
 if TYPE_CHECKING:
     from dlc_jax.explain.gallery.subject import Named
@@ -37,12 +40,27 @@ class Outcome:
     Attributes:
       run: its folder.
       summary: the result as it stands in `summary.json`.
-      interrupted: whether Ctrl-C ended it early.
+      interrupted: whether Ctrl-C or SIGTERM ended it early.
+      terminated: whether it was SIGTERM.
     """
 
     run: Run
     summary: dict[str, Any]
     interrupted: bool
+    terminated: bool = False
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are made, and how many are kept.
+
+    Attributes:
+      every: after so many seconds, at the next part of an epoch that ends; 0 for each part.
+      keep: how many, the newest ones.
+    """
+
+    every: float = 10.0
+    keep: int = 3
 
 
 def configure(
@@ -51,6 +69,7 @@ def configure(
     *,
     seed: int,
     name: str = "mnist-lecture",
+    checkpoint_steps: int = 200,
     **changes: Any,
 ) -> RunConfig:
     """The configuration of a run of a recipe on a dataset.
@@ -60,6 +79,7 @@ def configure(
       recipe: what to train and how; by default the lecture's program.
       seed: of the initial weights, and of all that is random in training.
       name: the recipe's name.
+      checkpoint_steps: see `RunConfig`.
       **changes: fields of the recipe to be told otherwise.
     """
     from dlc_jax import __version__
@@ -80,6 +100,7 @@ def configure(
         mean=tuple(np.asarray(normalise.mean).tolist()),
         std=tuple(np.asarray(normalise.std).tolist()),
         seed=seed,
+        checkpoint_steps=checkpoint_steps,
     )
 
 
@@ -89,11 +110,12 @@ def train(
     output_dir: Path,
     name: str | None = None,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
+    saving: Saving = Saving(),
 ) -> Outcome:
     """Trains a network, and keeps what came of it in a new folder.
 
     The folder is usable from the beginning: parameters and metrics are written after every
-    epoch, and the pictures whatever ends the training.
+    epoch, checkpoints meanwhile, and the pictures whatever ends the training.
 
     Args:
       config: what to train, and how.
@@ -101,15 +123,96 @@ def train(
       output_dir: where to make the run's folder.
       name: the folder's name; by default one that tells dataset, network and time.
       watch: called with every epoch's report, and first with that of the untrained network.
+      saving: of checkpoints.
 
     Raises:
       InputError: configuration and dataset do not fit together, the folder can't be made,
-        or (`training.Diverged`) the loss became infinite or not a number.
+        another process trains in it, or (`training.Diverged`) the loss became infinite or not a
+        number.
     """
     dataset = dataset.first(config.examples)
+    check_batch_size(config.batch_size, dataset)
     [state] = _states([config], dataset)
-    alone = ([report] for report in _fit(config, state, dataset))
-    return _keep([config], [state], alone, dataset, output_dir, [name], watch)[0]
+    [run] = _new_runs([config], output_dir, [name])
+    with run.locked():
+        run.save_model(state.model)
+        return _train(run, state, dataset, watch, saving, lambda message: None)
+
+
+def resume(
+    run: Run,
+    dataset: Dataset,
+    watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
+    saving: Saving = Saving(),
+    complain: Callable[[str], None] = lambda message: None,
+) -> Outcome:
+    """Goes on with a run that was stopped, from its newest checkpoint that is whole.
+
+    What becomes of it is, bit by bit, what would have become of it otherwise, on the same
+    machine with the same libraries.
+
+    Args:
+      run: the run.
+      dataset: as for `train`, as are the following.
+      watch: first called with the report of the last epoch that was done.
+      saving: of checkpoints.
+      complain: told of each checkpoint that is damaged.
+
+    Raises:
+      InputError: as for `train`.
+    """
+    config = run.config
+    dataset = dataset.first(config.examples)
+    [state] = _states([config], dataset)
+    with run.locked():
+        return _train(run, state, dataset, watch, saving, complain)
+
+
+def _train(
+    run: Run,
+    state: training.TrainState,
+    dataset: Dataset,
+    watch: Callable[[Run, EpochReport], None],
+    saving: Saving,
+    complain: Callable[[str], None],
+) -> Outcome:
+    """Trains in the run's folder, which is locked, from where its checkpoints say."""
+    steps = -(-len(dataset.train.labels) // run.config.batch_size)
+    with Checkpoints(run.folder / CHECKPOINTS, saving.keep) as checkpoints:
+        begun = checkpoints.newest(state, complain)
+        keeper = Keeper(checkpoints, saving.every, begun, steps)
+        history = _history(run, begun, steps)
+        alone = _fit(run.config, state, dataset, begun, keeper.after_part)
+        try:
+            return _keep([run], [history], ([report] for report in alone), dataset, watch)[0]
+        finally:
+            keeper.write()
+
+
+def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
+    """What is known of the epochs before the one that is now in progress, or evaluated again."""
+    done = (begun.step - 1) // steps if begun else 0
+    lines = [line for line in run.read_metrics() if line["epoch"] <= done]
+    run.write_metrics(lines)
+    if begun is None or not done:
+        return []
+    return [
+        EpochReport(
+            line["epoch"],
+            begun.state,
+            losses,
+            training.Metrics(
+                jnp.float32(line["test_loss"]), jnp.float32(line["test_error_percent"] / 100)
+            ),
+            np.zeros((0, len(run.config.class_names)), np.float32),
+            line["train_seconds"],
+            0.0,
+            0.0,
+        )
+        for line, losses in zip(
+            lines, begun.losses[: done * steps].reshape(done, steps), strict=True
+        )
+    ]
 
 
 def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
@@ -127,10 +230,33 @@ def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
     return _fit(config, state, dataset)
 
 
-def _fit(config: RunConfig, state: training.TrainState, dataset: Dataset) -> Iterator[EpochReport]:
+def _fit(
+    config: RunConfig,
+    state: training.TrainState,
+    dataset: Dataset,
+    begun: Progress | None = None,
+    after_part: Callable[[training.TrainState, np.ndarray, float], None] | None = None,
+) -> Iterator[EpochReport]:
+    """Trains from the beginning, or from where training had come to."""
     mesh = sharding.cpu_mesh(config.batch_size)
-    how = _how(config) | {"mesh": mesh, "key": _key(config)}
-    return training.fit(state, dataset, config.normalise, **how)
+    how = _how(config) | {
+        "mesh": mesh,
+        "key": _key(config),
+        "part_steps": config.checkpoint_steps,
+        "after_part": after_part,
+    }
+    if begun is None:
+        yield from training.fit(state, dataset, config.normalise, **how)
+        return
+    # Of the present epoch some steps are known, or all of them.
+    steps = -(-len(dataset.train.labels) // config.batch_size)
+    known = begun.losses[(begun.step - 1) // steps * steps :]
+    fitted = training.fit(begun.state, dataset, config.normalise, losses=known, **how)
+    first = next(fitted)
+    losses = first.losses if len(first.losses) else known
+    seconds = first.train_seconds + begun.seconds[-1]
+    yield dataclasses.replace(first, losses=losses, train_seconds=seconds)
+    yield from fitted
 
 
 def train_together(
@@ -158,7 +284,10 @@ def train_together(
     keys = jnp.stack([_key(each) for each in configs]) if config.shuffle else None
     stacked = training.stack(states)
     together = training.fit_ensemble(stacked, dataset, config.normalise, keys=keys, **_how(config))
-    return _keep(configs, states, together, dataset, output_dir, names, watch)
+    runs = _new_runs(configs, output_dir, names)
+    for run, state in zip(runs, states, strict=True):
+        run.save_model(state.model)
+    return _keep(runs, [[] for _ in runs], together, dataset, watch)
 
 
 def _states(configs: Sequence[RunConfig], dataset: Dataset) -> list[training.TrainState]:
@@ -197,21 +326,15 @@ def _key(config: RunConfig) -> Any:
 
 
 def _keep(
-    configs: Sequence[RunConfig],
-    states: Sequence[training.TrainState],
+    runs: Sequence[Run],
+    histories: Sequence[list[EpochReport]],
     reports: Iterable[list[EpochReport]],
     dataset: Dataset,
-    output_dir: Path,
-    names: Sequence[str | None],
     watch: Callable[[Run, EpochReport], None],
 ) -> list[Outcome]:
     """Trains by going through the reports, and keeps what they tell."""
-    runs = _new_runs(configs, output_dir, names)
-    for run, state in zip(runs, states, strict=True):
-        run.save_model(state.model)
-    histories: list[list[EpochReport]] = [[] for _ in runs]
     summaries = []
-    interrupted = False
+    interrupted: KeyboardInterrupt | None = None
     try:
         for together in reports:
             for run, history, report in zip(runs, histories, together, strict=True):
@@ -220,16 +343,17 @@ def _keep(
                     run.save_model(report.state.model)
                     run.append_metrics(_metrics(report, len(dataset.train.labels)))
                 watch(run, report)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as interruption:
+        interrupted = interruption
     finally:
         for run, history in zip(runs, histories, strict=True):
             summaries.append(summarise(run, dataset, history))
             run.write_summary(summaries[-1])
-            if history:
+            if history and len(history[-1].test_logits):
                 draw(run, dataset, history)
     return [
-        Outcome(run, summary, interrupted) for run, summary in zip(runs, summaries, strict=True)
+        Outcome(run, summary, interrupted is not None, isinstance(interrupted, Terminated))
+        for run, summary in zip(runs, summaries, strict=True)
     ]
 
 
@@ -451,13 +575,15 @@ def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[st
         "train_loss": float(epochs[-1].losses.mean()) if epochs else None,
         "test_loss": float(history[-1].test.loss) if history else None,
         "test_error_percent": percent(history[-1].test.error) if history else None,
-        "error_percent_by_class": _by_class(history[-1].test_logits, dataset) if history else None,
+        "error_percent_by_class": _by_class(history[-1].test_logits, dataset)
+        if history and len(history[-1].test_logits)
+        else None,
         "train_seconds": round(seconds, 4),
         "compile_seconds": round(history[-1].compile_seconds, 4) if history else None,
         "images_per_second": round(images / seconds, 1) if epochs else None,
         "device": config.device,
         "run": str(run.folder),
-        "parameters_sha256": checkpoint.fingerprint(history[-1].state.params) if history else None,
+        "parameters_sha256": parameters.fingerprint(history[-1].state.params) if history else None,
     }
 
 

@@ -3,24 +3,29 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from flax import nnx
 
-from dlc_jax import checkpoint, models
+from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.files import make_folder, write_atomically
 from dlc_jax.recipes import Recipe
 
-CONFIG, METRICS, PARAMETERS, SUMMARY = (
+CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, LOCK = (
     "config.json",
     "metrics.jsonl",
     "parameters.safetensors",
     "summary.json",
+    "checkpoints",
+    "lock",
 )
 
 
@@ -40,6 +45,8 @@ class RunConfig(Recipe):
       mean: what was subtracted from the pixels, by channel.
       std: what they were then divided by, by channel.
       seed: of the initial weights, and of all that is random in training.
+      checkpoint_steps: after so many steps of an epoch a checkpoint can be made, and a resumed
+        run goes on.
     """
 
     recipe: str = "mnist-lecture"
@@ -53,6 +60,7 @@ class RunConfig(Recipe):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
+    checkpoint_steps: int = 200
 
     def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
@@ -127,17 +135,55 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{str(path)!r} is damaged ({error})") from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder, and clears what a killed one left.
+
+        Raises:
+          InputError: another process does.
+        """
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"can't write to the folder {str(self.folder)!r} ({error.strerror})"
+            ) from error
+        with lock:
+            for left in _half_written(self.folder):
+                left.unlink(missing_ok=True)
+            yield
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; of a last one that is torn, none."""
+        path, lines = self.folder / METRICS, []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Replaces all lines of `metrics.jsonl`."""
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.folder / METRICS, content.encode())
+
     def model(self) -> models.Network:
         """The trained network.
 
         Raises:
           InputError: the file of parameters is missing or damaged.
         """
-        return checkpoint.load(self.folder / PARAMETERS, self.config.create_model())
+        return parameters.load(self.folder / PARAMETERS, self.config.create_model())
 
     def save_model(self, model: nnx.Module) -> None:
         """Writes the network's variables in place of those of an earlier epoch."""
-        checkpoint.save(self.folder / PARAMETERS, model)
+        parameters.save(self.folder / PARAMETERS, model)
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
@@ -160,8 +206,20 @@ def _new_folder(parent: Path, name: str | None, default: str) -> Path:
             folder.mkdir()
             return folder
         except FileExistsError:
+            if name is not None and _is_unborn(folder):
+                return folder
             if name is not None:
                 break
         except OSError as error:
             raise InputError(f"can't make the run folder {str(folder)!r} ({error})") from error
     raise InputError(f"there is already a run in {str(parent / stem)!r}; choose another --name")
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Files that `dlc_jax.files.atomic_writer` had begun when its process was killed."""
+    return [path for path in folder.glob(".*.*") if path.is_file()]
+
+
+def _is_unborn(folder: Path) -> bool:
+    """Whether a process was killed before it had written what it was to train."""
+    return set(folder.iterdir()) <= {*_half_written(folder), folder / LOCK}

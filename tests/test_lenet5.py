@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dlc_jax import checkpoint, sharding, training
+from dlc_jax import parameters, sharding, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.models.lenet5 import CONNECTIONS, GLYPHS, LeNet5
@@ -207,8 +207,8 @@ def test_codes_are_saved_and_not_trained(few_digits: Dataset, tmp_path: Any) -> 
     normalise = Normalise.fit(few_digits.train.images)
     state, _ = training.train_epoch(state, few_digits.train, normalise, batch_size=46)
     np.testing.assert_array_equal(state.model.codes[...], model.codes[...])
-    checkpoint.save(tmp_path / "parameters", state.model)
-    again = checkpoint.load(tmp_path / "parameters", lenet5(classes=12, seed=2))
+    parameters.save(tmp_path / "parameters", state.model)
+    again = parameters.load(tmp_path / "parameters", lenet5(classes=12, seed=2))
     np.testing.assert_array_equal(again.codes[...], model.codes[...])
 
 

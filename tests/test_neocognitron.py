@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dlc_jax import checkpoint, data, training
+from dlc_jax import data, parameters, training
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 from dlc_jax.models import neocognitron
@@ -260,8 +260,8 @@ def test_training_changes_the_readout_alone(
 def test_what_it_learned_is_saved(
     organised: Neocognitron, images: jax.Array, tmp_path: Path
 ) -> None:
-    checkpoint.save(tmp_path / "cells", organised)
-    restored = checkpoint.load(tmp_path / "cells", network(seed=1))
+    parameters.save(tmp_path / "cells", organised)
+    restored = parameters.load(tmp_path / "cells", network(seed=1))
     np.testing.assert_array_equal(restored(images[:5]), organised(images[:5]))
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import checkpoint, training
+from dlc_jax import parameters, training
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.errors import InputError
 from dlc_jax.models import perceptron
@@ -201,8 +201,8 @@ def test_more_association_units_make_fewer_errors(digits: Dataset) -> None:
 
 def test_the_wiring_is_saved_with_the_weights(few_digits: Dataset, tmp_path: Any) -> None:
     model, _ = trained(network(seed=1), few_digits.train, 1)
-    checkpoint.save(tmp_path / "parameters", model)
-    again = checkpoint.load(tmp_path / "parameters", network(seed=2))
+    parameters.save(tmp_path / "parameters", model)
+    again = parameters.load(tmp_path / "parameters", network(seed=2))
     images = jnp.asarray(few_digits.test.images, jnp.float32)
     np.testing.assert_array_equal(again(images), model(images))
 

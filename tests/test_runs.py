@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dlc_jax import checkpoint, experiment, files
+from dlc_jax import experiment, files, parameters
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 from dlc_jax.runs import Run
@@ -41,7 +41,7 @@ def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: R
 def test_the_network_comes_back_bit_by_bit(run: Run) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
     params = nnx.state(Run.open(run.folder).model(), nnx.Param)
-    assert checkpoint.fingerprint(params) == summary["parameters_sha256"]
+    assert parameters.fingerprint(params) == summary["parameters_sha256"]
 
 
 def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
@@ -50,7 +50,7 @@ def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
     bias = np.array(params["fc2"]["bias"][...])
     bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     nudged["fc2"]["bias"] = params["fc2"]["bias"].replace(bias)
-    assert checkpoint.fingerprint(nudged) != checkpoint.fingerprint(params)
+    assert parameters.fingerprint(nudged) != parameters.fingerprint(params)
 
 
 def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset) -> None:
@@ -86,7 +86,7 @@ def test_an_interrupted_run_leaves_a_usable_folder(
     assert outcome.summary["epochs"] == epoch
     opened = Run.open(tmp_path / "half")
     params = nnx.state(opened.model(), nnx.Param)
-    assert checkpoint.fingerprint(params) == outcome.summary["parameters_sha256"]
+    assert parameters.fingerprint(params) == outcome.summary["parameters_sha256"]
     assert (tmp_path / "half" / "mistakes.png").exists()
 
 

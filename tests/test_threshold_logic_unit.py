@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import checkpoint, training
+from dlc_jax import parameters, training
 from dlc_jax.data import Examples
 from dlc_jax.errors import InputError
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit, fires
@@ -127,9 +127,9 @@ def test_there_is_nothing_to_train_and_everything_is_saved(tmp_path: Any) -> Non
     batch = Examples(rows, jnp.zeros(8, jnp.int32))
     state, metrics = training.train_step(state, batch)
     assert metrics.error == 0.5
-    checkpoint.save(tmp_path / "synapses", state.model)
+    parameters.save(tmp_path / "synapses", state.model)
     erased = jax.tree.map(jnp.zeros_like, network("xor", 3))
-    again = checkpoint.load(tmp_path / "synapses", erased)
+    again = parameters.load(tmp_path / "synapses", erased)
     np.testing.assert_array_equal(again(rows), model(rows))
 
 

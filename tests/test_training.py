@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from dlc_jax import checkpoint, models, sharding, training
+from dlc_jax import models, parameters, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.training import TrainState
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(digits: Datas
 
     def trained(seed: int) -> str:
         state, _ = training.train_epoch(new_state(seed), digits.train, normalise, batch_size=100)
-        return checkpoint.fingerprint(state.params)
+        return parameters.fingerprint(state.params)
 
     assert trained(0) == trained(0) != trained(1)
 

@@ -8,6 +8,6 @@ from flax import nnx
 class Fixed(nnx.BatchStat[Any]):
     """A variable that is drawn or set once and saved with the network, but not trained.
 
-    Training changes `nnx.Param` alone, and `dlc_jax.checkpoint` saves that and
+    Training changes `nnx.Param` alone, and `dlc_jax.parameters` saves that and
     `nnx.BatchStat`: so it is a kind of the latter.
     """

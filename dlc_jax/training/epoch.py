@@ -20,7 +20,9 @@ Tree = TypeVar("Tree")
 _NONE = Augmentation()
 
 
-@partial(jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing"))
+@partial(
+    jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing", "examples")
+)
 def train_epoch(
     state: TrainState,
     train: Examples,
@@ -31,6 +33,7 @@ def train_epoch(
     key: PRNGKeyArray | None = None,
     augmentation: Augmentation = _NONE,
     label_smoothing: float = 0.0,
+    examples: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One `train_step` for each batch.
 
@@ -49,16 +52,22 @@ def train_epoch(
         without one they are taken in the order in which they stand, as they are.
       augmentation: what to do to the normalised images.
       label_smoothing: see `dlc_jax.losses.cross_entropy`.
+      examples: so many of the epoch alone, from where the state stands in it; by default the
+        whole epoch. They end with a full batch, or with the epoch.
 
     Returns:
       The state after the epoch, and each step's loss and error, [steps].
     """
-    changes = None
+    changes, order = None, None
+    epoch, step = jnp.divmod(state.step, -(-len(train.labels) // batch_size))
     if key is not None:
-        epoch = state.step // -(-len(train.labels) // batch_size)
         ordering, drawing = jax.random.split(key)
         changes = augmentation.draw(drawing, epoch, train.images.shape)
         order = jax.random.permutation(jax.random.fold_in(ordering, epoch), len(train.labels))
+    if examples is not None:
+        order = jnp.arange(len(train.labels)) if order is None else order
+        order = lax.dynamic_slice(order, (step * batch_size,), (examples,))
+    if order is not None:
         train, changes = jax.tree.map(lambda array: jnp.asarray(array)[order], (train, changes))
     full, rest = _batches((train, changes), batch_size)
     how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}

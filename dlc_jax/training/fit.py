@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray
 
@@ -21,6 +22,7 @@ from dlc_jax.training.step import Metrics
 
 # Short enough for Ctrl-C to seem immediate, long enough to cost nothing.
 _POLL_SECONDS = 0.005
+_NO_LOSSES = np.zeros(0, np.float32)
 
 
 class Diverged(InputError):
@@ -68,9 +70,17 @@ def fit(
     key: PRNGKeyArray | None = None,
     mirrored: bool = False,
     translated: int = 0,
+    part_steps: int | None = None,
+    losses: Float[np.ndarray, " steps"] = _NO_LOSSES,
+    after_part: Callable[[TrainState, Float[np.ndarray, " steps"], float], None] | None = None,
     **how: Any,
 ) -> Iterator[EpochReport]:
     """Trains for some epochs, evaluating after each.
+
+    It goes on from where the state stands: after some epochs, the last of which is evaluated
+    again, or within one, if it stands where one of the epoch's parts ends. What becomes of it is
+    then what would have become of it without the interruption, bit by bit, on one and the same
+    machine.
 
     Args:
       state: the network to begin with.
@@ -82,33 +92,66 @@ def fit(
       key: of order and augmentation, as for `train_epoch`.
       mirrored: whether to test on images and their mirror images, as `evaluate` does.
       translated: by how many pixels images are moved in the test, likewise.
+      part_steps: steps a part; an epoch's last part may have fewer. By default an epoch is one.
+      losses: of the present epoch's steps before the state.
+      after_part: called after each part with the state, the losses of the epoch so far, and
+        the seconds that the part took.
       **how: further arguments of `train_epoch`: `augmentation`, `label_smoothing`.
 
     Returns:
-      An iterator of reports: one on the untrained network, then one after each epoch. It
-      raises `Diverged` when a loss is not finite; what it gave before stays valid.
+      An iterator of reports: one on the network as it is, unless that is within an epoch, then
+      one after each epoch. It raises `Diverged` when a loss is not finite; what it gave before
+      stays valid.
 
     Raises:
-      InputError: the batch size is not between 1 and the number of training examples.
+      InputError: the batch size is not between 1 and the number of training examples, or the
+        state stands where no part ends.
     """
-    _check_batch_size(batch_size, dataset)
+    check_batch_size(batch_size, dataset)
+    parts = _Parts(len(dataset.train.labels), batch_size, part_steps)
+    parts.left(int(state.step))
     looks = {"mirrored": mirrored, "translated": translated}
 
     def reports() -> Iterator[EpochReport]:
         arguments = state, dataset.train, dataset.test, normalise, key
         first, train, test, normal, own = replicate(arguments, mesh)
         start = time.perf_counter()
-        run_epoch = train_epoch.lower(
-            first, train, normal, batch_size=batch_size, mesh=mesh, key=own, **how
-        ).compile()
+        programs = {}
+        for examples in dict.fromkeys(parts.examples):
+            part = None if len(parts.examples) == 1 else examples
+            programs[examples] = train_epoch.lower(
+                first,
+                train,
+                normal,
+                batch_size=batch_size,
+                mesh=mesh,
+                key=own,
+                examples=part,
+                **how,
+            ).compile()
         run_test = evaluate.lower(first, test, normal, mesh=mesh, **looks).compile()
         seconds = time.perf_counter() - start
+        before = [losses] if len(losses) else []
+
+        def run_part(state: TrainState, examples: int) -> tuple[TrainState, Metrics]:
+            return programs[examples](state, train, normal, key=own)
+
+        def run_epoch(state: TrainState) -> tuple[TrainState, Float[np.ndarray, " steps"]]:
+            so_far = [before.pop()] if before else []
+            for examples in parts.left(int(state.step)):
+                (state, metrics), taken = _timed(run_part, state, examples)
+                so_far.append(np.asarray(metrics.loss))
+                if after_part is not None and np.isfinite(so_far[-1]).all():
+                    after_part(state, np.concatenate(so_far), taken)
+            return state, np.concatenate(so_far)
+
         yield from _reports(
             first,
-            lambda state: run_epoch(state, train, normal, key=own),
+            run_epoch,
             lambda state: run_test(state, test, normal),
             epochs,
             seconds,
+            *parts.place(int(first.step)),
         )
 
     return reports()
@@ -146,7 +189,7 @@ def fit_ensemble(
       InputError: the batch size is not between 1 and the number of training examples, or
         (`NoRoom`) the device has too little memory.
     """
-    _check_batch_size(batch_size, dataset)
+    check_batch_size(batch_size, dataset)
     test_all = jax.jit(
         jax.vmap(partial(evaluate, mirrored=mirrored, translated=translated), (0, None, None))
     )
@@ -158,9 +201,14 @@ def fit_ensemble(
     ).compile()
     run_test = test_all.lower(states, test, normalise).compile()
     _check_room([run_epoch, run_test])
+
+    def losses_of_epoch(states: TrainState) -> tuple[TrainState, Float[Array, "networks steps"]]:
+        states, metrics = run_epoch(states, train, normalise, keys=keys)
+        return states, metrics.loss
+
     together = _reports(
         states,
-        lambda states: run_epoch(states, train, normalise, keys=keys),
+        losses_of_epoch,
         lambda states: run_test(states, test, normalise),
         epochs,
         time.perf_counter() - start,
@@ -168,7 +216,32 @@ def fit_ensemble(
     return map(_each, together)
 
 
-def _check_batch_size(batch_size: int, dataset: Dataset) -> None:
+class _Parts:
+    """An epoch's parts, each a program of its own."""
+
+    def __init__(self, count: int, batch_size: int, steps: int | None) -> None:
+        self._steps = -(-count // batch_size)
+        self._part = self._steps if steps is None else min(steps, self._steps)
+        starts = range(0, count, self._part * batch_size)
+        self.examples = [min(self._part * batch_size, count - start) for start in starts]
+
+    def left(self, step: int) -> list[int]:
+        """How many examples each part has that is left of the epoch, where `step` are done."""
+        within = step % self._steps
+        if within % self._part:
+            raise InputError(
+                f"training stands at step {within} of an epoch, where no part of {self._part} "
+                f"steps ends; go on with parts of which it is a multiple"
+            )
+        return self.examples[within // self._part :]
+
+    def place(self, step: int) -> tuple[int, bool]:
+        """The epoch, counted from 1, of which `step` is a part, and whether there is more of it."""
+        return -(-step // self._steps), step % self._steps > 0
+
+
+def check_batch_size(batch_size: int, dataset: Dataset) -> None:
+    """Raises an InputError unless a dataset can be learned in batches of that size."""
     count = len(dataset.train.labels)
     if not 1 <= batch_size <= count:
         raise InputError(
@@ -196,16 +269,18 @@ def _check_room(programs: list[Any]) -> None:
 
 def _reports(
     state: TrainState,
-    run_epoch: Callable[[TrainState], tuple[TrainState, Metrics]],
+    run_epoch: Callable[[TrainState], tuple[TrainState, Any]],
     run_test: Callable[[TrainState], tuple[Any, Metrics]],
     epochs: int,
     compile_seconds: float,
+    first: int = 0,
+    within: bool = False,
 ) -> Iterator[EpochReport]:
     losses, train_seconds = np.zeros((*state.step.shape, 0), np.float32), 0.0
-    for epoch in range(epochs + 1):
-        if epoch:
-            (state, metrics), train_seconds = _timed(run_epoch, state)
-            losses = np.asarray(metrics.loss)
+    for epoch in range(first, epochs + 1):
+        if epoch > first or within:
+            (state, losses), train_seconds = _timed(run_epoch, state)
+            losses = np.asarray(losses)
             _check_finite(losses, epoch)
         (logits, test_metrics), test_seconds = _timed(run_test, state)
         yield EpochReport(
@@ -244,7 +319,9 @@ def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """
     start = time.perf_counter()
     results = function(*args)
-    while not all(leaf.is_ready() for leaf in jax.tree.leaves(results)):
+    while not all(
+        leaf.is_ready() for leaf in jax.tree.leaves(results) if hasattr(leaf, "is_ready")
+    ):
         time.sleep(_POLL_SECONDS)
     return results, time.perf_counter() - start
 
