@@ -87,7 +87,7 @@ class Checkpoints:
         facts = {"fingerprint": _fingerprint(arrays), "seconds": list(progress.seconds)}
         save = self._orbax.args
         args = save.Composite(arrays=save.StandardSave(arrays), facts=save.JsonSave(facts))
-        with deferred(), self._told():
+        with self._told():
             self._manager.save(progress.step, args=args, force=True)
 
     @contextmanager
@@ -180,8 +180,10 @@ class Keeper:
     def write(self) -> None:
         """Writes down the latest that it was told of."""
         if self._latest is not None and self._latest is not self._saved:
-            self._checkpoints.save(self._latest)
-            self._saved, self._since = self._latest, time.monotonic()
+            # An interruption must not come between what is written and what is known of it.
+            with deferred():
+                self._checkpoints.save(self._latest)
+                self._saved, self._since = self._latest, time.monotonic()
 
 
 def _named(state: TrainState) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from dlc_jax import __version__
 from dlc_jax.environment import prepare_jax
@@ -379,7 +380,11 @@ def train(
     if checkpoint_steps is not None:
         changes["checkpoint_steps"] = checkpoint_steps
     if resume is not None:
+        if name is not None or seeds > 1:
+            raise InputError("--name and --seeds are for new runs; leave them out to resume one")
         asked = {"recipe": recipe, "dataset": dataset, "model": model, **changes}
+        if click.get_current_context().get_parameter_source("seed") != ParameterSource.DEFAULT:
+            asked["seed"] = seed
         if model_options:
             asked["model_options"] = dict(model_options)
         return _resume(resume, asked, data_dir, saving, as_json)

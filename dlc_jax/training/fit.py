@@ -93,7 +93,7 @@ def fit(
       mirrored: whether to test on images and their mirror images, as `evaluate` does.
       translated: by how many pixels images are moved in the test, likewise.
       part_steps: steps a part; an epoch's last part may have fewer. By default an epoch is one.
-      losses: of the present epoch's steps before the state.
+      losses: of the steps before the state, where it stands within an epoch.
       after_part: called after each part with the state, the losses of the epoch so far, and
         the seconds that the part took.
       **how: further arguments of `train_epoch`: `augmentation`, `label_smoothing`.
@@ -131,7 +131,8 @@ def fit(
             ).compile()
         run_test = evaluate.lower(first, test, normal, mesh=mesh, **looks).compile()
         seconds = time.perf_counter() - start
-        before = [losses] if len(losses) else []
+        epoch, within = parts.place(int(first.step))
+        before = [losses] if within else []
 
         def run_part(state: TrainState, examples: int) -> tuple[TrainState, Metrics]:
             return programs[examples](state, train, normal, key=own)
@@ -151,7 +152,8 @@ def fit(
             lambda state: run_test(state, test, normal),
             epochs,
             seconds,
-            *parts.place(int(first.step)),
+            epoch,
+            within,
         )
 
     return reports()
