@@ -195,10 +195,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_an_existing_run_is_not_overwritten(dlc_jax: Command, tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "mine.txt").write_text("mine")
     done = dlc_jax("train", *FEW, "--name", "a")
     assert done.code == 2
     assert "already" in done.err
-    assert not list((tmp_path / "runs" / "a").iterdir())
+    assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["mine.txt"]
 
 
 def test_a_truncated_array_record_is_one_line(

@@ -95,6 +95,7 @@ def test_no_folder_is_left_where_one_of_several_runs_has_none(
     dlc_jax: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "runs" / "some-seed1").mkdir(parents=True)
+    (tmp_path / "runs" / "some-seed1" / "config.json").touch()
     command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--name", "some")
     done = dlc_jax(*command, "--together")
     assert done.code == 2

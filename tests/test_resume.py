@@ -263,6 +263,20 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_whole(
     assert results(roomy)[0] == results(never_stopped)[0]
 
 
+def test_a_read_only_folder_is_told_in_one_line(
+    dlc_jax: Command, small_disk: Path, stopped: Path
+) -> None:
+    shutil.rmtree(stopped / "checkpoints")
+    run = shutil.copytree(stopped, small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for arguments in (("--resume", run), (*SHORT, "--output-dir", small_disk)):
+        done = dlc_jax("train", *arguments)
+        assert done.code == 2
+        assert len(done.err.splitlines()) == 1
+        assert "can't write to the folder" in done.err
+        assert "Read-only file system" in done.err
+
+
 # Ten moments each, so that several processes can share them.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: R
         "confusion.png",
         "mistakes.png",
         "training.png",
+        "checkpoints",
+        "lock",
     }
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -132,10 +135,7 @@ def halve(name: str) -> Callable[[Path], None]:
 def test_damaged_run_folders_are_named(
     run: Run, tmp_path: Path, damage: Callable[[Path], None], named: str
 ) -> None:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in run.folder.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(run.folder, tmp_path / "copy")
     damage(folder)
     with pytest.raises(InputError, match=named):
         Run.open(folder).model()
