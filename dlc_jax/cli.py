@@ -339,6 +339,12 @@ def list_recipes(as_json: bool) -> None:
     show_default=True,
     help="How many stay, the newest ones.",
 )
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
+    "XProf; not with --together.",
+)
 @_json
 def train(
     recipe: str | None,
@@ -355,6 +361,7 @@ def train(
     checkpoint_steps: int | None,
     checkpoint_seconds: float,
     keep_checkpoints: int,
+    profile: bool,
     as_json: bool,
     **fields: Any,
 ) -> int:
@@ -375,7 +382,7 @@ def train(
     from dlc_jax import experiment, models, recipes
     from dlc_jax.files import make_folder
 
-    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints)
+    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile)
     changes = {field: value for field, value in fields.items() if value is not None}
     if checkpoint_steps is not None:
         changes["checkpoint_steps"] = checkpoint_steps
@@ -573,24 +580,25 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
 
 
 @commands.command("eval")
-@click.argument("run")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @_data_dir
 @_json
-def evaluate(run: str, data_dir: str | None, as_json: bool) -> None:
+def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
     """Test a run's network again, on the data that it was trained for.
 
+    Several runs' networks are tested as one, whose probabilities are the mean of theirs.
+
     \b
-    Example:
+    Examples:
       dlc-jax eval runs/first
+      dlc-jax eval runs/first-seed0 runs/first-seed1 runs/first-seed2
     """
+    from dlc_jax import experiment
     from dlc_jax.runs import Run
 
-    opened = Run.open(Path(run))
-    model = opened.model()
-    dataset = _load(opened.config.dataset, data_dir)
-    from dlc_jax import experiment
-
-    result = experiment.evaluate(opened, model, dataset)
+    opened = [Run.open(Path(run)) for run in runs]
+    dataset = _load(opened[0].config.dataset, data_dir)
+    result = experiment.evaluate(opened, dataset)
     if not as_json:
         click.echo(
             f"test error {result['test_error_percent']:.2f} %, loss {result['test_loss']:.4f}, "

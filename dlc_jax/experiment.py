@@ -21,6 +21,7 @@ from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
 from dlc_jax.explain.view import View
 from dlc_jax.interruption import Terminated
+from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.recipes import LECTURE, Recipe
 from dlc_jax.runs import CHECKPOINTS, Run, RunConfig
 from dlc_jax.training import EpochReport
@@ -52,15 +53,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Saving:
-    """When checkpoints are made, and how many are kept.
+    """What a run keeps of itself while it is in training.
 
     Attributes:
-      every: after so many seconds, at the next part of an epoch that ends; 0 for each part.
-      keep: how many, the newest ones.
+      every: a checkpoint after so many seconds, when the next part of an epoch ends; 0 for each
+        part.
+      keep: how many checkpoints, the newest ones.
+      profile: whether JAX's profiler traces the first part of an epoch, into `profile/`.
     """
 
     every: float = 10.0
     keep: int = 3
+    profile: bool = False
 
 
 def configure(
@@ -182,11 +186,42 @@ def _train(
         begun = checkpoints.newest(state, complain)
         keeper = Keeper(checkpoints, saving.every, begun, steps)
         history = _history(run, begun, steps)
-        alone = _fit(run.config, state, dataset, begun, keeper.after_part)
+        how = state, dataset, begun, keeper.after_part
+        alone = _fit_profiled(run, *how) if saving.profile else _fit(run.config, *how)
         try:
             return _keep([run], [history], ([report] for report in alone), dataset, watch)[0]
         finally:
             keeper.write()
+
+
+def _fit_profiled(
+    run: Run,
+    state: training.TrainState,
+    dataset: Dataset,
+    begun: Progress | None,
+    after_part: Callable[[training.TrainState, np.ndarray, float], None],
+) -> Iterator[EpochReport]:
+    """`_fit`, with a trace of the first part after the first report, when all is compiled."""
+    tracing = False
+
+    def end() -> None:
+        nonlocal tracing
+        if tracing:
+            jax.profiler.stop_trace()
+            tracing = False
+
+    def after_part_of_trace(state: training.TrainState, losses: np.ndarray, taken: float) -> None:
+        end()
+        after_part(state, losses, taken)
+
+    reports = _fit(run.config, state, dataset, begun, after_part_of_trace)
+    yield next(reports)
+    jax.profiler.start_trace(run.folder / "profile")
+    tracing = True
+    try:
+        yield from reports
+    finally:
+        end()
 
 
 def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
@@ -372,34 +407,50 @@ def _new_runs(
     return runs
 
 
-def evaluate(run: Run, model: nnx.Module, dataset: Dataset) -> dict[str, Any]:
-    """Loss and error of a run's network on a dataset's test split.
+def evaluate(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
+    """Loss and error on a dataset's test split of a run's network, or of several as one.
+
+    Several, which may differ in everything but what they were trained for, are asked for their
+    probabilities, which are averaged.
+
+    Args:
+      runs: at least one.
+      dataset: with the test split.
 
     Raises:
       InputError: the dataset's images or classes are not those of the network.
     """
+    test = jax.device_put(dataset.test)
+    every = [_test_logits(run, dataset, test) for run in runs]
+    logits = every[0] if len(every) == 1 else average_probabilities(jnp.stack(every))
+    wrong = misclassified(logits, test.labels)
+    folders = [str(run.folder) for run in runs]
+    return {
+        **({"run": folders[0]} if len(runs) == 1 else {"runs": folders}),
+        "dataset": dataset.name,
+        "test_images": len(test.labels),
+        "test_loss": float(cross_entropy(logits, test.labels)),
+        "test_error_percent": percent(wrong.mean()),
+        "error_percent_by_class": _by_class(logits, dataset),
+    }
+
+
+def _test_logits(run: Run, dataset: Dataset, test: Examples) -> jax.Array:
     config = run.config
     if (config.image_shape, len(config.class_names)) != (
         dataset.image_shape,
         len(dataset.class_names),
     ):
         raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
-    state = training.create_state(model, optax.identity())
-    logits, metrics = training.evaluate(
+    state = training.create_state(run.model(), optax.identity())
+    logits, _ = training.evaluate(
         state,
-        jax.device_put(dataset.test),
+        test,
         config.normalise,
         mirrored=config.mirrored_test,
         translated=config.translated_test,
     )
-    return {
-        "run": str(run.folder),
-        "dataset": dataset.name,
-        "test_images": len(dataset.test.labels),
-        "test_loss": float(metrics.loss),
-        "test_error_percent": percent(metrics.error),
-        "error_percent_by_class": _by_class(logits, dataset),
-    }
+    return logits
 
 
 def _by_class(logits: Any, dataset: Dataset) -> dict[str, float | None]:

@@ -57,6 +57,22 @@ def misclassified(
     return logits.argmax(-1) != labels
 
 
+def average_probabilities(
+    logits: Float[AnyArray, "networks batch classes"],
+) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean over several networks of the probabilities that they give.
+
+    It takes the place of one network's logits, of which it is the same function: the
+    probabilities are its softmax.
+
+    Args:
+      logits: each network's, of any float dtype.
+    """
+    logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+    each = jax.nn.log_softmax(logits)
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(logits))
+
+
 def refuse_label_smoothing(network: str, label_smoothing: float) -> None:
     """Raises an InputError for a network whose loss has targets of its own."""
     if label_smoothing:

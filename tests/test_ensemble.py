@@ -47,6 +47,36 @@ def test_an_ensembles_epoch_equals_epochs_of_its_networks_alone(few_digits: Data
         assert_near(training.unstack(together)[i].params, alone.params)
 
 
+def test_an_ensemble_is_evaluated_by_the_mean_of_its_networks_probabilities(
+    few_digits: Dataset,
+) -> None:
+    normalise = Normalise.fit(few_digits.train.images)
+    states = new_states(3)
+    together, metrics = training.evaluate_ensemble(
+        training.stack(states), few_digits.test, normalise, batch_size=20
+    )
+    every = [training.evaluate(state, few_digits.test, normalise)[0] for state in states]
+    expected = np.mean([jax.nn.softmax(np.asarray(logits, np.float64)) for logits in every], 0)
+    np.testing.assert_allclose(np.exp(together), expected, rtol=1e-4)
+    labels = few_digits.test.labels
+    assert float(metrics.error) == pytest.approx((expected.argmax(1) != labels).mean())
+    own = -np.log(expected[np.arange(len(labels)), labels]).mean()
+    assert float(metrics.loss) == pytest.approx(own, rel=1e-4)
+
+
+def test_runs_are_tested_as_one(dlc_jax: Command) -> None:
+    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--name", "some")
+    assert dlc_jax(*command).code == 0
+    runs = ("runs/some-seed0", "runs/some-seed1")
+    alone = [dlc_jax("eval", run, "--json").json["test_loss"] for run in runs]
+    together = dlc_jax("eval", *runs, "--json").json
+    assert together["runs"] == list(runs)
+    # By Jensen's inequality.
+    assert together["test_loss"] < np.mean(alone)
+    twice = dlc_jax("eval", runs[0], runs[0], "--json").json
+    assert twice["test_loss"] == pytest.approx(alone[0], rel=1e-5)
+
+
 def test_reports_of_an_ensemble_are_those_of_its_networks(few_digits: Dataset) -> None:
     normalise = Normalise.fit(few_digits.train.images)
     states, keys = new_states(2), jax.random.split(jax.random.key(0), 2)

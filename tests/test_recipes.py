@@ -220,7 +220,7 @@ def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path:
     config = experiment.configure(digits, recipe, seed=0, epochs=1, batch_size=100, **upright)
     outcome = experiment.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 10
-    again = experiment.evaluate(outcome.run, outcome.run.model(), digits)
+    again = experiment.evaluate([outcome.run], digits)
     assert again["test_error_percent"] == outcome.summary["test_error_percent"]
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -58,14 +59,14 @@ def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
 
 def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
-    result = experiment.evaluate(run, run.model(), few_digits)
+    result = experiment.evaluate([run], few_digits)
     assert result["test_error_percent"] == summary["test_error_percent"]
 
 
 def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
     other = dataclasses.replace(few_digits, class_names=("a", "b"))
     with pytest.raises(InputError, match="was not trained for few"):
-        experiment.evaluate(run, run.model(), other)
+        experiment.evaluate([run], other)
 
 
 def test_two_runs_of_one_seed_are_bit_identical(
@@ -161,3 +162,12 @@ def test_writing_a_file_fails_whole(tmp_path: Path) -> None:
 def test_folders_that_cant_be_written_to_are_named(place: str) -> None:
     with pytest.raises(InputError, match=place):
         files.make_folder(Path(place))
+
+
+def test_a_profile_is_a_trace_of_some_steps(few_digits: Dataset, tmp_path: Path) -> None:
+    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    saving = experiment.Saving(profile=True)
+    outcome = experiment.train(config, few_digits, tmp_path, "run", saving=saving)
+    [trace] = (outcome.run.folder / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("while" in event.get("name", "") for event in events)

@@ -2,7 +2,7 @@
 
 from dlc_jax.losses import cross_entropy
 from dlc_jax.training import optimizers
-from dlc_jax.training.epoch import evaluate, train_ensemble, train_epoch
+from dlc_jax.training.epoch import evaluate, evaluate_ensemble, train_ensemble, train_epoch
 from dlc_jax.training.fit import EpochReport, NoRoom, fit, fit_ensemble
 from dlc_jax.training.state import TrainState, create_state, stack, unstack
 from dlc_jax.training.step import Metrics, eval_step, train_step
@@ -16,6 +16,7 @@ __all__ = [
     "cross_entropy",
     "eval_step",
     "evaluate",
+    "evaluate_ensemble",
     "fit",
     "fit_ensemble",
     "optimizers",

@@ -11,7 +11,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax.data.augment import Augmentation, Changes, shift
 from dlc_jax.data.examples import Examples, Normalise
-from dlc_jax.losses import cross_entropy, misclassified
+from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.sharding import spread
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, eval_step, train_step
@@ -147,6 +147,27 @@ def evaluate(
         logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, **looks)])
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
+
+
+@partial(jax.jit, static_argnames=("batch_size", "mirrored", "translated"))
+def evaluate_ensemble(
+    states: TrainState, examples: Examples, normalise: Normalise, **how: Any
+) -> tuple[Float[Array, "examples classes"], Metrics]:
+    """`evaluate` of several networks as one, whose probabilities are the mean of theirs.
+
+    Args:
+      states: the networks, stacked: each leaf [networks, ...]; see `dlc_jax.training.stack`.
+      examples: as for `evaluate`.
+      normalise: likewise.
+      **how: further arguments of `evaluate`: `batch_size`, `mirrored`, `translated`.
+
+    Returns:
+      The logarithms of the mean probabilities, with the ensemble's mean loss and error.
+    """
+    logits, _ = jax.vmap(lambda state: evaluate(state, examples, normalise, **how))(states)
+    together = average_probabilities(logits)
+    loss = cross_entropy(together, examples.labels)
+    return together, Metrics(loss, misclassified(together, examples.labels).mean())
 
 
 def _steps(
