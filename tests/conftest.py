@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from dlc_jax.environment import prepare_jax
 # the machine has, and most tests compile the same few programs.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 prepare_jax()
+
+import jax
 
 from dlc_jax import data, experiment
 from dlc_jax.data import Dataset, Examples
@@ -127,3 +129,15 @@ def lecture(lecture_run: Run) -> View:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _room_for_programs() -> Iterator[None]:
+    """Forgets compiled programs when there are too many for one process.
+
+    Each maps pieces of memory, of which Linux allows a process 65,530; one more aborts it.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
