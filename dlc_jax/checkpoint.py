@@ -110,10 +110,15 @@ class Checkpoints:
         Args:
           state: one of the same structure, of which the values do not matter.
           complain: told of each newer one that is damaged.
+
+        Raises:
+          InputError: it is of another network.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restored(step, state)
+            except InputError:
+                raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
                 complain(
@@ -136,7 +141,10 @@ class Checkpoints:
         if {name: (a.shape, a.dtype) for name, a in arrays.items()} != {
             name: (a.shape, a.dtype) for name, a in expected.items()
         }:
-            raise ValueError("it is of another network")
+            raise InputError(
+                f"the checkpoint of step {step} in {str(self._folder)!r} is whole, but of another "
+                "network; resume it with the version that made it"
+            )
         leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
         return Progress(
             jax.tree.unflatten(jax.tree.structure(state), leaves),

@@ -704,6 +704,8 @@ def explain(
     from dlc_jax.runs import Run
 
     chosen = methods.find(method)
+    if transfer and "adversarial" not in chosen:
+        raise InputError(f"--transfer {transfer!r} is for adversarial images, not for {method}")
     opened = Run.open(Path(run))
     other = Run.open(Path(transfer)) if transfer else None
     dataset = _load(opened.config.dataset, data_dir)

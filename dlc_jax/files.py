@@ -11,6 +11,13 @@ import platformdirs
 
 from dlc_jax.errors import InputError
 
+_PART = ".part"
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Files in a folder that `atomic_writer` had begun when its process was killed."""
+    return list(folder.glob(f".*{_PART}"))
+
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
@@ -18,7 +25,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
     Whatever was at `path` stays there until then, and for good if writing fails.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

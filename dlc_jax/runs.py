@@ -16,7 +16,7 @@ from flax import nnx
 from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.files import make_folder, write_atomically
+from dlc_jax.files import half_written, make_folder, write_atomically
 from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, LOCK = (
@@ -154,7 +154,7 @@ class Run:
                 f"can't write to the folder {str(self.folder)!r} ({error.strerror})"
             ) from error
         with lock:
-            for left in _half_written(self.folder):
+            for left in half_written(self.folder):
                 left.unlink(missing_ok=True)
             yield
 
@@ -215,11 +215,6 @@ def _new_folder(parent: Path, name: str | None, default: str) -> Path:
     raise InputError(f"there is already a run in {str(parent / stem)!r}; choose another --name")
 
 
-def _half_written(folder: Path) -> list[Path]:
-    """Files that `dlc_jax.files.atomic_writer` had begun when its process was killed."""
-    return [path for path in folder.glob(".*.*") if path.is_file()]
-
-
 def _is_unborn(folder: Path) -> bool:
     """Whether a process was killed before it had written what it was to train."""
-    return set(folder.iterdir()) <= {*_half_written(folder), folder / LOCK}
+    return set(folder.iterdir()) <= {*half_written(folder), folder / LOCK}

@@ -91,7 +91,7 @@ def _misleading(errors: list[float]) -> float:
 
 
 def _attacks(subject: Subject, epsilon: float) -> Attacks:
-    # An image that changes by epsilon in each pixel is as far as that in the 2-norm.
+    # Half as far in the 2-norm as where every pixel has changed by epsilon.
     radius = epsilon * float(np.sqrt(np.prod(subject.dataset.image_shape))) / 2
     descent = partial(adversarial.projected_gradient_descent, key=subject.key)
     return {
@@ -129,7 +129,9 @@ def _transfer(
     sets: dict[str, Any] = {"unchanged": pixels}
     for name, attack in attacks.items():
         sets[f"{name}, made for this network"] = made[name].pixels
-        theirs = one_by_one(partial(attack, other.view), lambda _: None, pixels, labels, at_once=10)
+        theirs = one_by_one(
+            partial(attack, other.view), lambda _: None, pixels, labels, at_once=_AT_ONCE
+        )
         sets[f"{name}, made for {other.name}"] = theirs.pixels
     views = [subject.view, other.view]
     errors = 100 * np.asarray(adversarial.transfer(views, list(sets.values()), labels))

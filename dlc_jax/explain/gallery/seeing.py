@@ -11,6 +11,7 @@ from dlc_jax.explain.gallery.pictures import Cell, cells, maps_in_a_square, rows
 from dlc_jax.explain.gallery.report import Picture
 from dlc_jax.explain.gallery.subject import Subject, Tick, one_by_one, part_of, spread
 from dlc_jax.explain.rectifiers import RULES
+from dlc_jax.explain.view import View
 
 # So many test images are searched for what excites a feature map most, so many maps of a stage
 # are shown and so many images of each; and of the first layer so many filters.
@@ -74,6 +75,28 @@ def draw_deconvnet(subject: Subject, tick: Tick) -> Iterator[Picture]:
     for done, stage in enumerate(stages):
         part = part_of(tick, done / len(stages), (done + 1) / len(stages))
         yield _excited(subject, stage, pixels, part)
+    for page, own in subject.pages():
+        yield _own(own, page, stages)
+
+
+def _own(subject: Subject, page: str, stages: list[str]) -> Picture:
+    """What in each of the images excites a stage's map most, of the map that answers it most."""
+    project = jax.jit(deconvnet.project, static_argnames="stage")
+    rows = [cells(subject.pixels, "pixels", subject.titles)]
+    for stage in stages:
+        activations = jax.jit(View.activations, static_argnames="stage")
+        answers = np.asarray(activations(subject.view, subject.pixels, stage=stage))
+        maps = answers.max((1, 2)).argmax(1)
+        projected = project(subject.view, subject.pixels, stage, maps).pixels
+        rows.append(cells(projected, "signed", [f"map {number}" for number in maps]))
+    return Picture(
+        f"deconvnet{page}",
+        rows_of_images(
+            rows, "What in each image excites a stage most", row_titles=["image", *stages]
+        ),
+        "Below each image, for some stages from the first to the last, what in it excites the "
+        "feature map most that answers it most, by the deconvnet.",
+    )
 
 
 def _excited(subject: Subject, stage: str, pixels: np.ndarray, tick: Tick) -> Picture:
