@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray
 
+from dlc_jax.data import order as orders
 from dlc_jax.data.augment import Augmentation, Changes, shift
 from dlc_jax.data.examples import Examples, Normalise
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
@@ -61,9 +62,9 @@ def train_epoch(
     changes, order = None, None
     epoch, step = jnp.divmod(state.step, -(-len(train.labels) // batch_size))
     if key is not None:
-        ordering, drawing = jax.random.split(key)
+        _, drawing = orders.split(key)
         changes = augmentation.draw(drawing, epoch, train.images.shape)
-        order = jax.random.permutation(jax.random.fold_in(ordering, epoch), len(train.labels))
+        order = orders.order(key, epoch, len(train.labels))
     if examples is not None:
         order = jnp.arange(len(train.labels)) if order is None else order
         order = lax.dynamic_slice(order, (step * batch_size,), (examples,))
