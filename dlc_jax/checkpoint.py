@@ -4,6 +4,7 @@ Orbax writes each checkpoint beside its final place and renames it when it is co
 background. Each carries a fingerprint of its arrays: one that is damaged is passed over.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 import xxhash
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError
+from dlc_jax.files import make_folder
 from dlc_jax.interruption import deferred
 from dlc_jax.training.state import TrainState
 
 _NO_LOSSES = np.zeros(0, np.float32)
+Describe = Callable[[int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,14 @@ class Checkpoints:
     It is a context manager: on leaving it waits until the last one is written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, describe: Describe = lambda step: {}) -> None:
         """Opens the folder, makes it where it is missing, and clears what was half written.
 
         Args:
           folder: whose it is.
           keep: how many checkpoints stay, the newest ones.
+          describe: what a checkpoint at a step tells of the training, besides how far it is, as
+            JSON; under "recipe" what must be the same for those who go on with it.
         """
         # It takes a second to import, which only who trains needs.
         import orbax.checkpoint as orbax
@@ -64,9 +70,21 @@ class Checkpoints:
         # What it does is no news to a person; what goes wrong, it raises.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._orbax, self._folder = orbax, folder
-        options = orbax.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        make_folder(folder)
+        # Of several processes one alone keeps them, and waits for no other.
+        alone = orbax.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix="checkpoints",
         )
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            create=False,
+            multiprocessing_options=alone,
+        )
+        self._describe = describe
         self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -84,7 +102,11 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         """Begins to write a checkpoint, and goes on meanwhile."""
         arrays = _arrays(progress)
-        facts = {"fingerprint": _fingerprint(arrays), "seconds": list(progress.seconds)}
+        facts = {
+            "fingerprint": _fingerprint(arrays),
+            "seconds": list(progress.seconds),
+            **self._describe(progress.step),
+        }
         save = self._orbax.args
         args = save.Composite(arrays=save.StandardSave(arrays), facts=save.JsonSave(facts))
         with self._told():
@@ -112,11 +134,11 @@ class Checkpoints:
           complain: told of each newer one that is damaged.
 
         Raises:
-          InputError: it is of another network.
+          InputError: it is of another network or another recipe.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restored(step, state)
+                return self._restored(step, state, complain)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
@@ -127,7 +149,7 @@ class Checkpoints:
                 self._manager.delete(step)
         return None
 
-    def _restored(self, step: int, state: TrainState) -> Progress:
+    def _restored(self, step: int, state: TrainState, complain: Callable[[str], None]) -> Progress:
         restore = self._orbax.args
         found = self._manager.restore(
             step,
@@ -136,21 +158,35 @@ class Checkpoints:
         arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
         if _fingerprint(arrays) != found.facts["fingerprint"]:
             raise ValueError("its arrays are not those that were written")
-        losses = arrays.pop("losses")
-        expected = _named(state)
-        if {name: (a.shape, a.dtype) for name, a in arrays.items()} != {
-            name: (a.shape, a.dtype) for name, a in expected.items()
-        }:
+        self._compare(step, found.facts, complain)
+        try:
+            return _progress(arrays, tuple(found.facts["seconds"]), state)
+        except KeyError as error:
             raise InputError(
                 f"the checkpoint of step {step} in {str(self._folder)!r} is whole, but of another "
                 "network; resume it with the version that made it"
+            ) from error
+
+    def _compare(self, step: int, facts: dict[str, Any], complain: Callable[[str], None]) -> None:
+        """Tells what is not as it was when a checkpoint was made."""
+        now = json.loads(json.dumps(self._describe(step)))
+        recipe = _differences(facts.get("recipe", {}), now.get("recipe", {}))
+        if recipe:
+            raise InputError(
+                f"the checkpoint of step {step} in {str(self._folder)!r} was made by another "
+                f"recipe: {'; '.join(recipe)}; go on with that one, or begin a new run"
             )
-        leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
-        return Progress(
-            jax.tree.unflatten(jax.tree.structure(state), leaves),
-            losses,
-            tuple(found.facts["seconds"]),
-        )
+        others = _differences(facts.get("versions", {}), now.get("versions", {}))
+        if others:
+            complain(
+                f"the checkpoint was made by {'; '.join(others)}: the run may end with other "
+                "numbers than it would have"
+            )
+        if any(facts.get(name) != now.get(name) for name in ("key", "order") if name in facts):
+            complain(
+                "the training examples come in another order than when the checkpoint was made: "
+                "some may be taken twice in this epoch, and others not at all"
+            )
 
 
 class Keeper:
@@ -194,16 +230,72 @@ class Keeper:
                 self._saved, self._since = self._latest, time.monotonic()
 
 
+def to_bytes(progress: Progress) -> bytes:
+    """Progress as bytes, to be sent to other processes."""
+    arrays = {**_arrays(progress), "seconds": np.array(progress.seconds, np.float64)}
+    return safetensors.numpy.save(arrays)
+
+
+def from_bytes(content: bytes, state: TrainState) -> Progress:
+    """The opposite of `to_bytes`.
+
+    Args:
+      content: what it returned.
+      state: one of the same structure, of which the values do not matter.
+    """
+    arrays = safetensors.numpy.load(content)
+    return _progress(arrays, tuple(arrays.pop("seconds").tolist()), state)
+
+
 def _named(state: TrainState) -> dict[str, Any]:
     """The state's arrays by their paths, in their order."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has another value, with both."""
+    return [
+        f"{name} {before[name]!r}, not {now[name]!r}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    """An array's values on the host; a PRNG key's are the integers it consists of."""
+    # A copy, so that training can go on with its own.
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
 def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-    # Copies on the host, so that training can go on with its own.
-    state = {name: np.array(leaf) for name, leaf in _named(progress.state).items()}
+    state = {name: _numbers(leaf) for name, leaf in _named(progress.state).items()}
     return {**state, "losses": np.asarray(progress.losses)}
+
+
+def _progress(
+    arrays: dict[str, np.ndarray], seconds: tuple[float, ...], state: TrainState
+) -> Progress:
+    """What `_arrays` made arrays of; raises a KeyError where `state` has another structure."""
+    losses, expected = arrays.pop("losses"), _named(state)
+    kinds = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    for name, leaf in expected.items():
+        like = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        if kinds.pop(name, None) != (like.shape, like.dtype):
+            raise KeyError(name)
+    if kinds:
+        raise KeyError(*kinds)
+    leaves = [
+        jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else jax.numpy.asarray(arrays[name])
+        for name, leaf in expected.items()
+    ]
+    return Progress(jax.tree.unflatten(jax.tree.structure(state), leaves), losses, seconds)
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:

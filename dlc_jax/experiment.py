@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xxhash
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from dlc_jax import parameters, plots, sharding, training
+from dlc_jax import checkpoint, hosts, parameters, plots, sharding, training
 from dlc_jax.checkpoint import Checkpoints, Keeper, Progress
 from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data import order as orders
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
 from dlc_jax.explain.view import View
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 # So many images at most are shown to a network without their labels.
 _UNLABELLED = 5000
+# What may differ between the checkpoint of a run and those who go on with it.
+_NOT_OF_THE_RECIPE = {"dlc_jax", "jax", "device", "devices", "provenance"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ def train(
     name: str | None = None,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
     saving: Saving = Saving(),
+    devices: int | None = None,
 ) -> Outcome:
     """Trains a network, and keeps what came of it in a new folder.
 
@@ -128,19 +135,22 @@ def train(
       name: the folder's name; by default one that tells dataset, network and time.
       watch: called with every epoch's report, and first with that of the untrained network.
       saving: of checkpoints.
+      devices: over how many to spread each batch, the first ones; by default over the cores of
+        a CPU that share it evenly, and over all devices of several processes. In the others
+        than the first of these, call `follow`.
 
     Raises:
       InputError: configuration and dataset do not fit together, the folder can't be made,
         another process trains in it, or (`training.Diverged`) the loss became infinite or not a
         number.
     """
-    dataset = dataset.first(config.examples)
-    check_batch_size(config.batch_size, dataset)
-    [state] = _states([config], dataset)
-    [run] = _new_runs([config], output_dir, [name])
-    with run.locked():
-        run.save_model(state.model)
-        return _train(run, state, dataset, watch, saving, lambda message: None)
+    fitting = _Fitting.of(config, dataset, devices)
+
+    def new() -> Run:
+        [run] = _new_runs([fitting.config], output_dir, [name])
+        return run
+
+    return _train(new, fitting, watch, saving, lambda message: None)
 
 
 def resume(
@@ -149,59 +159,95 @@ def resume(
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
     saving: Saving = Saving(),
     complain: Callable[[str], None] = lambda message: None,
+    devices: int | None = None,
 ) -> Outcome:
     """Goes on with a run that was stopped, from its newest checkpoint that is whole.
 
     What becomes of it is, bit by bit, what would have become of it otherwise, on the same
-    machine with the same libraries.
+    machine with the same libraries and over as many devices.
 
     Args:
       run: the run.
       dataset: as for `train`, as are the following.
       watch: first called with the report of the last epoch that was done.
       saving: of checkpoints.
-      complain: told of each checkpoint that is damaged.
+      complain: told of each checkpoint that is damaged, and of what is not as it was.
+      devices: by default as many as before.
 
     Raises:
       InputError: as for `train`.
     """
-    config = run.config
-    dataset = dataset.first(config.examples)
-    [state] = _states([config], dataset)
-    with run.locked():
-        return _train(run, state, dataset, watch, saving, complain)
+    fitting = _Fitting.of(run.config, dataset, devices)
+    before, now = run.config.devices, fitting.config.devices
+    if before not in (0, now):
+        complain(
+            f"the run's batches were spread over {before} devices, and now are over {now}: it "
+            "will end with the same numbers up to rounding, not bit by bit"
+        )
+    return _train(lambda: run, fitting, watch, saving, complain)
+
+
+def follow(config: RunConfig, dataset: Dataset, devices: int | None = None) -> None:
+    """Does another process's part of the training that the first one keeps.
+
+    Args:
+      config: as the first process hands it to `train`, or that of the run that it resumes.
+      dataset: likewise.
+      devices: likewise.
+
+    Raises:
+      InputError: as for `train`.
+    """
+    fitting = _Fitting.of(config, dataset, devices)
+    content = hosts.from_first(bytes)
+    begun = checkpoint.from_bytes(content, fitting.state) if content else None
+    for _ in fitting.reports(begun):
+        pass
 
 
 def _train(
-    run: Run,
-    state: training.TrainState,
-    dataset: Dataset,
+    make: Callable[[], Run],
+    fitting: "_Fitting",
     watch: Callable[[Run, EpochReport], None],
     saving: Saving,
     complain: Callable[[str], None],
 ) -> Outcome:
-    """Trains in the run's folder, which is locked, from where its checkpoints say."""
-    steps = -(-len(dataset.train.labels) // run.config.batch_size)
-    with Checkpoints(run.folder / CHECKPOINTS, saving.keep) as checkpoints:
-        begun = checkpoints.newest(state, complain)
-        keeper = Keeper(checkpoints, saving.every, begun, steps)
-        history = _history(run, begun, steps)
-        how = state, dataset, begun, keeper.after_part
-        alone = _fit_profiled(run, *how) if saving.profile else _fit(run.config, *how)
-        try:
-            return _keep([run], [history], ([report] for report in alone), dataset, watch)[0]
-        finally:
-            keeper.write()
+    """Trains in a run's folder from where its checkpoints say."""
+    with ExitStack() as stack:
+
+        def open_run() -> tuple[Run, Checkpoints, Progress | None]:
+            run = make()
+            stack.enter_context(run.locked())
+            if not run.has_model:
+                run.save_model(fitting.state.model)
+            checkpoints = Checkpoints(run.folder / CHECKPOINTS, saving.keep, fitting.describe)
+            stack.enter_context(checkpoints)
+            return run, checkpoints, checkpoints.newest(fitting.state, complain)
+
+        opened: list[tuple[Run, Checkpoints, Progress | None]] = []
+
+        def tell() -> bytes:
+            opened.append(open_run())
+            begun = opened[0][-1]
+            return checkpoint.to_bytes(begun) if begun else b""
+
+        hosts.from_first(tell)
+        [(run, checkpoints, begun)] = opened
+        keeper = Keeper(checkpoints, saving.every, begun, fitting.steps)
+        stack.callback(keeper.write)
+        history = _history(run, begun, fitting.steps)
+        how = fitting, begun, keeper.after_part
+        alone = _fit_profiled(run.folder, *how) if saving.profile else fitting.reports(*how[1:])
+        return _keep([run], [history], ([report] for report in alone), fitting.dataset, watch)[0]
 
 
 def _fit_profiled(
-    run: Run,
-    state: training.TrainState,
-    dataset: Dataset,
+    folder: Path,
+    fitting: "_Fitting",
     begun: Progress | None,
     after_part: Callable[[training.TrainState, np.ndarray, float], None],
 ) -> Iterator[EpochReport]:
-    """`_fit`, with a trace of the first part after the first report, when all is compiled."""
+    """The reports, with a trace of the first part after the first of them, when all is compiled."""
     tracing = False
 
     def end() -> None:
@@ -214,9 +260,9 @@ def _fit_profiled(
         end()
         after_part(state, losses, taken)
 
-    reports = _fit(run.config, state, dataset, begun, after_part_of_trace)
+    reports = fitting.reports(begun, after_part_of_trace)
     yield next(reports)
-    jax.profiler.start_trace(run.folder / "profile")
+    jax.profiler.start_trace(folder / "profile")
     tracing = True
     try:
         yield from reports
@@ -260,38 +306,96 @@ def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
     Raises:
       InputError: as for `train`.
     """
-    dataset = dataset.first(config.examples)
-    [state] = _states([config], dataset)
-    return _fit(config, state, dataset)
+    return _Fitting.of(config, dataset).reports()
 
 
-def _fit(
-    config: RunConfig,
-    state: training.TrainState,
-    dataset: Dataset,
-    begun: Progress | None = None,
-    after_part: Callable[[training.TrainState, np.ndarray, float], None] | None = None,
-) -> Iterator[EpochReport]:
-    """Trains from the beginning, or from where training had come to."""
-    mesh = sharding.cpu_mesh(config.batch_size)
-    how = _how(config) | {
-        "mesh": mesh,
-        "key": _key(config),
-        "part_steps": config.checkpoint_steps,
-        "after_part": after_part,
-    }
-    if begun is None:
-        yield from training.fit(state, dataset, config.normalise, **how)
-        return
-    # Of the present epoch some steps are known, or all of them.
-    steps = -(-len(dataset.train.labels) // config.batch_size)
-    known = begun.losses[(begun.step - 1) // steps * steps :]
-    fitted = training.fit(begun.state, dataset, config.normalise, losses=known, **how)
-    first = next(fitted)
-    losses = first.losses if len(first.losses) else known
-    seconds = first.train_seconds + begun.seconds[-1]
-    yield dataclasses.replace(first, losses=losses, train_seconds=seconds)
-    yield from fitted
+@dataclass(frozen=True)
+class _Fitting:
+    """What all processes know of a training before it begins.
+
+    Attributes:
+      config: what to train, and how.
+      dataset: what on.
+      state: the new network.
+      mesh: the devices to spread each batch over.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    state: training.TrainState
+    mesh: Mesh | None
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset, devices: int | None = None) -> "_Fitting":
+        dataset = dataset.first(config.examples)
+        check_batch_size(config.batch_size, dataset)
+        [state] = _states([config], dataset)
+        mesh = _mesh(config, state, devices)
+        spread = dataclasses.replace(config, devices=1 if mesh is None else mesh.size)
+        return cls(spread, dataset, state, mesh)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.dataset.train.labels) // self.config.batch_size)
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """What a checkpoint at that step tells of the training."""
+        config, count = self.config, len(self.dataset.train.labels)
+        epoch, within = divmod(step, self.steps)
+        key = _key(config)
+        order = np.arange(count) if key is None else np.asarray(orders.order(key, epoch, count))
+        fields = dataclasses.asdict(config)
+        return {
+            "recipe": {name: fields[name] for name in fields.keys() - _NOT_OF_THE_RECIPE},
+            "versions": {name: fields[name] for name in ("dlc_jax", "jax")},
+            "epoch": epoch,
+            "step_in_epoch": within,
+            "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
+            "order": xxhash.xxh3_128_hexdigest(order.astype(np.int64).tobytes()),
+        }
+
+    def reports(
+        self,
+        begun: Progress | None = None,
+        after_part: Callable[[training.TrainState, np.ndarray, float], None] | None = None,
+    ) -> Iterator[EpochReport]:
+        """Trains from the beginning, or from where training had come to."""
+        config = self.config
+        how = _how(config) | {
+            "mesh": self.mesh,
+            "key": _key(config),
+            "part_steps": config.checkpoint_steps,
+            "after_part": after_part,
+        }
+        if begun is None:
+            yield from training.fit(self.state, self.dataset, config.normalise, **how)
+            return
+        # Of the present epoch some steps are known, or all of them.
+        known = begun.losses[(begun.step - 1) // self.steps * self.steps :]
+        fitted = training.fit(begun.state, self.dataset, config.normalise, losses=known, **how)
+        first = next(fitted)
+        losses = first.losses if len(first.losses) else known
+        seconds = first.train_seconds + begun.seconds[-1]
+        yield dataclasses.replace(first, losses=losses, train_seconds=seconds)
+        yield from fitted
+
+
+def _mesh(config: RunConfig, state: training.TrainState, devices: int | None) -> Mesh | None:
+    """As many devices as are asked for, or as there were before, or as suit the machine."""
+    if jax.process_count() > 1:
+        devices = jax.device_count()
+    elif devices is None and config.devices:
+        devices = min(config.devices, jax.device_count())
+    if devices is None:
+        return sharding.cpu_mesh(config.batch_size)
+    if devices > jax.device_count():
+        raise InputError(
+            f"there are {jax.device_count()} devices, not {devices}; ask for fewer (a CPU counts "
+            f"as {devices} where JAX_NUM_CPU_DEVICES={devices} is set)"
+        )
+    coupled = training.couples_examples(state)
+    return sharding.device_mesh(config.batch_size, jax.devices()[:devices], even=coupled)
 
 
 def train_together(

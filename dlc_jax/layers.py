@@ -179,6 +179,27 @@ def _devices(x: Array) -> int:
     return math.prod(lax.axis_size(axis) for axis in varying_axes(x))
 
 
+class Dropout(nnx.Dropout):
+    """`flax.nnx.Dropout` (Srivastava et al. 2014), which draws for the whole of a batch.
+
+    A batch spread over devices by `jax.shard_map` so loses the same activations as on one.
+
+    Args:
+      rate: the probability with which an activation becomes zero.
+      **kwargs: further arguments of `flax.nnx.Dropout`, `rngs` among them.
+    """
+
+    def __call__(self, inputs: Array, **kwargs: Any) -> Array:
+        """The activations, in training mode with some of them zero."""
+        devices = _devices(inputs)
+        if devices == 1:
+            return super().__call__(inputs, **kwargs)
+        whole = jnp.ones((devices * len(inputs), *inputs.shape[1:]), inputs.dtype)
+        kept = super().__call__(whole, **kwargs)
+        place = lax.axis_index(tuple(varying_axes(inputs))) * len(inputs)
+        return inputs * lax.dynamic_slice_in_dim(kept, place, len(inputs))
+
+
 class PReLU(nnx.Module):
     """max(0, x) + slope * min(0, x), with a trainable slope for each channel (He et al. 2015).
 

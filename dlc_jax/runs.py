@@ -47,6 +47,7 @@ class RunConfig(Recipe):
       seed: of the initial weights, and of all that is random in training.
       checkpoint_steps: after so many steps of an epoch a checkpoint can be made, and a resumed
         run goes on.
+      devices: over how many each batch was spread; 0 where that is not known.
     """
 
     recipe: str = "mnist-lecture"
@@ -61,6 +62,7 @@ class RunConfig(Recipe):
     std: tuple[float, ...]
     seed: int
     checkpoint_steps: int = 200
+    devices: int = 0
 
     def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
@@ -172,6 +174,11 @@ class Run:
         """Replaces all lines of `metrics.jsonl`."""
         content = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.folder / METRICS, content.encode())
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there are parameters, be they those of an untrained network."""
+        return (self.folder / PARAMETERS).exists()
 
     def model(self) -> models.Network:
         """The trained network.

@@ -1,4 +1,8 @@
-"""Batches spread over devices.
+"""Batches spread over devices: a CPU's cores, GPUs, TPUs, of one process or of several.
+
+Arrays are placed by `NamedSharding`, programs are compiled by `jax.jit`; what runs on each
+device is told by `jax.shard_map`, since with the compiler's own partitioning alone convolutions
+on a CPU would gather the whole batch.
 
 A CPU counts as one device, of which XLA leaves all cores but one idle wherever a program
 consists of many small operations. JAX can count each core as a device instead
@@ -10,13 +14,50 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dlc_jax.errors import InputError
 
 Tree = TypeVar("Tree")
 
-_BATCH = "batch"
-# With fewer examples a device, handing out the work takes longer than it saves.
+BATCH = "batch"
+# With fewer examples a CPU's core, handing out the work takes longer than it saves.
 _LEAST_EXAMPLES = 16
+
+
+def device_mesh(
+    batch_size: int, devices: Sequence[jax.Device] | None = None, *, even: bool = False
+) -> Mesh | None:
+    """A mesh of devices to spread batches over; None for a single one.
+
+    Args:
+      batch_size: examples an update. What is left over when the devices share it evenly takes a
+        pass of its own, the gradient of which is accumulated (see `train_step`).
+      devices: by default all of them, those of other processes too.
+      even: whether no examples may be left over, as where a network's examples depend on each
+        other (`dlc_jax.training.couples_examples`); then as many devices as share the batch
+        evenly.
+
+    Raises:
+      InputError: other processes' devices would have to be left out.
+    """
+    devices = jax.devices() if devices is None else devices
+    most = min(len(devices), batch_size)
+    count = most
+    while even and batch_size % count:
+        count -= 1
+    hosts = {device.process_index for device in devices}
+    if len(hosts) > 1 and count < len(devices):
+        below, above = batch_size // len(devices), -(-batch_size // len(devices))
+        sizes = " or ".join(str(len(devices) * each) for each in (below, above) if each)
+        raise InputError(
+            f"a batch size of {batch_size} does not spread evenly over the {len(devices)} devices "
+            f"of {len(hosts)} processes, as this network needs; choose {sizes}"
+        )
+    return _mesh(devices[:count])
 
 
 def cpu_mesh(batch_size: int) -> Mesh | None:
@@ -29,15 +70,45 @@ def cpu_mesh(batch_size: int) -> Mesh | None:
     if devices[0].platform != "cpu":
         return None
     most = min(len(devices), batch_size // _LEAST_EXAMPLES)
-    counts = [count for count in range(2, most + 1) if batch_size % count == 0]
-    if not counts:
+    counts = [count for count in range(1, most + 1) if batch_size % count == 0]
+    return _mesh(devices[: max(counts, default=1)])
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh | None:
+    if len(devices) == 1:
         return None
-    return Mesh(devices[: counts[-1]], (_BATCH,), axis_types=(AxisType.Auto,))
+    return Mesh(devices, (BATCH,), axis_types=(AxisType.Auto,))
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """The arrays on every device of the mesh, or on the default device without one."""
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    """The arrays on every device of the mesh, or on the default device without one.
+
+    Args:
+      tree: the same in all processes.
+      mesh: the devices.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if len({device.process_index for device in mesh.devices.flat}) == 1:
+        return jax.device_put(tree, everywhere)
+    return jax.tree.map(partial(_from_each_process, sharding=everywhere), tree)
+
+
+def _from_each_process(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array of which each process has all."""
+    if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+        data = _from_each_process(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def everywhere(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Inside `jax.jit`: has the compiler leave the arrays whole on every device of the mesh."""
+    if mesh is None:
+        return tree
+    return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def spread(
@@ -61,9 +132,9 @@ def spread(
         return partial(function, axis_name=None)
     in_specs = tuple(map(_spec, in_axes))
     out_specs = tuple(map(_spec, out_axes)) if isinstance(out_axes, tuple) else _spec(out_axes)
-    named = partial(function, axis_name=_BATCH)
+    named = partial(function, axis_name=BATCH)
     return jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 def _spec(axis: int | None) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, _BATCH)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, BATCH)

@@ -79,7 +79,7 @@ class AlexNet(Network):
         self.fc6 = layers.Linear(36 * maps[-1], 4096, dtype=dtype, rngs=rngs)
         self.fc7 = layers.Linear(4096, 4096, dtype=dtype, rngs=rngs)
         self.fc8 = layers.Linear(4096, num_classes, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dropout = layers.Dropout(0.5, rngs=rngs)
         self.original = original
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:

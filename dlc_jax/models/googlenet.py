@@ -102,7 +102,7 @@ class AuxiliaryClassifier(nnx.Module):
         self.conv = ConvUnit(inputs, 128, 1, **options)
         self.fc1 = layers.Linear(2048, 1024, kernel_init=options["init"], **of_linear)
         self.fc2 = layers.Linear(1024, num_classes, kernel_init=options["init"], **of_linear)
-        self.dropout = nnx.Dropout(0.7, rngs=options["rngs"])
+        self.dropout = layers.Dropout(0.7, rngs=options["rngs"])
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
@@ -159,7 +159,7 @@ class GoogLeNet(Network):
         if auxiliary:
             for name, (_, maps) in _AUXILIARY.items():
                 setattr(self, name, AuxiliaryClassifier(maps, num_classes, **options))
-        self.dropout = nnx.Dropout(0.4 if original else 0.2, rngs=rngs)
+        self.dropout = layers.Dropout(0.4 if original else 0.2, rngs=rngs)
         self.fc = layers.Linear(inputs, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
         self.auxiliary, self.original, self.stem = auxiliary, original, stem
 

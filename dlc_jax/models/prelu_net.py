@@ -86,7 +86,7 @@ class PReLUNet(Network):
         self.fc6 = layers.Linear(4096, 4096, **options)
         self.prelu6 = layers.PReLU(4096, slope=_SLOPE)
         self.fc7 = layers.Linear(4096, num_classes, **options)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dropout = layers.Dropout(0.5, rngs=rngs)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Each convolution, rectified ("conv2_1" and so on), the pyramid, and the layers."""

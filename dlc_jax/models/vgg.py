@@ -82,7 +82,7 @@ class VGG(Network):
             )
             for inputs, outputs in itertools.pairwise(sizes)
         )
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dropout = layers.Dropout(0.5, rngs=rngs)
 
     def _places(self) -> list[tuple[int, int]]:
         """Stage and place in the stage of each convolution, counted from 1."""

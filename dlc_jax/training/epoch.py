@@ -1,10 +1,11 @@
 """A whole pass over a split as one call on the device."""
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray
@@ -13,11 +14,13 @@ from dlc_jax.data import order as orders
 from dlc_jax.data.augment import Augmentation, Changes, shift
 from dlc_jax.data.examples import Examples, Normalise
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
-from dlc_jax.sharding import spread
+from dlc_jax.sharding import everywhere, spread
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, eval_step, train_step
 
 Tree = TypeVar("Tree")
+# Examples, and what is done to them.
+_Changed: TypeAlias = tuple[Examples, Changes | None]
 _NONE = Augmentation()
 
 
@@ -47,7 +50,7 @@ def train_epoch(
         put on the device beforehand (`jax.device_put`).
       normalise: what to apply to each batch of images.
       batch_size: examples an update.
-      mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`;
+      mesh: devices to spread each batch over, as `dlc_jax.sharding.device_mesh(batch_size)`;
         the arguments must lie on them (`dlc_jax.sharding.replicate`).
       key: of the order of the examples and of their augmentation, the same for all epochs;
         without one they are taken in the order in which they stand, as they are.
@@ -70,14 +73,17 @@ def train_epoch(
         order = lax.dynamic_slice(order, (step * batch_size,), (examples,))
     if order is not None:
         train, changes = jax.tree.map(lambda array: jnp.asarray(array)[order], (train, changes))
-    full, rest = _batches((train, changes), batch_size)
+    full, last = _batches((train, changes), batch_size)
+    shares, rest_size = _shares(full, mesh)
     how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
-    epoch_of_steps = spread(partial(_steps, **how), mesh, in_axes=(None, None, 1), out_axes=None)
-    state, metrics = epoch_of_steps(state, normalise, full)
-    if rest is not None:
-        state, last = _step(state, normalise, rest, axis_name=None, **how)
-        metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, last)
-    return state, metrics
+    steps = partial(_steps, rest_size=rest_size, **how)
+    state, metrics = spread(steps, mesh, in_axes=(None, None, 1), out_axes=None)(
+        state, normalise, shares
+    )
+    if last is not None:
+        state, metrics_of_last = _step(state, normalise, (last, None), axis_name=None, **how)
+        metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, metrics_of_last)
+    return everywhere((state, metrics), mesh)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "augmentation", "label_smoothing"))
@@ -138,12 +144,12 @@ def evaluate(
         image's logits then count as much as those of both of these together (Jordan 2024,
         section 3.5). 0 for no such images.
     """
-    full, rest = _batches(examples, batch_size)
-    even = mesh if mesh is not None and batch_size % mesh.size == 0 else None
+    devices = 1 if mesh is None else mesh.size
+    full, rest = _batches(examples, max(batch_size // devices, 1) * devices)
     looks: dict[str, Any] = {"mirrored": mirrored, "translated": translated}
     some = partial(_logits, **looks)
-    logits = spread(some, even, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
-    logits = logits.reshape(-1, logits.shape[-1])
+    logits = spread(some, mesh, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
+    logits = everywhere(logits.reshape(-1, logits.shape[-1]), mesh)
     if rest is not None:
         logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, **looks)])
     loss = cross_entropy(logits, examples.labels)
@@ -180,18 +186,20 @@ def _steps(
 def _step(
     state: TrainState,
     normalise: Normalise,
-    batch: tuple[Examples, Changes | None],
+    shares: tuple[_Changed, _Changed | None],
     *,
     augmentation: Augmentation,
-    label_smoothing: float,
-    axis_name: str | None,
+    **how: Any,
 ) -> tuple[TrainState, Metrics]:
-    examples, changes = batch
-    images = normalise(examples.images)
-    if changes is not None:
-        images = augmentation.apply(images, changes)
-    batch_of_step = Examples(images, examples.labels)
-    return train_step(state, batch_of_step, axis_name=axis_name, label_smoothing=label_smoothing)
+    def seen(share: _Changed) -> Examples:
+        examples, changes = share
+        images = normalise(examples.images)
+        if changes is not None:
+            images = augmentation.apply(images, changes)
+        return Examples(images, examples.labels)
+
+    batch, rest = shares
+    return train_step(state, seen(batch), None if rest is None else seen(rest), **how)
 
 
 def _logits(
@@ -221,6 +229,22 @@ def _logits_of_batch(
     corners = [jnp.full((len(images), 2), corner) for corner in (0, 2 * translated)]
     moved = [logits(shift(images, corner, translated, "reflect")) for corner in corners]
     return logits(images) / 2 + sum(moved) / 4
+
+
+def _shares(batches: Tree, mesh: Mesh | None) -> tuple[tuple[Tree, Tree | None], int]:
+    """What devices share evenly of each batch, and one more example for each, if any are left.
+
+    Returns:
+      Both, [batches, examples, ...]; and how many of the second count, the others repeat them.
+    """
+    devices = 1 if mesh is None else mesh.size
+    size = jax.tree.leaves(batches)[0].shape[1]
+    left = size % devices
+    even = jax.tree.map(lambda array: array[:, : size - left], batches)
+    if not left:
+        return (even, None), 0
+    again = size - left + np.arange(devices) % left
+    return (even, jax.tree.map(lambda array: array[:, again], batches)), left
 
 
 def _batches(tree: Tree, batch_size: int) -> tuple[Tree, Tree | None]:

@@ -1,0 +1,127 @@
+"""Training by several processes, on one machine or on many, which JAX's own runtime joins.
+
+All of them run the same program on the same arrays. The first one alone keeps a folder and prints;
+what only it can know, it shares with the others.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dlc_jax.data.examples import Dataset, Examples
+from dlc_jax.errors import InputError
+
+# JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
+_HEARTBEAT_SECONDS = 30
+_SHUTDOWN_SECONDS = 30
+_FINE, _FAILED = b"+", b"-"
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins this process with the others, before anything else is done with JAX.
+
+    Without arguments they are found as JAX finds them: under SLURM, Open MPI and Kubernetes, and
+    on TPU pods. If a process dies, the others end within a minute, with an error.
+
+    Args:
+      coordinator_address: HOST:PORT of the first process.
+      num_processes: how many there are.
+      process_id: which one this is, from 0 on.
+
+    Raises:
+      InputError: they are not found, or do not fit together.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the processes can't be joined ({reason}); tell the address of the first one, how "
+            "many there are, and which one this is"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that keeps the results; a single one is."""
+    return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], bytes]) -> bytes:
+    """What `make` returns in the first process, which alone calls it.
+
+    Raises:
+      InputError: in all processes, where it raises one in the first.
+    """
+    if jax.process_count() == 1:
+        return make()
+    content = _FAILED
+    failure: Exception | None = None
+    if is_first():
+        try:
+            content = _FINE + make()
+        except Exception as error:
+            content, failure = _FAILED + str(error).encode(), error
+    content = _broadcast(content)
+    if failure is not None:
+        raise failure
+    if content.startswith(_FAILED):
+        raise InputError(content.removeprefix(_FAILED).decode())
+    return content.removeprefix(_FINE)
+
+
+def _broadcast(content: bytes) -> bytes:
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(size, np.uint8)
+    if is_first():
+        padded[:] = np.frombuffer(content, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded)))
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Within it the first process is ahead of the others, which wait until it has left."""
+    if not is_first():
+        multihost_utils.sync_global_devices("the first process")
+    yield
+    if is_first():
+        multihost_utils.sync_global_devices("the first process")
+
+
+def gather(part: Dataset) -> Dataset:
+    """The whole of a dataset of which each process has read a part.
+
+    Args:
+      part: this process's, as `dlc_jax.data.load` reads it with `part`.
+    """
+    if jax.process_count() == 1:
+        return part
+    return dataclasses.replace(part, train=_gather(part.train), test=_gather(part.test))
+
+
+def _gather(part: Examples) -> Examples:
+    counts = np.asarray(multihost_utils.process_allgather(np.int32(len(part.labels))))
+    most = counts.max()
+
+    def whole(array: np.ndarray) -> np.ndarray:
+        # All must send arrays of one shape.
+        padded = np.zeros((most, *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        everyones = np.asarray(multihost_utils.process_allgather(padded))
+        parts = [each[:count] for each, count in zip(everyones, counts, strict=True)]
+        return np.concatenate(parts)
+
+    return Examples(*(whole(np.asarray(array)) for array in part))
