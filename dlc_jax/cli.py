@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,13 +14,13 @@ from click.core import ParameterSource
 from dlc_jax import __version__
 from dlc_jax.environment import prepare_jax
 from dlc_jax.errors import DatasetUnavailable, InputError
-from dlc_jax.interruption import terminable
+from dlc_jax.interruption import Terminated, terminable
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset
     from dlc_jax.experiment import Outcome, Saving
     from dlc_jax.recipes import Recipe
-    from dlc_jax.runs import Run
+    from dlc_jax.runs import Run, RunConfig
     from dlc_jax.training import EpochReport
 
 _DEFAULT_DATASET, _FALLBACK_DATASET = "mnist", "mnist-5k"
@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except InputError as error:
         _complain(str(error))
         status = _BAD_INPUT
+    except Terminated:
+        # Whoever keeps the run has said how to go on with it.
+        status = 0
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         status = _INTERRUPTED
@@ -92,6 +95,23 @@ class _Integer(click.ParamType):  # type: ignore[type-arg]
         if not self.least <= number <= self.most:
             choice = f"give a whole number from {self.least} to {self.most}"
             self.fail(f"{value} is not possible; {choice}", param, ctx)
+        return number
+
+
+class _Devices(click.ParamType):  # type: ignore[type-arg]
+    """How many devices; 0 for all of them."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value in ("all", 0):
+            return 0
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value} is not possible; give all, or a whole number from 1", param, ctx)
         return number
 
 
@@ -340,6 +360,26 @@ def list_recipes(as_json: bool) -> None:
     help="How many stay, the newest ones.",
 )
 @click.option(
+    "--devices",
+    type=_Devices(),
+    metavar="all|N",
+    help="Spread each batch over so many devices.  [default: the cores of a CPU that share it "
+    "evenly, or one GPU or TPU; with --distributed all]",
+)
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Train with the other processes that were started with this command; SLURM, Open MPI, "
+    "Kubernetes and TPU pods are detected.",
+)
+@click.option(
+    "--coordinator-address",
+    metavar="HOST:PORT",
+    help="Of the first process, where --distributed does not find it.",
+)
+@click.option("--num-processes", type=_Integer(1), help="How many there are, likewise.")
+@click.option("--process-id", type=_Integer(0), help="Which one this is, from 0 on, likewise.")
+@click.option(
     "--profile",
     is_flag=True,
     help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
@@ -361,6 +401,11 @@ def train(
     checkpoint_steps: int | None,
     checkpoint_seconds: float,
     keep_checkpoints: int,
+    devices: int | None,
+    distributed: bool,
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
     profile: bool,
     as_json: bool,
     **fields: Any,
@@ -378,10 +423,14 @@ def train(
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
       dlc-jax train --resume runs/first
       dlc-jax train --model resnet18 --option stem=small --batch-size 50
+      dlc-jax train --devices all
+      srun dlc-jax train --distributed
     """
-    from dlc_jax import experiment, models, recipes
+    from dlc_jax import experiment, hosts, models, recipes
     from dlc_jax.files import make_folder
 
+    _join(distributed, coordinator_address, num_processes, process_id)
+    devices = _count_devices(devices)
     saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile)
     changes = {field: value for field, value in fields.items() if value is not None}
     if checkpoint_steps is not None:
@@ -394,8 +443,9 @@ def train(
             asked["seed"] = seed
         if model_options:
             asked["model_options"] = dict(model_options)
-        return _resume(resume, asked, data_dir, saving, as_json)
-    make_folder(Path(output_dir))
+        return _resume(resume, asked, data_dir, saving, devices, as_json)
+    if hosts.is_first():
+        make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
     if model is not None:
         models.find(model)
@@ -410,18 +460,57 @@ def train(
     how = {"name": recipe or "mnist-lecture", **changes}
     several = [how | {"seed": each} for each in range(seed, seed + seeds)]
     names = [f"{name}-seed{each['seed']}" if name and seeds > 1 else name for each in several]
-    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together, saving)
+    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together, saving, devices)
     return _print_outcomes(outcomes, as_json)
 
 
-def _resume(
-    folder: str, asked: dict[str, Any], data_dir: str | None, saving: "Saving", as_json: bool
-) -> int:
-    from dlc_jax import experiment, terminal
-    from dlc_jax.runs import Run
+def _join(
+    distributed: bool, address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins this process with others, if it is to be."""
+    given = {
+        "--coordinator-address": address,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    named = [option for option, value in given.items() if value is not None]
+    if not distributed:
+        if named:
+            raise InputError(f"{named[0]} is for several processes; add --distributed")
+        return
+    from dlc_jax import hosts
 
-    run = Run.open(Path(folder))
-    config = run.config
+    # What the libraries that join processes print belongs beside the complaints.
+    own = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(own, "w", buffering=1)
+    hosts.initialize(address, num_processes, process_id)
+
+
+def _count_devices(devices: int | None) -> int | None:
+    """The number of devices that was asked for, if any was."""
+    if devices != 0:
+        return devices
+    import jax
+
+    return jax.device_count()
+
+
+def _resume(
+    folder: str,
+    asked: dict[str, Any],
+    data_dir: str | None,
+    saving: "Saving",
+    devices: int | None,
+    as_json: bool,
+) -> int:
+    from dlc_jax import experiment, hosts, terminal
+    from dlc_jax.runs import Run, RunConfig
+
+    def read() -> bytes:
+        return Run.open(Path(folder)).config.to_json().encode()
+
+    config = RunConfig.from_json(hosts.from_first(read).decode())
     others = [
         f"{field} {getattr(config, field)!r}, not {value!r}"
         for field, value in asked.items()
@@ -430,6 +519,10 @@ def _resume(
     if others:
         raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
     dataset = _load(config.dataset, data_dir)
+    if not hosts.is_first():
+        _follow([config], dataset, devices)
+        return 0
+    run = Run(Path(folder), config)
     images, tests = len(dataset.first(config.examples).train.labels), len(dataset.test.labels)
     with terminal.epochs(config.epochs, images, tests) as progress, terminable():
 
@@ -439,9 +532,18 @@ def _resume(
                 _epoch_line(report, images) if report.epoch else _heading(run, (images, tests))
             )
 
-        outcome = experiment.resume(run, dataset, watch, saving, _complain)
+        outcome = experiment.resume(run, dataset, watch, saving, _complain, devices)
     _print_outcome(outcome)
     return _print_outcomes([outcome], as_json)
+
+
+def _follow(configs: "Sequence[RunConfig]", dataset: "Dataset", devices: int | None) -> None:
+    """Takes part in what the first process trains, keeps and prints."""
+    from dlc_jax import experiment
+
+    with terminable():
+        for config in configs:
+            experiment.follow(config, dataset, devices)
 
 
 def _train(
@@ -452,22 +554,32 @@ def _train(
     names: list[str | None],
     together: bool | None,
     saving: "Saving",
+    devices: int | None,
 ) -> "list[Outcome]":
     """Trains networks together or one by one; None where that depends on the device."""
     import jax
 
+    from dlc_jax import experiment, hosts
     from dlc_jax.training import NoRoom
 
+    if devices is not None or jax.process_count() > 1:
+        if together:
+            raise InputError("--together is for one device; leave it or --devices out")
+        together = False
+    if not hosts.is_first():
+        configs = [experiment.configure(dataset, recipe, **how) for how in several]
+        _follow(configs, dataset, devices)
+        return []
     if len(several) > 1 and (together or (together is None and jax.default_backend() != "cpu")):
         try:
-            return _train_some(dataset, recipe, several, output_dir, names, saving)
+            return _train_some(dataset, recipe, several, output_dir, names, saving, devices)
         except NoRoom as error:
             if together:
                 raise
             _complain(f"{error}; training them one by one")
     outcomes: list[Outcome] = []
     for how, name in zip(several, names, strict=True):
-        outcomes += _train_some(dataset, recipe, [how], output_dir, [name], saving)
+        outcomes += _train_some(dataset, recipe, [how], output_dir, [name], saving, devices)
         if outcomes[-1].interrupted:
             break
     return outcomes
@@ -480,6 +592,7 @@ def _train_some(
     output_dir: Path,
     names: list[str | None],
     saving: "Saving",
+    devices: int | None,
 ) -> "list[Outcome]":
     from dlc_jax import experiment, terminal
 
@@ -498,7 +611,8 @@ def _train_some(
                 progress.line(_heading(run, (images, tests)))
 
         if len(configs) == 1:
-            outcomes = [experiment.train(configs[0], dataset, output_dir, names[0], watch, saving)]
+            how = dataset, output_dir, names[0], watch, saving, devices
+            outcomes = [experiment.train(configs[0], *how)]
         else:
             outcomes = experiment.train_together(configs, dataset, output_dir, names, watch)
     for outcome in outcomes:
@@ -507,8 +621,10 @@ def _train_some(
 
 
 def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
-    if name is not None:
-        return _load(name, data_dir)
+    import jax
+
+    if name is not None or jax.process_count() > 1:
+        return _load(name or _DEFAULT_DATASET, data_dir)
     from dlc_jax import data
 
     try:
@@ -562,6 +678,8 @@ def _print_outcome(outcome: "Outcome") -> None:
 
 
 def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
+    if not outcomes:
+        return 0
     summaries = [outcome.summary for outcome in outcomes]
     result = summaries[0]
     if len(summaries) > 1:

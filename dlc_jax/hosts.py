@@ -95,10 +95,17 @@ def _broadcast(content: bytes) -> bytes:
 def first_alone() -> Iterator[None]:
     """Within it the first process is ahead of the others, which wait until it has left."""
     if not is_first():
-        multihost_utils.sync_global_devices("the first process")
-    yield
-    if is_first():
-        multihost_utils.sync_global_devices("the first process")
+        _meet()
+    try:
+        yield
+    finally:
+        if is_first():
+            _meet()
+
+
+def _meet() -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dlc_jax")
 
 
 def gather(part: Dataset) -> Dataset:

@@ -64,6 +64,27 @@ class RunConfig(Recipe):
     checkpoint_steps: int = 200
     devices: int = 0
 
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """The opposite of `to_json`.
+
+        Raises:
+          KeyError, TypeError or ValueError: the text is damaged.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        # Runs of earlier versions lack what a recipe has by default.
+        values = {**json.loads(text)}
+        config = cls(**{name: values[name] for name in fields & values.keys()})
+        height, width, channels = (int(size) for size in config.image_shape)
+        if not all(isinstance(name, str) for name in config.class_names):
+            raise ValueError("class_names")
+        config.normalise  # noqa: B018
+        return dataclasses.replace(config, image_shape=(height, width, channels))
+
+    def to_json(self) -> str:
+        """All fields, as they stand in `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
     def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
         return models.create(
@@ -107,8 +128,7 @@ class Run:
         """
         make_folder(parent)
         folder = _new_folder(parent, name, f"{config.dataset}-{config.model}")
-        content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-        write_atomically(folder / CONFIG, content.encode())
+        write_atomically(folder / CONFIG, config.to_json().encode())
         return cls(folder, config)
 
     @classmethod
@@ -120,15 +140,7 @@ class Run:
         """
         path = folder / CONFIG
         try:
-            fields = {field.name for field in dataclasses.fields(RunConfig)}
-            # Runs of earlier versions lack what a recipe has by default.
-            values = {**json.loads(path.read_text())}
-            config = RunConfig(**{name: values[name] for name in fields & values.keys()})
-            shape = tuple(int(size) for size in config.image_shape)
-            if len(shape) != 3 or not all(isinstance(name, str) for name in config.class_names):
-                raise ValueError("image_shape or class_names")
-            config.normalise  # noqa: B018
-            return cls(folder, dataclasses.replace(config, image_shape=shape))
+            return cls(folder, RunConfig.from_json(path.read_text()))
         except OSError as error:
             raise InputError(
                 f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
