@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except InputError as error:
         _complain(str(error))
         status = _BAD_INPUT
+        if not error.common:
+            _leave_others(status)
     except Terminated:
         # Whoever keeps the run has said how to go on with it.
         status = 0
@@ -60,6 +62,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _complain(f"{error.strerror or error}: {error.filename or 'a file'}")
         status = _BAD_INPUT
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave_others(status: int) -> None:
+    """Exits at once where other processes, that know of no failure, would be waited for."""
+    if "dlc_jax.hosts" not in sys.modules:
+        return
+    from dlc_jax import hosts
+
+    if hosts.are_waiting():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _complain(message: str) -> None:

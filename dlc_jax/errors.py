@@ -6,7 +6,12 @@ class InputError(ValueError):
 
     The message is one sentence that names the offending value and says what to do
     instead. The command line prints it on one line and exits with code 2.
+
+    Attributes:
+      common: whether, in a training by several processes, all of them raise it.
     """
+
+    common = False
 
 
 class DatasetUnavailable(InputError):

@@ -55,6 +55,11 @@ def initialize(
         ) from error
 
 
+def are_waiting() -> bool:
+    """Whether other processes would be waited for when this one exits."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_first() -> bool:
     """Whether this is the process that keeps the results; a single one is."""
     return jax.process_index() == 0
@@ -68,18 +73,17 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     """
     if jax.process_count() == 1:
         return make()
-    content = _FAILED
-    failure: Exception | None = None
+    content, failure = b"", None
     if is_first():
         try:
             content = _FINE + make()
-        except Exception as error:
+        except InputError as error:
             content, failure = _FAILED + str(error).encode(), error
     content = _broadcast(content)
-    if failure is not None:
-        raise failure
     if content.startswith(_FAILED):
-        raise InputError(content.removeprefix(_FAILED).decode())
+        failure = failure or InputError(content.removeprefix(_FAILED).decode())
+        failure.common = True
+        raise failure
     return content.removeprefix(_FINE)
 
 

@@ -28,6 +28,8 @@ _NO_LOSSES = np.zeros(0, np.float32)
 class Diverged(InputError):
     """The loss is no longer a number."""
 
+    common = True
+
 
 class NoRoom(InputError):
     """The device's memory does not hold so many networks in training."""
