@@ -3,6 +3,7 @@ import itertools
 import json
 import multiprocessing
 import pickle
+import resource
 import shutil
 import socket
 import subprocess
@@ -334,6 +335,29 @@ def test_a_damaged_record_ends_the_stream_with_an_error(
         list(data.stream(records, batch_size=2, epochs=1, workers=workers))
 
 
+def test_more_files_may_be_open_where_a_dataset_needs_them(prepared: Path) -> None:
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        data.open_records("tiny_imagenet", prepared, image_size=32)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1003, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+
+
+def test_too_many_open_files_are_not_taken_for_damage(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = data.open_records("tiny_imagenet", prepared, image_size=32).train
+
+    def fail(self: Any, places: list[int]) -> None:
+        raise RuntimeError("open() failed: Too many open files; opening train-00149")
+
+    monkeypatch.setattr(type(train.reader.source), "__getitems__", fail)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"raise the limit \(ulimit -n\)"):
+        train.read([0])
+
+
 # --- errors -----------------------------------------------------------------------------
 
 
@@ -351,6 +375,7 @@ def test_a_dataset_that_is_not_prepared_is_named_with_its_folder(name: str, tmp_
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"start": -1}, "start is -1; give 0 or more"),
         ({"epochs": -2}, "epochs is -2; give 0 or more"),
+        ({"workers": -1}, "workers is -1; give 0 or more"),
         ({"image_size": 0}, "an image size of 0 pixels is too small; give 1 or more"),
         ({"split": "validation"}, "no split 'validation'; choose train or test"),
     ],
@@ -376,6 +401,14 @@ def test_batches_that_a_mesh_can_not_share_are_refused(
 def test_places_beyond_the_records_are_refused(place: int) -> None:
     with pytest.raises(InputError, match=f"no example {place}; ask for 0 to 4"):
         counted(5).read([0, place])
+
+
+def test_no_records_make_no_stream() -> None:
+    none = counted(5).first(0)
+    with pytest.raises(InputError, match="the number of records is 0; give 1 or more"):
+        data.stream(none, batch_size=1)
+    with pytest.raises(InputError, match="6 of 5 records can't be had; ask for fewer"):
+        counted(5).first(6)
 
 
 def test_bundled_digits_stay_as_large_as_they_are() -> None:

@@ -3,7 +3,9 @@
 Neither needs all of a dataset in memory, nor TensorFlow.
 """
 
+import errno
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ Progress = Callable[[int, int], None]
 Places = Int[np.ndarray, " places"]
 
 _CHUNK = 1000
+# Open files beside a dataset's own.
+_OTHER_FILES = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -70,7 +74,13 @@ class Records:
         return self.reader(asked)
 
     def first(self, examples: int) -> "Records":
-        """The first so many of them only; `examples` is from 1 to how many there are."""
+        """The first so many of them only.
+
+        Raises:
+          InputError: there are fewer.
+        """
+        if examples > self.count:
+            raise InputError(f"{examples} of {self.count} records can't be had; ask for fewer")
         return replace(self, count=examples)
 
     def load(self, report: Callable[[int], None] = lambda done: None) -> Examples:
@@ -230,6 +240,7 @@ def open_prepared(prepared: Path, image_size: int | None = None) -> RecordDatase
     with _undamaged(prepared):
         builder = tfds.builder_from_directory(prepared)
         info, features = builder.info, dict(builder.info.features.items())
+        _allow_files(sum(split.num_shards for split in info.splits.values()))
         file_format = info.file_format.value
     if file_format != "array_record":
         raise InputError(
@@ -256,10 +267,31 @@ def _undamaged(prepared: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # ArrayRecord has no error of its own for this either.
+        if os.strerror(errno.EMFILE) in str(error):
+            raise InputError(
+                f"the files in {str(prepared)!r} are more than may be open at the same time; "
+                "raise the limit (ulimit -n)"
+            ) from error
         raise InputError(
             f"the prepared dataset in {str(prepared)!r} is damaged "
             f"({type(error).__name__}); delete that folder and run again to prepare it anew"
         ) from error
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process have so many files open beside others, as far as it may.
+
+    ArrayRecord keeps those open that it has read from; ImageNet's are more than the usual limit.
+    """
+    import resource
+
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _image_shape(

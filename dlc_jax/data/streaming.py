@@ -129,12 +129,19 @@ def stream(
       InputError: a number is out of range, the mesh can't share a batch evenly, there is no
         such split, or the dataset can't be read, as told at `open_records`.
     """
-    _check("batch_size", batch_size, 1)
-    _check("start", start, 0)
-    _check("epochs", epochs or 0, 0)
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("start", start, 0),
+        ("epochs", epochs or 0, 0),
+        ("threads", threads, 0),
+        ("prefetch", prefetch, 0),
+        ("workers", workers, 0),
+    ):
+        _check(name, value, least)
     _check_shares(batch_size, mesh)
     if isinstance(source, str):
         source = _split(source, data_dir, split, image_size)
+    _check("the number of records", len(source), 1)
     rows = _own_rows(batch_size, mesh)
     steps = _Steps(len(source), batch_size, key, start, epochs, rows)
     host = batches(source, steps, threads=threads, prefetch=prefetch, workers=workers)
