@@ -112,9 +112,10 @@ def test_the_order_of_an_epoch_is_computed_once(monkeypatch: pytest.MonkeyPatch)
 # --- devices and processes --------------------------------------------------------------
 
 
-def test_a_mesh_shares_each_batch_and_changes_nothing(mesh: Mesh) -> None:
-    alone = data.stream(counted(22), batch_size=8, key=KEY, epochs=2)
-    shared = data.stream(counted(22), batch_size=8, key=KEY, epochs=2, mesh=mesh)
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_mesh_shares_each_batch_and_changes_nothing(mesh: Mesh, start: int) -> None:
+    alone = data.stream(counted(22), batch_size=8, key=KEY, epochs=2, start=start)
+    shared = data.stream(counted(22), batch_size=8, key=KEY, epochs=2, start=start, mesh=mesh)
     for left, right in zip(alone, shared, strict=True):
         assert_same(left, right)
         whole = len(right.labels) == 8
