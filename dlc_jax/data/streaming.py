@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import grain
@@ -20,6 +21,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PRNGKeyArray
 
+from dlc_jax import sharding
 from dlc_jax.data import open_records
 from dlc_jax.data.examples import Examples
 from dlc_jax.data.order import order
@@ -113,9 +115,10 @@ def stream(
       key: of the order; without one, records come as they stand.
       start: how many batches to leave out. What follows is what would have followed them.
       epochs: how many; without it, there is no end.
-      mesh: the devices that share each batch evenly, maybe of several processes, each of which
-        then reads the rows of its own devices only. An epoch's smaller last batch is on each
-        of them as a whole. Without a mesh, batches are on the default device.
+      mesh: the devices that share each batch evenly (see `dlc_jax.sharding`), maybe of several
+        processes, each of which then reads the rows of its own devices only. An epoch's smaller
+        last batch is on each of them as a whole. Without a mesh, batches are on the default
+        device.
       image_size: height and width in pixels that images are brought to; see `open_records`.
       threads: how many batches are decoded at the same time in each process.
       prefetch: how many batches are decoded ahead of the one that is used.
@@ -178,9 +181,12 @@ def _own_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, " rows"]:
     every = np.arange(batch_size)
     if mesh is None:
         return every
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    own = sharding.addressable_devices_indices_map((batch_size,)).values()
+    own = _shared(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([every[index] for index in own if index is not None]))
+
+
+def _shared(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(sharding.BATCH))
 
 
 @dataclass
@@ -253,13 +259,7 @@ def _to_devices(
 
 def _put(batch: Examples, size: int, batch_size: int, mesh: Mesh | None) -> Examples:
     """A batch of `size` on the devices, of which `batch` holds what this process has read."""
-    if mesh is None:
-        return jax.device_put(batch)
-    spec = PartitionSpec(mesh.axis_names) if size == batch_size else PartitionSpec()
-    sharding = NamedSharding(mesh, spec)
-    return Examples(
-        *(
-            jax.make_array_from_process_local_data(sharding, array, (size, *array.shape[1:]))
-            for array in batch
-        )
-    )
+    if mesh is None or size < batch_size:
+        return sharding.replicate(batch, mesh)
+    place = partial(jax.make_array_from_process_local_data, _shared(mesh))
+    return Examples(*(place(array, (size, *array.shape[1:])) for array in batch))
