@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow_datasets", "tensorflow", "matplotlib", "pandas", "torch", "click")
+HEAVY = ("tensorflow_datasets", "grain", "tensorflow", "matplotlib", "pandas", "torch", "click")
 
 
 @pytest.mark.parametrize("module", ["dlc_jax", "dlc_jax.ops", "dlc_jax.training", "dlc_jax.data"])

@@ -1,19 +1,25 @@
-"""Datasets as arrays: `load("mnist")`.
+"""Datasets as arrays, `load("mnist")`, or batch by batch, `stream("imagenet2012", ...)`.
 
 TFDS feeds them, without TensorFlow: a dataset that it has prepared is read, one that it
 has not is downloaded and prepared. The decoded arrays are cached.
 """
 
 import difflib
+import importlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlc_jax.data import cache, digits, prepared
 from dlc_jax.data.examples import Dataset, Examples, Normalise
-from dlc_jax.data.prepared import Progress, data_folder
+from dlc_jax.data.prepared import data_folder
+from dlc_jax.data.records import Progress, RecordDataset, Records, open_prepared
 from dlc_jax.errors import DatasetUnavailable, InputError
+
+if TYPE_CHECKING:
+    from dlc_jax.data.streaming import stream
 
 __all__ = [
     "CATALOGUE",
@@ -22,13 +28,27 @@ __all__ = [
     "Entry",
     "Examples",
     "Normalise",
+    "RecordDataset",
+    "Records",
     "cache",
     "data_folder",
     "find",
     "load",
     "names",
+    "open_records",
     "status",
+    "stream",
 ]
+
+# As TFDS spells them: a dataset, and maybe one of its configurations.
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def __getattr__(name: str) -> Any:
+    # Grain takes long to import, and most programs do without.
+    if name == "stream":
+        return importlib.import_module("dlc_jax.data.streaming").stream
+    raise AttributeError(f"module 'dlc_jax.data' has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -73,10 +93,14 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | No
     Raises:
       InputError: no dataset has that name, or `data_dir` is not a folder.
     """
+    return None if _entry(name).bundled else prepared.find(name, data_folder(data_dir))
+
+
+def _entry(name: str) -> Entry:
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, names(), n=3) or names()
         raise InputError(f"there is no dataset called {name!r}; did you mean {', '.join(near)}?")
-    return None if CATALOGUE[name].bundled else prepared.find(name, data_folder(data_dir))
+    return CATALOGUE[name]
 
 
 def cache_key(name: str, found: Path | None) -> str:
@@ -136,13 +160,57 @@ def load(
       InputError: no dataset has that name, `data_dir` is not a folder, or a file is
         damaged.
     """
-    found = find(name, data_dir)
-    if CATALOGUE[name].bundled:
+    if _entry(name).bundled:
         return cache.through(cache_key(name, None), digits.load)
-    if found is None:
+    source = _prepared(name, data_dir, progress)
+    report = progress or (lambda done, total: None)
+    return cache.through(cache_key(name, source), lambda: open_prepared(source).load(report))
+
+
+def open_records(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | None = None,
+    progress: Progress | None = None,
+) -> RecordDataset:
+    """Opens a dataset, whose examples are then read when they are asked for.
+
+    Args:
+      name: one of `names()`, or any image classification dataset that TFDS has prepared in
+        ArrayRecord format, as TFDS calls it. Its test split is the one called test, or
+        validation where there is none or its labels are secret.
+      data_dir: as for `load`.
+      image_size: height and width in pixels that images are brought to: scaled so that the
+        shorter side is that, and cut to the central square. By default they stay as they are.
+      progress: switches on TFDS's progress bars where it has to prepare the dataset.
+
+    Raises:
+      DatasetUnavailable: it is not on this machine and can't be downloaded.
+      InputError: `data_dir` is not a folder, a file is damaged, the dataset is prepared in
+        another format or is not one of labelled images, or they differ in size and no
+        `image_size` is given.
+    """
+    if name in CATALOGUE and CATALOGUE[name].bundled:
+        if image_size is not None:
+            raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
+        return RecordDataset.of(load(name, data_dir))
+    return open_prepared(_prepared(name, data_dir, progress), image_size)
+
+
+def _prepared(
+    name: str, data_dir: str | os.PathLike[str] | None, progress: Progress | None
+) -> Path:
+    """Where TFDS has prepared the dataset, or now prepares it if it is one of `names()`."""
+    folder = data_folder(data_dir)
+    found = prepared.find(name, folder) if _NAME.fullmatch(name) else None
+    if found is not None:
+        return found
+    if name in CATALOGUE:
         from dlc_jax.data.prepare import prepare
 
-        found = prepare(name, data_folder(data_dir), progress=progress is not None)
-    source = found
-    report = progress or (lambda done, total: None)
-    return cache.through(cache_key(name, source), lambda: prepared.read(source, report))
+        return prepare(name, folder, progress=progress is not None)
+    raise DatasetUnavailable(
+        f"there is no dataset {name!r} in {str(folder)!r}; prepare it there with TFDS "
+        f"(tfds build --file_format=array_record), or choose one of {', '.join(names())}"
+    )

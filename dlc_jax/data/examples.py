@@ -28,6 +28,16 @@ class Examples(NamedTuple):
     labels: Int[AnyArray, " examples"]
 
 
+def check_count(name: str, examples: int, count: int) -> None:
+    """Refuses to take more training examples of a dataset than it has.
+
+    Raises:
+      InputError: `examples` is more than `count`.
+    """
+    if examples > count:
+        raise InputError(f"{name} has {count:,} training examples, not {examples:,}; ask for fewer")
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset in memory.
@@ -54,11 +64,7 @@ class Dataset:
         Raises:
           InputError: it has fewer.
         """
-        count = len(self.train.labels)
-        if examples > count:
-            raise InputError(
-                f"{self.name} has {count:,} training examples, not {examples:,}; ask for fewer"
-            )
+        check_count(self.name, examples, len(self.train.labels))
         if not examples:
             return self
         images, labels = self.train
