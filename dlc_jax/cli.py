@@ -653,10 +653,18 @@ def _load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
 
 
 def _load(name: str, data_dir: str | None) -> "Dataset":
-    from dlc_jax import data, terminal
+    import jax
+
+    from dlc_jax import data, hosts, terminal
 
     with terminal.counting(f"reading {name}") as progress:
-        return data.load(name, data_dir, progress=progress)
+        if jax.process_count() == 1:
+            return data.load(name, data_dir, progress=progress)
+        if name not in data.CATALOGUE or not data.CATALOGUE[name].bundled:
+            with hosts.first_alone():
+                data.fetch(name, data_dir)
+        part = jax.process_index(), jax.process_count()
+        return hosts.gather(data.load(name, data_dir, progress=progress, part=part))
 
 
 def _heading(run: "Run", counts: tuple[int, int]) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "Records",
     "cache",
     "data_folder",
+    "fetch",
     "find",
     "load",
     "names",
@@ -142,6 +143,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     progress: Progress | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Dataset:
     """Loads a dataset into host memory.
 
@@ -151,6 +153,8 @@ def load(
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       progress: called with the number of images decoded and the number there are; also
         switches on TFDS's own progress bars.
+      part: which part, from 0 on, of how many to load, as each of several processes does (see
+        `dlc_jax.hosts.gather`); by default all of it.
 
     Returns:
       The dataset; images are uint8 [examples, height, width, channels], labels int32.
@@ -160,11 +164,14 @@ def load(
       InputError: no dataset has that name, `data_dir` is not a folder, or a file is
         damaged.
     """
-    if _entry(name).bundled:
-        return cache.through(cache_key(name, None), digits.load)
-    source = _prepared(name, data_dir, progress)
-    report = progress or (lambda done, total: None)
-    return cache.through(cache_key(name, source), lambda: open_prepared(source).load(report))
+    entry, report = _entry(name), progress or (lambda done, total: None)
+    suffix = "" if part == (0, 1) else f"-{part[0]}of{part[1]}"
+    if entry.bundled:
+        whole = cache.through(cache_key(name, None), digits.load)
+        return RecordDataset.of(whole).part(*part).load() if suffix else whole
+    source = fetch(name, data_dir, progress=progress is not None)
+    key = cache_key(name, source) + suffix
+    return cache.through(key, lambda: open_prepared(source).part(*part).load(report))
 
 
 def open_records(
@@ -195,13 +202,23 @@ def open_records(
         if image_size is not None:
             raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
         return RecordDataset.of(load(name, data_dir))
-    return open_prepared(_prepared(name, data_dir, progress), image_size)
+    return open_prepared(fetch(name, data_dir, progress=progress is not None), image_size)
 
 
-def _prepared(
-    name: str, data_dir: str | os.PathLike[str] | None, progress: Progress | None
+def fetch(
+    name: str, data_dir: str | os.PathLike[str] | None = None, *, progress: bool = False
 ) -> Path:
-    """Where TFDS has prepared the dataset, or now prepares it if it is one of `names()`."""
+    """The folder where TFDS has prepared a dataset, or, if it is one of `names()`, now does.
+
+    Args:
+      name: as for `open_records`, but for bundled ones.
+      data_dir: as for `load`.
+      progress: whether to show TFDS's progress bars.
+
+    Raises:
+      DatasetUnavailable: it is not on this machine and can't be downloaded.
+      InputError: `data_dir` is not a folder, or can't be written to.
+    """
     folder = data_folder(data_dir)
     found = prepared.find(name, folder) if _NAME.fullmatch(name) else None
     if found is not None:
@@ -209,7 +226,7 @@ def _prepared(
     if name in CATALOGUE:
         from dlc_jax.data.prepare import prepare
 
-        return prepare(name, folder, progress=progress is not None)
+        return prepare(name, folder, progress=progress)
     raise DatasetUnavailable(
         f"there is no dataset {name!r} in {str(folder)!r}; prepare it there with TFDS "
         f"(tfds build --file_format=array_record), or choose one of {', '.join(names())}"

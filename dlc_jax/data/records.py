@@ -83,6 +83,19 @@ class Records:
             raise InputError(f"{examples} of {self.count} records can't be had; ask for fewer")
         return replace(self, count=examples)
 
+    def part(self, index: int, parts: int) -> "Records":
+        """One of so many parts of about the same size, from 0 on, in their order.
+
+        Raises:
+          InputError: there is no such part, or there are fewer records than parts.
+        """
+        if not 0 <= index < parts <= self.count:
+            raise InputError(
+                f"there is no part {index} of {parts} of {self.count} records; ask for fewer parts"
+            )
+        start, stop = (self.count * each // parts for each in (index, index + 1))
+        return replace(self, reader=_From(self.reader, start), count=stop - start)
+
     def load(self, report: Callable[[int], None] = lambda done: None) -> Examples:
         """All of them in memory.
 
@@ -141,6 +154,11 @@ class RecordDataset:
         check_count(self.name, examples, len(self.train))
         return replace(self, train=self.train.first(examples)) if examples else self
 
+    def part(self, index: int, parts: int) -> "RecordDataset":
+        """The dataset with one of so many parts of each split; see `Records.part`."""
+        train, test = (split.part(index, parts) for split in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
@@ -165,6 +183,17 @@ class RecordDataset:
             self.class_names,
             self.provenance,
         )
+
+
+@dataclass(frozen=True)
+class _From:
+    """Reads from a place on."""
+
+    reader: Callable[[Places], Examples]
+    start: int
+
+    def __call__(self, places: Places) -> Examples:
+        return self.reader(places + self.start)
 
 
 @dataclass(frozen=True)
