@@ -19,11 +19,21 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 prepare_jax()
 
 import jax
+import jax.numpy as jnp
 
 from dlc_jax import data, experiment
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.explain import View
 from dlc_jax.runs import Run
+
+# Compiled as a whole, which takes far less time than to compile their operations one by one.
+logits_of = jax.jit(View.logits)
+activations_of = jax.jit(View.activations, static_argnames="stage")
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Normally distributed numbers, drawn by NumPy: JAX would compile a program a shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 @dataclass(frozen=True)

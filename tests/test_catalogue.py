@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from flax import nnx
 
 from dlc_jax import models
@@ -239,7 +240,7 @@ def test_shortcuts_differ_by_their_projections() -> None:
 def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
     block = resnet.BasicBlock(16, 32, 2, "A", dtype=jnp.float32, rngs=nnx.Rngs(0))
     block.bn2.scale = nnx.Param(jnp.zeros(32))
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
+    x = normal(0, (2, 8, 8, 16))
     expected = np.zeros((2, 4, 4, 32), np.float32)
     expected[..., :16] = np.maximum(np.asarray(x)[:, ::2, ::2], 0)
     np.testing.assert_array_equal(block(x), expected)

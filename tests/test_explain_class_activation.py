@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 import test_torchvision
+from conftest import activations_of
 from flax import nnx
 from jax import Array
 
-from dlc_jax import interop, layers, models
+from dlc_jax import layers, models
 from dlc_jax.data import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, deconvnet
@@ -18,6 +19,7 @@ UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 
 # A fixture of torchvision, where it is installed, and its networks with random weights.
 torchvision, theirs_named = test_torchvision.torchvision, test_torchvision.theirs
+ours_named = test_torchvision.ours
 
 jitted = jax.jit(grad_cam, static_argnames="stage")
 
@@ -49,7 +51,7 @@ def test_before_a_global_average_it_is_the_class_activation_map(rng: np.random.G
     view = View.of(Averaged(), UNCHANGED)
     pixels = rng.uniform(size=(5, 12, 16, 1)).astype(np.float32)
     labels = np.arange(5)
-    maps = np.asarray(view.activations(pixels, "conv"), np.float64)
+    maps = np.asarray(activations_of(view, pixels, "conv"), np.float64)
     weights = np.asarray(view.variables["fc"]["kernel"][...])
     activation_map = np.einsum("bijm,mb->bij", maps, weights[:, labels]) / (6 * 8)
     assert (activation_map > 0).any()
@@ -66,14 +68,14 @@ def test_inside_a_network_it_weighs_maps_by_what_changing_them_does(
     model = models.Lecture(image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
     view = View.of(model, Normalise(np.full(1, 100.0), np.full(1, 50.0)))
     pixels, label = rng.uniform(size=(1, 28, 28, 1)).astype(np.float32), 3
-    maps = view.activations(pixels, "conv1")
+    maps = activations_of(view, pixels, "conv1")
 
     # What follows conv1, written down once more.
     def rest(maps: Array) -> Array:
         x = nnx.relu(model.conv2(maps))
         return model.fc2(nnx.relu(model.fc1(layers.flatten(x))))[0, label]
 
-    weights = np.asarray(jax.grad(rest)(maps)).mean((0, 1, 2))
+    weights = np.asarray(jax.jit(jax.grad(rest))(maps)).mean((0, 1, 2))
     expected = enlarged(np.maximum(0, np.asarray(maps) @ weights), 28, 28)
     assert expected.max() > 0
     result = jitted(view, pixels, np.array([label]), "conv1")
@@ -102,8 +104,7 @@ def test_with_weights_from_pytorch_both_are_what_pytorch_computes(
     import torch
 
     theirs = theirs_named(torchvision, name).eval()
-    model = interop.load_torch(models.create(name, rngs=nnx.Rngs(0)), theirs.state_dict())
-    view = View.of(model, Normalise(np.full(3, 127.5), np.full(3, 63.75)))
+    view = View.of(ours_named(theirs, name), Normalise(np.full(3, 127.5), np.full(3, 63.75)))
     pixels = rng.uniform(size=(1, 224, 224, 3)).astype(np.float32)
     label, one, (last, early) = 207, 3, STAGES[name]
     kept: dict[str, Any] = {}

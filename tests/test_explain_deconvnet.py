@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import activations_of, logits_of
 from flax import nnx
 from jax import Array, lax
 
@@ -50,7 +51,7 @@ def test_of_a_linear_layer_it_is_the_transposed_convolution(rng: np.random.Gener
     kernel = np.asarray(view.variables["conv"]["kernel"][...])
     pixels = rng.uniform(size=(4, 11, 15, 2)).astype(np.float32)
     maps = np.array([0, 4, 2, 2])
-    alone, places = strongest_alone(np.asarray(view.activations(pixels, "conv")), maps)
+    alone, places = strongest_alone(np.asarray(activations_of(view, pixels, "conv")), maps)
     options: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     expected = lax.conv_transpose(
         jnp.asarray(alone),
@@ -71,7 +72,7 @@ def test_of_a_linear_layer_it_is_pytorchs_transposed_convolution(rng: np.random.
     view = View.of(Linear(), Normalise(np.zeros(2, np.float32), np.full(2, 255, np.float32)))
     pixels = rng.uniform(size=(3, 11, 15, 2)).astype(np.float32)
     maps = np.array([3, 1, 0])
-    alone, _ = strongest_alone(np.asarray(view.activations(pixels, "conv")), maps)
+    alone, _ = strongest_alone(np.asarray(activations_of(view, pixels, "conv")), maps)
     kernel = np.asarray(view.variables["conv"]["kernel"][...]).transpose(3, 2, 0, 1)
     expected = torch.nn.functional.conv_transpose2d(
         torch.tensor(alone.transpose(0, 3, 1, 2)), torch.tensor(kernel), stride=2, padding=1
@@ -134,8 +135,8 @@ def test_units_of_vectors_are_maps_of_one_position(rng: np.random.Generator) -> 
     view = View.of(Rectified(), UNCHANGED)
     pixels = rng.uniform(size=(3, 18, 18, 1)).astype(np.float32)
     result = project(view, pixels, "logits", np.array([0, 1, 2]), rule="gradient")
-    logits = np.asarray(view.logits(pixels))[np.arange(3), np.arange(3)]
-    gradient = jax.grad(lambda pixels: jnp.trace(view.logits(pixels)))(pixels)
+    logits = np.asarray(logits_of(view, pixels))[np.arange(3), np.arange(3)]
+    gradient = jax.jit(jax.grad(lambda pixels: jnp.trace(view.logits(pixels))))(pixels)
     np.testing.assert_array_equal(result.place, np.zeros((3, 2)))
     np.testing.assert_allclose(result.value, logits, rtol=1e-5)
     expected = logits[:, None, None, None] * gradient
@@ -166,7 +167,7 @@ def test_the_strongest_are_those_of_sorting_all(
     view = View.of(model, Normalise.fit(digits.train.images))
     pixels = digits.test.images[:50].astype(np.float32) / 255
     indices, values = deconvnet.strongest(view, pixels, stage, count=6, batch_size=batch_size)
-    activations = np.asarray(view.activations(pixels, stage))
+    activations = np.asarray(activations_of(view, pixels, stage))
     largest = activations.reshape(50, -1, activations.shape[-1]).max(1)
     expected = -np.sort(-largest, axis=0)[:6].T
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)

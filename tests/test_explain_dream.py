@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import activations_of
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,8 +93,8 @@ def test_the_layers_norm_grows_at_each_octave(lecture: View, view: View, pixels:
     digits = jnp.asarray(data.load("mnist-5k").test.images[:5] / np.float32(255))
     for stage in ("conv1", "conv2", "fc1", "logits"):
         images, objectives = dreaming.dream(lecture, digits, stage, key=KEY, octaves=1)
-        after = jnp.square(lecture.activations(images, stage).reshape(5, -1)).sum(1) / 2
-        before = jnp.square(lecture.activations(digits, stage).reshape(5, -1)).sum(1) / 2
+        after = jnp.square(activations_of(lecture, images, stage).reshape(5, -1)).sum(1) / 2
+        before = jnp.square(activations_of(lecture, digits, stage).reshape(5, -1)).sum(1) / 2
         assert (after > before).all()
 
 

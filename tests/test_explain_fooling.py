@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import logits_of
 from flax import nnx
 
 from dlc_jax import models
@@ -30,7 +31,7 @@ def probabilities(logits: Any) -> np.ndarray:
 
 def confidences(view: View, images: Any) -> np.ndarray:
     """The probability of each image's own class."""
-    return probabilities(view.logits(images)).diagonal()
+    return probabilities(logits_of(view, images)).diagonal()
 
 
 def strangeness(images: Any, digits: Dataset) -> np.ndarray:

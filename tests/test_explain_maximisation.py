@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import activations_of, logits_of
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,8 +67,8 @@ def test_a_linear_units_image_is_white_where_its_weights_are_positive_and_black_
 def test_a_digits_image_excites_its_class_more_than_any_real_digit_and_is_taken_for_it(
     view: View, maximised: Maximised, digits: Dataset
 ) -> None:
-    logits = np.asarray(view.logits(maximised.images))
-    real = np.asarray(view.logits(digits.test.images / np.float32(255)))
+    logits = np.asarray(logits_of(view, maximised.images))
+    real = np.asarray(logits_of(view, digits.test.images / np.float32(255)))
     assert real.shape == (1000, 10)
     assert (logits.diagonal() > maximised.activations[0]).all()
     assert (logits.diagonal() > real.max(0)).all()
@@ -79,7 +80,7 @@ def test_the_image_of_a_feature_map_excites_it_more_on_average(view: View) -> No
     images, activations = maximisation.maximise(
         view, "conv2", units, key=KEY, image_shape=DIGIT, steps=50
     )
-    after = np.asarray(view.activations(images, "conv2"))[..., :6].mean((1, 2)).diagonal()
+    after = np.asarray(activations_of(view, images, "conv2"))[..., :6].mean((1, 2)).diagonal()
     silent = np.asarray(activations[0]) == 0
     assert silent.sum() <= 1
     assert (after[~silent] > 2 * activations[0, ~silent]).all()
@@ -90,7 +91,7 @@ def test_few_rectified_units_are_silent_at_the_start(view: View) -> None:
     activations = maximisation.maximise(
         view, "fc1", units, key=KEY, image_shape=DIGIT, steps=1
     ).activations
-    on_one_image = view.activations(jax.random.uniform(KEY, (1, *DIGIT)), "fc1")
+    on_one_image = activations_of(view, jax.random.uniform(KEY, (1, *DIGIT)), "fc1")
     assert (activations == 0).sum() < 0.5 * (on_one_image == 0).sum()
 
 
@@ -101,7 +102,7 @@ def test_the_activations_are_those_of_the_images_before_each_step(view: View) ->
         start=start, **PLAIN,
     )  # fmt: skip
     activations = run(steps=1).activations
-    expected = view.activations(start, "fc1")[np.arange(2), [3, 8]]
+    expected = activations_of(view, start, "fc1")[np.arange(2), [3, 8]]
     np.testing.assert_allclose(activations[0], expected, rtol=1e-5)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import logits_of
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +59,7 @@ def test_each_probability_is_that_of_a_square_painted_by_hand(
             for column in columns - size // 2:
                 painted.append(image.copy())
                 painted[-1][max(0, row) : row + size, max(0, column) : column + size] = fill
-    logits = np.asarray(view.logits(np.stack(painted)), np.float64)
+    logits = np.asarray(logits_of(view, np.stack(painted)), np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = probabilities.reshape(2, len(rows), len(columns), 10)[[0, 1], :, :, labels]
     options: Any = {"size": size, "stride": stride, "fill": fill}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import normal
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ def pools(draw: Any) -> tuple[Any, ...]:
 @given(pools())
 def test_average_pooling_and_its_gradient_are_flaxs(case: tuple[Any, ...]) -> None:
     shape, window, strides, padding = case
-    x = jax.random.normal(jax.random.key(0), shape)
+    x = normal(0, shape)
 
     def ours(x: jax.Array) -> jax.Array:
         return ops.avg_pool(x, window, strides, padding)
@@ -35,8 +36,9 @@ def test_average_pooling_and_its_gradient_are_flaxs(case: tuple[Any, ...]) -> No
     def flaxs(x: jax.Array) -> jax.Array:
         return nnx.avg_pool(x, window, strides, padding)
 
-    np.testing.assert_allclose(jax.jit(ours)(x), flaxs(x), rtol=1e-5, atol=1e-6)
-    weights = jax.random.normal(jax.random.key(1), flaxs(x).shape)
+    pooled = jax.jit(flaxs)(x)
+    np.testing.assert_allclose(jax.jit(ours)(x), pooled, rtol=1e-5, atol=1e-6)
+    weights = normal(1, pooled.shape)
     result, expected = (
         jax.jit(jax.grad(lambda x, f=function: (f(x) * weights).sum()))(x)
         for function in (ours, flaxs)
@@ -61,7 +63,7 @@ def in_torch(function: Any, x: jax.Array) -> np.ndarray:
 def test_adaptive_average_pooling_is_pytorchs(
     shape: tuple[int, int], count: tuple[int, int]
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    x = normal(0, (2, *shape, 3))
 
     def pytorchs(x: Any) -> Any:
         import torch
@@ -77,7 +79,7 @@ def test_adaptive_average_pooling_is_pytorchs(
 def test_windows_that_reach_beyond_the_image_are_those_of_pytorchs_ceil_mode(
     size: int, window: int, stride: int
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), (1, size, size + 1, 2))
+    x = normal(0, (1, size, size + 1, 2))
     square, strides = (window, window), (stride, stride)
     pads = layers.reaching_beyond(x.shape, square, strides)
 
@@ -90,7 +92,7 @@ def test_windows_that_reach_beyond_the_image_are_those_of_pytorchs_ceil_mode(
 
 
 def test_responses_are_normalised_over_channels_as_in_the_paper() -> None:
-    x = 10 * jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+    x = 10 * normal(0, (2, 3, 3, 8))
 
     def pytorchs(x: Any) -> Any:
         import torch
@@ -113,7 +115,7 @@ def test_a_pyramid_holds_the_maxima_of_windows_that_cover_the_maps() -> None:
 
 
 def test_a_slope_of_zero_rectifies_and_a_slope_of_one_changes_nothing() -> None:
-    x = jax.random.normal(jax.random.key(0), (4, 5, 5, 3))
+    x = normal(0, (4, 5, 5, 3))
     np.testing.assert_array_equal(layers.PReLU(3, slope=0)(x), nnx.relu(x))
     np.testing.assert_array_equal(layers.PReLU(3, slope=1)(x), x)
 
@@ -135,7 +137,7 @@ class Small(nnx.Module):
 def batch() -> Examples:
     # Brighter and brighter, so that each half of the batch has statistics of its own.
     brightness = jnp.arange(64).reshape(-1, 1, 1, 1)
-    images = brightness * jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
+    images = brightness * normal(0, (64, 8, 8, 1))
     return Examples(images, jnp.arange(64) % 10)
 
 
@@ -157,9 +159,7 @@ def test_a_batch_spread_over_devices_is_normalised_by_the_statistics_of_the_whol
 
 def test_running_statistics_approach_those_of_the_population() -> None:
     layer = layers.BatchNorm(2, rngs=nnx.Rngs(0))
-    x = jnp.array([3.0, -1.0]) + jnp.array([2.0, 0.5]) * jax.random.normal(
-        jax.random.key(0), (64, 5, 5, 2)
-    )
+    x = jnp.array([3.0, -1.0]) + jnp.array([2.0, 0.5]) * normal(0, (64, 5, 5, 2))
     layer.train()
     for _ in range(200):
         y = layer(x)

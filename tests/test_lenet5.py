@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import normal
 from flax import nnx
 
 from dlc_jax import parameters, sharding, training
@@ -72,7 +73,7 @@ def test_the_table_of_connections_follows_the_papers_rules() -> None:
 
 def test_a_map_of_c3_depends_on_the_maps_it_is_connected_to_and_on_no_other() -> None:
     model = lenet5()
-    x = jax.random.normal(jax.random.key(0), (1, 14, 14, 6))
+    x = normal(0, (1, 14, 14, 6))
     jacobian = jax.jit(jax.jacobian(lambda x: model.c3(x).sum((0, 1, 2))))(x)
     np.testing.assert_array_equal(np.abs(jacobian).max((1, 2, 3)).T > 0, CONNECTIONS)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from flax import nnx
 
 from dlc_jax import layers, models, ops
@@ -76,7 +77,7 @@ def test_images_too_small_are_named() -> None:
 def test_a_bias_after_pooling_gives_what_one_before_it_gives() -> None:
     pooled = layers.PooledConv(1, 8, (3, 3), (2, 2), rngs=nnx.Rngs(0))
     plain = layers.Conv(1, 8, (3, 3), rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    x = normal(0, (4, 8, 8, 1))
 
     def after(layer: layers.Conv) -> jax.Array:
         return (layer(x) ** 2).mean()

@@ -21,6 +21,12 @@ from dlc_jax.models.neocognitron import Learned, Neocognitron
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "neocognitron.py"
 
+# Compiled as a whole, which takes far less time than to compile their operations one by one.
+s_cells = jax.jit(neocognitron.s_cells, static_argnames="selectivity")
+representatives = jax.jit(neocognitron.representatives, static_argnames="column")
+reinforce = jax.jit(neocognitron.reinforce, static_argnames=("selectivity", "column"))
+stages_of = jax.jit(Neocognitron.stages)
+
 
 def network(seed: int = 0, **options: Any) -> Neocognitron:
     arguments = {"image_shape": (28, 28, 1), "num_classes": 10, "planes": (6, 8, 10), **options}
@@ -98,7 +104,7 @@ def some_weights(rng: np.random.Generator, channels: int, planes: int) -> Any:
 
 def test_s_cells_compute_the_papers_equation(rng: np.random.Generator) -> None:
     u, (a, b) = rng.uniform(0, 1, (9, 7, 2)), some_weights(rng, 2, 3)
-    result = neocognitron.s_cells(*as_jax(u[None], a, b, place_weights(2)), selectivity=1.5)
+    result = s_cells(*as_jax(u[None], a, b, place_weights(2)), selectivity=1.5)
     expected = s_layer(u, a, b, 1.5)
     assert (expected > 0).any()
     np.testing.assert_allclose(result[0], expected, rtol=1e-4, atol=1e-4)
@@ -127,7 +133,7 @@ def test_lessons_are_those_of_the_rule_written_in_numpy(rng: np.random.Generator
     for _ in range(4):
         u = rng.uniform(0, 1, (11, 9, 2)) * (rng.uniform(0, 1, (11, 9, 2)) > 0.5)
         a, b, taught = one_lesson(u, a, b, 1.5)
-        ours = neocognitron.reinforce(*ours, *c, *as_jax(u), selectivity=1.5, column=5)
+        ours = reinforce(*ours, *c, *as_jax(u), selectivity=1.5, column=5)
         how_many.add(len(taught))
         for result, expected in zip(ours, (a, b), strict=True):
             np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
@@ -140,7 +146,7 @@ def test_only_the_largest_of_a_planes_candidates_represents_it() -> None:
     s[1, 1, 0], s[1, 4, 0], s[4, 1, 0] = 0.5, 0.9, 0.7
     s[4, 4, 1] = 0.3
     s[4, 3, 2] = 0.2  # loses to plane 1 in its own column
-    rows, columns, found = neocognitron.representatives(jnp.asarray(s), column=3)
+    rows, columns, found = representatives(jnp.asarray(s), column=3)
     assert found.tolist() == [True, True, False]
     assert (rows[:2].tolist(), columns[:2].tolist()) == ([1, 4], [4, 4])
 
@@ -151,14 +157,10 @@ def test_two_bars_become_the_features_of_two_planes() -> None:
     layer = neocognitron.SLayer(1, 4, selectivity=2.0, column=5, rngs=nnx.Rngs(0))
     weights = layer.a[...], layer.b[...]
     for bar in (*bars, *bars):
-        weights = neocognitron.reinforce(
-            *weights, layer.c[...], jnp.asarray(bar), selectivity=2.0, column=5
-        )
+        weights = reinforce(*weights, layer.c[...], jnp.asarray(bar), selectivity=2.0, column=5)
     inhibited = np.asarray(weights[1]) > 0
     assert inhibited.sum() == 2
-    responses = neocognitron.s_cells(
-        jnp.asarray(bars), *weights, layer.c[...], selectivity=2.0
-    ).max((1, 2))
+    responses = s_cells(jnp.asarray(bars), *weights, layer.c[...], selectivity=2.0).max((1, 2))
     own = np.asarray(responses)[:, inhibited]
     assert sorted(own.argmax(0).tolist()) == [0, 1]
     np.testing.assert_array_equal((own > 0).sum(0), [1, 1])  # silent at the other bar
@@ -171,9 +173,9 @@ def test_a_cell_that_knows_one_pattern_responds_by_the_cosine(rng: np.random.Gen
     a, b = q * c * known, q / 2 * v_cell(known)
     for pattern in (known, *others):
         cosine = (c * known * pattern).sum() / (v_cell(known) * v_cell(pattern))
-        response = neocognitron.s_cells(
-            *as_jax(pattern[None], a[..., None], np.array([b]), c), selectivity=r
-        )[0, 2, 2, 0]
+        response = s_cells(*as_jax(pattern[None], a[..., None], np.array([b]), c), selectivity=r)[
+            0, 2, 2, 0
+        ]
         expected = r * max(0, (1 + r) / r * cosine - 1)
         assert float(response) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -181,11 +183,11 @@ def test_a_cell_that_knows_one_pattern_responds_by_the_cosine(rng: np.random.Gen
 def test_each_layer_learns_from_the_organised_layer_below(images: jax.Array) -> None:
     model = network()
     after = neocognitron.self_organise(model, images[:1], jax.random.key(0))
-    stages = after.stages(images[:1])
+    stages = stages_of(after, images[:1])
     below = (neocognitron.activity(images[:1]), stages["c1"], stages["c2"])
     for u, name, column in zip(below, ("s1", "s2", "s3"), (5, 5, 3), strict=True):
         old, new = (getattr(m, name) for m in (model, after))
-        expected = neocognitron.reinforce(
+        expected = reinforce(
             old.a[...], old.b[...], old.c[...], u[0], selectivity=old.selectivity, column=column
         )
         assert float(expected[1].max()) > 0
@@ -211,7 +213,9 @@ def test_a_shifted_digit_shifts_the_cells_of_every_plane(
     # By four pixels, the distance between two cells of C2; nothing leaves the image.
     margin = ((0, 0), (6, 6), (6, 6), (0, 0))
     centre = jnp.pad(neocognitron.activity(images[:20, 6:-6, 6:-6]), margin)
-    centred, shifted = (organised.stages(x) for x in (centre, jnp.roll(centre, (4, -4), (1, 2))))
+    centred, shifted = (
+        stages_of(organised, x) for x in (centre, jnp.roll(centre, (4, -4), (1, 2)))
+    )
     for name, cells in (("s1", 4), ("c1", 2), ("s2", 2), ("c2", 1)):
         moved = jnp.roll(centred[name], (cells, -cells), (1, 2))
         inner = np.s_[:, 2 * cells : -2 * cells, 2 * cells : -2 * cells]
@@ -220,8 +224,9 @@ def test_a_shifted_digit_shifts_the_cells_of_every_plane(
 
 
 def test_stages_are_the_papers_layers(organised: Neocognitron, images: jax.Array) -> None:
-    shapes = {name: stage.shape[1:] for name, stage in organised.stages(images[:2]).items()}
-    assert list(shapes.items()) == [
+    stages = jax.eval_shape(Neocognitron.stages, organised, images[:2])
+    shapes = [(name, stage.shape[1:]) for name, stage in stages.items()]
+    assert shapes == [
         ("s1", (28, 28, 6)),
         ("c1", (14, 14, 6)),
         ("s2", (14, 14, 8)),
@@ -235,9 +240,9 @@ def test_stages_are_the_papers_layers(organised: Neocognitron, images: jax.Array
 def test_brightness_and_contrast_do_not_matter(organised: Neocognitron, images: jax.Array) -> None:
     u0 = neocognitron.activity(images[:5])
     np.testing.assert_allclose((u0.min((1, 2, 3)), u0.max((1, 2, 3))), ([0] * 5, [1] * 5))
-    usual, changed = (organised(x) for x in (images[:5], 3 * images[:5] + 7))
+    usual, changed = (stages_of(organised, x)["logits"] for x in (images[:5], 3 * images[:5] + 7))
     np.testing.assert_allclose(changed, usual, rtol=1e-3, atol=1e-4)
-    blank = organised.stages(jnp.ones((1, 28, 28, 1)))
+    blank = stages_of(organised, jnp.ones((5, 28, 28, 1)))
     assert {float(blank[name].max()) for name in ("s1", "c1", "s2", "c2", "s3", "c3")} == {0.0}
 
 
@@ -262,13 +267,14 @@ def test_what_it_learned_is_saved(
 ) -> None:
     parameters.save(tmp_path / "cells", organised)
     restored = parameters.load(tmp_path / "cells", network(seed=1))
-    np.testing.assert_array_equal(restored(images[:5]), organised(images[:5]))
+    expected, result = (stages_of(model, images[:5])["logits"] for model in (organised, restored))
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_it_computes_in_bfloat16_with_float32_weights(images: jax.Array) -> None:
     model = network(dtype=jnp.bfloat16)
     model = neocognitron.self_organise(model, images[:20], jax.random.key(0))
-    stages = model.stages(images[:2])
+    stages = stages_of(model, images[:2])
     assert {stage.dtype for stage in stages.values()} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,8 @@ def windows(draw: st.DrawFn) -> tuple[Shape, tuple[int, int], tuple[int, int], A
     return (draw(st.integers(1, 3)), height, width, draw(size)), window, strides, padding
 
 
+# Compiled as a whole, which takes far less time than to compile values and gradients apart.
+@partial(jax.jit, static_argnums=0)
 def both_gradients(function: Any, *arguments: Any, cotangent: Any) -> Any:
     values, vjp = jax.vjp(function, *arguments)
     return values, *vjp(cotangent.astype(values.dtype))
@@ -65,13 +68,13 @@ def compare_convolutions(
         padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    cotangent = jax.random.normal(jax.random.key(2), jax.eval_shape(xla, x, kernel).shape, x.dtype)
+    cotangent = normal(2, jax.eval_shape(xla, x, kernel).shape, x.dtype)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, cotangent)]
         exact = both_gradients(xla, *wide[:2], cotangent=wide[2])
         sizes = both_gradients(xla, *map(abs, wide[:2]), cotangent=abs(wide[2]))
     results = ours(x, kernel), *gradients(x, kernel, cotangent)
-    rivals = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    rivals = both_gradients(xla, x, kernel, cotangent=cotangent)
     for result, rival, reference, size in zip(results, rivals, exact, sizes, strict=True):
         assert (result.shape, result.dtype) == (rival.shape, rival.dtype)
         assert_no_worse(result, rival, np.asarray(reference), np.asarray(size), units)
@@ -80,9 +83,7 @@ def compare_convolutions(
 def random_images_and_kernel(
     shape: Shape, window: tuple[int, int], features: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 2)
-    kernel = jax.random.normal(keys[1], (*window, shape[3], features), dtype)
-    return jax.random.normal(keys[0], shape, dtype), kernel
+    return normal(0, shape, dtype), normal(1, (*window, shape[3], features), dtype)
 
 
 @settings(max_examples=12, deadline=None)
@@ -94,6 +95,7 @@ def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
     ours = jax.jit(partial(ops.conv2d, strides=strides, padding=padding))
 
+    @jax.jit
     def gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
         return jax.vjp(ours, x, kernel)[1](cotangent)
 
@@ -160,14 +162,15 @@ def test_the_formulation_chosen_is_as_exact_as_xlas(
     padding: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), x_shape)
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    x = normal(0, x_shape)
+    kernel = normal(1, kernel_shape)
     called = [unittest.mock.Mock(wraps=f) for f in (chosen.convolve, chosen.gradients)]
     monkeypatch.setattr(chosen, "convolve", called[0])
     monkeypatch.setattr(chosen, "gradients", called[1])
     strides = (stride, stride)
-    ours = partial(ops.conv2d, strides=strides, padding=padding)
+    ours = jax.jit(partial(ops.conv2d, strides=strides, padding=padding))
 
+    @jax.jit
     def gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
         return jax.vjp(ours, x, kernel)[1](cotangent)
 
@@ -181,8 +184,8 @@ def test_the_formulation_chosen_is_as_exact_as_xlas(
 def test_transformations_of_each_formulation_give_what_plain_calls_give(
     x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), (2, *x_shape))
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    x = normal(0, (2, *x_shape))
+    kernel = normal(1, kernel_shape)
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return (ops.conv2d(x, kernel, (stride, stride), padding) ** 2).mean()
@@ -205,10 +208,10 @@ def test_groups_are_xlas(groups: int) -> None:
     x, kernel = random_images_and_kernel((3, 7, 7, 6), (3, 3), 12, jnp.float32)
     kernel = kernel[:, :, : 6 // groups]
     ours = partial(ops.conv2d, groups=groups)
-    cotangent = jax.random.normal(jax.random.key(3), (3, 7, 7, 12))
-    results = both_gradients(jax.jit(ours), x, kernel, cotangent=cotangent)
+    cotangent = normal(3, (3, 7, 7, 12))
+    results = both_gradients(ours, x, kernel, cotangent=cotangent)
     xla = partial(ours, precision="highest")
-    expected = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    expected = both_gradients(xla, x, kernel, cotangent=cotangent)
     for result, reference in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-5)
 
@@ -220,8 +223,8 @@ def test_groups_are_xlas(groups: int) -> None:
 def test_a_batch_spread_over_devices_gives_the_same(
     axis_type: AxisType, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), x_shape)
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    x = normal(0, x_shape)
+    kernel = normal(1, kernel_shape)
 
     @jax.jit
     def gradients(x: jax.Array, kernel: jax.Array) -> Any:
@@ -249,8 +252,8 @@ def test_a_batch_spread_over_devices_gives_the_same(
 def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
     x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
-    x = jax.random.normal(jax.random.key(0), x_shape)
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    x = normal(0, x_shape)
+    kernel = normal(1, kernel_shape)
 
     def gradient(convolve: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
         def loss(kernel: jax.Array) -> jax.Array:
@@ -263,7 +266,7 @@ def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
     spread = jax.shard_map(
         partial(gradient, ops.conv2d), mesh=mesh, in_specs=specs, out_specs=PartitionSpec()
     )
-    plain = gradient(partial(ops.conv2d, precision="highest"), x, kernel)
+    plain = jax.jit(partial(gradient, partial(ops.conv2d, precision="highest")))(x, kernel)
     result = jax.jit(spread)(x, kernel)
     np.testing.assert_allclose(result, plain, atol=1e-5 * float(abs(plain).max()))
 
@@ -298,9 +301,9 @@ def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:
         precision="highest",
     )
     exact = partial(ops.conv2d, precision="highest")
-    cotangent = jax.random.normal(jax.random.key(3), (4, 8, 8, 64))
-    results = both_gradients(jax.jit(exact), x, kernel, cotangent=cotangent)
-    rivals = both_gradients(jax.jit(xla), x, kernel, cotangent=cotangent)
+    cotangent = normal(3, (4, 8, 8, 64))
+    results = both_gradients(exact, x, kernel, cotangent=cotangent)
+    rivals = both_gradients(xla, x, kernel, cotangent=cotangent)
     for result, rival in zip(results, rivals, strict=True):
         np.testing.assert_array_equal(result, rival)
     assert (jax.jit(ops.conv2d)(x, kernel) != results[0]).any()
@@ -320,12 +323,10 @@ def test_max_pool_and_its_gradient_equal_xlas(
     x = jnp.asarray(values, dtype).reshape(shape)
     ours = partial(ops.max_pool, window=window, strides=strides, padding=padding)
     flax = partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
-    cotangent = jax.random.normal(jax.random.key(0), flax(x).shape, dtype)
-    result = both_gradients(jax.jit(ours), x, cotangent=cotangent)
+    cotangent = normal(0, flax(x).shape, dtype)
+    result = both_gradients(ours, x, cotangent=cotangent)
     # In float32, since XLA's own sums in bfloat16 round at every term.
-    wide = both_gradients(
-        jax.jit(flax), x.astype(jnp.float32), cotangent=cotangent.astype(jnp.float32)
-    )
+    wide = both_gradients(flax, x.astype(jnp.float32), cotangent=cotangent.astype(jnp.float32))
     np.testing.assert_array_equal(result[0], flax(x))
     if count <= 251:
         np.testing.assert_allclose(
@@ -358,9 +359,7 @@ def network(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def test_transformations_give_what_plain_calls_give() -> None:
-    keys = jax.random.split(jax.random.key(0), 2)
-    x = jax.random.normal(keys[0], (3, 2, 8, 8, 2))
-    kernel = jax.random.normal(keys[1], (3, 3, 2, 4))
+    x, kernel = normal(0, (3, 2, 8, 8, 2)), normal(1, (3, 3, 2, 4))
     grad = jax.grad(network, (0, 1))
     one_by_one = [grad(image, kernel) for image in x]
     plain = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
@@ -392,7 +391,7 @@ def test_forward_and_backward_pass_gather_the_patches_once() -> None:
 
 
 def test_flax_layers_take_the_convolution_and_keep_their_results() -> None:
-    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 4))
+    x = normal(0, (2, 9, 9, 4))
     cases: list[dict[str, Any]] = [{}, {"strides": 2}, {"kernel_dilation": 2}]
     for options in [*cases, {"feature_group_count": 2}]:
         layers = [

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import normal
 from flax import nnx
 
 from dlc_jax import data, experiment, models, recipes, sharding, training
@@ -187,7 +188,7 @@ def test_images_moved_in_the_test_count_as_much_as_those_that_are_not(
 def test_a_whitening_layer_makes_uncorrelated_numbers_of_variance_one(digits: Dataset) -> None:
     images = Normalise.fit(digits.train.images)(jnp.asarray(digits.train.images[:500]))
     # Noise, so that no direction is without variance.
-    images = images + 0.5 * jax.random.normal(jax.random.key(0), images.shape)
+    images = images + 0.5 * normal(0, images.shape)
     kernel = airbench.whitening_kernel(images)
     assert kernel.shape == (2, 2, 1, 8)
     whitened = jax.lax.conv_general_dilated(
@@ -200,8 +201,8 @@ def test_a_whitening_layer_makes_uncorrelated_numbers_of_variance_one(digits: Da
 
 @pytest.mark.parametrize(("inputs", "features"), [(3, 8), (8, 3)])
 def test_kernels_that_begin_as_the_identity_copy_their_inputs(inputs: int, features: int) -> None:
-    kernel = jax.random.normal(jax.random.key(0), (3, 3, inputs, features))
-    x = jax.random.normal(jax.random.key(1), (2, 6, 6, inputs))
+    kernel = normal(0, (3, 3, inputs, features))
+    x = normal(1, (2, 6, 6, inputs))
     y = jax.lax.conv_general_dilated(
         x,
         airbench.identity_first(kernel),
