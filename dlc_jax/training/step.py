@@ -84,10 +84,11 @@ def train_step(
 def couples_examples(state: TrainState) -> bool:
     """Whether in training what becomes of an example depends on the others of its batch.
 
-    So it does in a network with batch normalisation; a batch can't be learned in parts then.
+    So it does in a network with batch normalisation, and in one with dropout, which draws for the
+    whole of a batch at once; a batch can't be learned in parts then.
     """
     variables = jax.tree.leaves(state.stats, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return any(isinstance(variable, nnx.BatchStat) for variable in variables)
+    return any(isinstance(variable, nnx.BatchStat | nnx.RngState) for variable in variables)
 
 
 def _pass(
