@@ -1,12 +1,13 @@
 """A training run from its configuration to its folder of results."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxtyping import UInt8
 
 from dlc_jax import checkpoint, hosts, parameters, plots, sharding, training
 from dlc_jax.checkpoint import Checkpoints, Keeper, Progress
-from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data import Dataset, Examples, Normalise, RecordDataset
 from dlc_jax.data import order as orders
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import InputError
@@ -35,9 +36,14 @@ if TYPE_CHECKING:
     from dlc_jax.explain.gallery.subject import Named
 
 # So many images at most are shown to a network without their labels.
-_UNLABELLED = 5000
+_UNLABELLED, _UNLABELLED_PIXELS = 5000, 10**8
+# From so many pixels at most of a dataset on disk their mean and deviation are taken.
+_PIXELS = 10**8
+# So many examples at most of a dataset on disk are looked at one by one.
+_SAMPLE = 1000
 # What may differ between the checkpoint of a run and those who go on with it.
-_NOT_OF_THE_RECIPE = {"dlc_jax", "jax", "device", "devices", "provenance"}
+_NOT_OF_THE_RECIPE = {"dlc_jax", "jax", "device", "devices", "provenance", "stream"}
+AnyDataset: TypeAlias = Dataset | RecordDataset
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,13 @@ class Saving:
 
 
 def configure(
-    dataset: Dataset,
+    dataset: AnyDataset,
     recipe: Recipe = LECTURE,
     *,
     seed: int,
     name: str = "mnist-lecture",
     checkpoint_steps: int = 200,
+    image_size: int | None = None,
     **changes: Any,
 ) -> RunConfig:
     """The configuration of a run of a recipe on a dataset.
@@ -90,12 +97,13 @@ def configure(
       seed: of the initial weights, and of all that is random in training.
       name: the recipe's name.
       checkpoint_steps: see `RunConfig`.
+      image_size: to which a dataset on disk brings its images, if it does.
       **changes: fields of the recipe to be told otherwise.
     """
     from dlc_jax import __version__
 
     changed = dataclasses.replace(recipe, **changes)
-    normalise = Normalise.fit(dataset.first(changed.examples).train.images)
+    normalise = _normalise(dataset.first(changed.examples))
     fields = dataclasses.asdict(changed)
     return RunConfig(
         **fields | {"dataset": dataset.name},
@@ -111,12 +119,26 @@ def configure(
         std=tuple(np.asarray(normalise.std).tolist()),
         seed=seed,
         checkpoint_steps=checkpoint_steps,
+        stream=isinstance(dataset, RecordDataset),
+        image_size=image_size,
     )
+
+
+def _normalise(dataset: AnyDataset) -> Normalise:
+    """The mean and deviation of the training images' pixels, or of the first of many."""
+    if isinstance(dataset, Dataset):
+        return Normalise.fit(dataset.train.images)
+    from dlc_jax.data.streaming import batches
+
+    height, width, _ = dataset.image_shape
+    count = min(len(dataset.train), max(_PIXELS // (height * width), 1))
+    places = np.array_split(np.arange(count), -(-count // 256))
+    return Normalise.over(np.asarray(piece.images) for piece in batches(dataset.train, places))
 
 
 def train(
     config: RunConfig,
-    dataset: Dataset,
+    dataset: AnyDataset,
     output_dir: Path,
     name: str | None = None,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
@@ -155,7 +177,7 @@ def train(
 
 def resume(
     run: Run,
-    dataset: Dataset,
+    dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
     saving: Saving = Saving(),
     complain: Callable[[str], None] = lambda message: None,
@@ -187,7 +209,7 @@ def resume(
     return _train(lambda: run, fitting, watch, saving, complain)
 
 
-def follow(config: RunConfig, dataset: Dataset, devices: int | None = None) -> None:
+def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -> None:
     """Does another process's part of the training that the first one keeps.
 
     Args:
@@ -286,6 +308,7 @@ def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
                 jnp.float32(line["test_loss"]), jnp.float32(line["test_error_percent"] / 100)
             ),
             np.zeros((0, len(run.config.class_names)), np.float32),
+            np.zeros(0, np.int32),
             line["train_seconds"],
             0.0,
             0.0,
@@ -296,7 +319,7 @@ def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
     ]
 
 
-def reports(config: RunConfig, dataset: Dataset) -> Iterator[EpochReport]:
+def reports(config: RunConfig, dataset: AnyDataset) -> Iterator[EpochReport]:
     """`train` that keeps nothing: a report of the untrained network and of each epoch.
 
     Args:
@@ -321,27 +344,27 @@ class _Fitting:
     """
 
     config: RunConfig
-    dataset: Dataset
+    dataset: AnyDataset
     state: training.TrainState
     mesh: Mesh | None
 
     @classmethod
-    def of(cls, config: RunConfig, dataset: Dataset, devices: int | None = None) -> "_Fitting":
+    def of(cls, config: RunConfig, dataset: AnyDataset, devices: int | None = None) -> "_Fitting":
         dataset = dataset.first(config.examples)
         check_batch_size(config.batch_size, dataset)
         [state] = _states([config], dataset)
-        mesh = _mesh(config, state, devices)
+        mesh = _mesh(config, state, devices, streams=isinstance(dataset, RecordDataset))
         spread = dataclasses.replace(config, devices=1 if mesh is None else mesh.size)
         return cls(spread, dataset, state, mesh)
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return -(-len(self.dataset.train.labels) // self.config.batch_size)
+        return -(-self.dataset.sizes[0] // self.config.batch_size)
 
     def describe(self, step: int) -> dict[str, Any]:
         """What a checkpoint at that step tells of the training."""
-        config, count = self.config, len(self.dataset.train.labels)
+        config, count = self.config, self.dataset.sizes[0]
         epoch, within = divmod(step, self.steps)
         key = _key(config)
         order = np.arange(count) if key is None else np.asarray(orders.order(key, epoch, count))
@@ -381,7 +404,9 @@ class _Fitting:
         yield from fitted
 
 
-def _mesh(config: RunConfig, state: training.TrainState, devices: int | None) -> Mesh | None:
+def _mesh(
+    config: RunConfig, state: training.TrainState, devices: int | None, *, streams: bool
+) -> Mesh | None:
     """As many devices as are asked for, or as there were before, or as suit the machine."""
     if jax.process_count() > 1:
         devices = jax.device_count()
@@ -394,8 +419,8 @@ def _mesh(config: RunConfig, state: training.TrainState, devices: int | None) ->
             f"there are {jax.device_count()} devices, not {devices}; ask for fewer (a CPU counts "
             f"as {devices} where JAX_NUM_CPU_DEVICES={devices} is set)"
         )
-    coupled = training.couples_examples(state)
-    return sharding.device_mesh(config.batch_size, jax.devices()[:devices], even=coupled)
+    even = streams or training.couples_examples(state)
+    return sharding.device_mesh(config.batch_size, jax.devices()[:devices], even=even)
 
 
 def train_together(
@@ -429,17 +454,19 @@ def train_together(
     return _keep(runs, [[] for _ in runs], together, dataset, watch)
 
 
-def _states(configs: Sequence[RunConfig], dataset: Dataset) -> list[training.TrainState]:
+def _states(configs: Sequence[RunConfig], dataset: AnyDataset) -> list[training.TrainState]:
     """The new networks, with what they learn of the first training images without labels."""
     if dataset.image_shape != configs[0].image_shape:
         raise InputError(
             f"{dataset.name}'s images are {dataset.image_shape}, but the network is configured "
             f"for {configs[0].image_shape}; configure it with this dataset"
         )
-    optimizer = configs[0].create_optimizer(len(dataset.train.labels))
+    optimizer = configs[0].create_optimizer(dataset.sizes[0])
+    most = max(min(_UNLABELLED, _UNLABELLED_PIXELS // math.prod(dataset.image_shape)), 1)
+    unlabelled = jnp.asarray(dataset.sample(most).train.images)
     states = []
     for config in configs:
-        images = config.normalise(jnp.asarray(dataset.train.images[:_UNLABELLED]))
+        images = config.normalise(unlabelled)
         model = config.create_model().prepared(images, jax.random.key(config.seed))
         states.append(training.create_state(model, optimizer))
     if not jax.tree.leaves(states[0].params):
@@ -468,7 +495,7 @@ def _keep(
     runs: Sequence[Run],
     histories: Sequence[list[EpochReport]],
     reports: Iterable[list[EpochReport]],
-    dataset: Dataset,
+    dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None],
 ) -> list[Outcome]:
     """Trains by going through the reports, and keeps what they tell."""
@@ -480,7 +507,7 @@ def _keep(
                 history.append(report)
                 if report.epoch:
                     run.save_model(report.state.model)
-                    run.append_metrics(_metrics(report, len(dataset.train.labels)))
+                    run.append_metrics(_metrics(report, dataset.sizes[0]))
                 watch(run, report)
     except KeyboardInterrupt as interruption:
         interrupted = interruption
@@ -511,7 +538,7 @@ def _new_runs(
     return runs
 
 
-def evaluate(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
+def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
     """Loss and error on a dataset's test split of a run's network, or of several as one.
 
     Several, which may differ in everything but what they were trained for, are asked for their
@@ -524,22 +551,21 @@ def evaluate(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
     Raises:
       InputError: the dataset's images or classes are not those of the network.
     """
-    test = jax.device_put(dataset.test)
-    every = [_test_logits(run, dataset, test) for run in runs]
+    every, labels = zip(*(_test_logits(run, dataset) for run in runs), strict=True)
     logits = every[0] if len(every) == 1 else average_probabilities(jnp.stack(every))
-    wrong = misclassified(logits, test.labels)
     folders = [str(run.folder) for run in runs]
     return {
         **({"run": folders[0]} if len(runs) == 1 else {"runs": folders}),
         "dataset": dataset.name,
-        "test_images": len(test.labels),
-        "test_loss": float(cross_entropy(logits, test.labels)),
-        "test_error_percent": percent(wrong.mean()),
-        "error_percent_by_class": _by_class(logits, dataset),
+        "test_images": dataset.sizes[1],
+        "test_loss": float(cross_entropy(logits, labels[0])),
+        "test_error_percent": percent(misclassified(logits, labels[0]).mean()),
+        "error_percent_by_class": _by_class(logits, labels[0], dataset.class_names),
     }
 
 
-def _test_logits(run: Run, dataset: Dataset, test: Examples) -> jax.Array:
+def _test_logits(run: Run, dataset: AnyDataset) -> tuple[Any, Any]:
+    """A run's network's logits of a dataset's test split, and the labels."""
     config = run.config
     if (config.image_shape, len(config.class_names)) != (
         dataset.image_shape,
@@ -547,23 +573,20 @@ def _test_logits(run: Run, dataset: Dataset, test: Examples) -> jax.Array:
     ):
         raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
     state = training.create_state(run.model(), optax.identity())
-    logits, _ = training.evaluate(
-        state,
-        test,
-        config.normalise,
-        mirrored=config.mirrored_test,
-        translated=config.translated_test,
-    )
-    return logits
+    looks: dict[str, Any] = {"mirrored": config.mirrored_test, "translated": config.translated_test}
+    if isinstance(dataset, RecordDataset):
+        return training.evaluate_records(state, dataset.test, config.normalise, **looks)[:2]
+    logits, _ = training.evaluate(state, jax.device_put(dataset.test), config.normalise, **looks)
+    return logits, jnp.asarray(dataset.test.labels)
 
 
-def _by_class(logits: Any, dataset: Dataset) -> dict[str, float | None]:
+def _by_class(logits: Any, labels: Any, class_names: Sequence[str]) -> dict[str, float | None]:
     """The test error in percent of each class, None where the test split has none of it."""
-    labels = np.asarray(dataset.test.labels)
+    labels = np.asarray(labels)
     wrong = np.asarray(logits).argmax(1) != labels
     return {
         name: percent(wrong[labels == label].mean()) if (labels == label).any() else None
-        for label, name in enumerate(dataset.class_names)
+        for label, name in enumerate(class_names)
     }
 
 
@@ -630,7 +653,7 @@ def read_images(
 
 def explain(
     run: Run,
-    dataset: Dataset,
+    dataset: AnyDataset,
     methods: Sequence[str],
     paths: Sequence[str] = (),
     *,
@@ -665,15 +688,16 @@ def explain(
     from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
 
     config = run.config
+    shown = dataset if isinstance(dataset, Dataset) else dataset.sample(_SAMPLE)
     if paths:
         pictures = np.stack([pixels for pixels, _ in read_images(config, paths, invert=invert)])
         pixels = pictures.astype(np.float32) / 255
         names = tuple(Path(path).name for path in paths)
     else:
-        pixels, names = first_of_each_class(dataset)
+        pixels, names = first_of_each_class(shown)
     subject = Subject.of(
         View.of_run(run),
-        dataset,
+        shown,
         pixels,
         names,
         jax.random.key(seed),
@@ -715,12 +739,12 @@ def _rival(run: Run, other: Run | None) -> "Named | None":
     return Named(other.folder.name, View.of_run(other))
 
 
-def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[str, Any]:
+def summarise(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> dict[str, Any]:
     """The result in numbers; those that no epoch has given yet are None."""
     config = run.config
     epochs = [report for report in history if report.epoch]
     seconds = sum(report.train_seconds for report in epochs)
-    images = len(epochs) * len(dataset.train.labels)
+    images = len(epochs) * dataset.sizes[0]
     return {
         "dataset": dataset.name,
         "dataset_version": dataset.version,
@@ -730,7 +754,9 @@ def summarise(run: Run, dataset: Dataset, history: list[EpochReport]) -> dict[st
         "train_loss": float(epochs[-1].losses.mean()) if epochs else None,
         "test_loss": float(history[-1].test.loss) if history else None,
         "test_error_percent": percent(history[-1].test.error) if history else None,
-        "error_percent_by_class": _by_class(history[-1].test_logits, dataset)
+        "error_percent_by_class": _by_class(
+            history[-1].test_logits, history[-1].test_labels, dataset.class_names
+        )
         if history and len(history[-1].test_logits)
         else None,
         "train_seconds": round(seconds, 4),
@@ -771,11 +797,11 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
+def draw(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> None:
     """Writes the run's pictures: curves, confusion matrix, mistakes, and training images."""
     epochs = [report for report in history if report.epoch]
-    logits = history[-1].test_logits
-    images, labels = (np.asarray(array) for array in dataset.test)
+    logits, labels = history[-1].test_logits, history[-1].test_labels
+    images = dataset.test.images
     figures = {
         "curves.png": plots.curves(
             [report.losses for report in epochs],
@@ -787,7 +813,7 @@ def draw(run: Run, dataset: Dataset, history: list[EpochReport]) -> None:
             images, labels, np.asarray(jax.nn.softmax(logits)), dataset.class_names
         ),
         "training.png": plots.grid(
-            _as_the_network_sees_them(run.config, dataset.train.images[:60]),
+            _as_the_network_sees_them(run.config, dataset.sample(60).train.images),
             "training images, changed as the network sees them",
         ),
     }

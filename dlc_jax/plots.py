@@ -4,7 +4,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -16,6 +16,12 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from dlc_jax.files import write_atomically
 
 _TRAIN, _TEST = "#1f77b4", "#d62728"
+
+
+class Images(Protocol):
+    """Images by their places: an array, or what reads them from disk."""
+
+    def __getitem__(self, place: Any, /) -> Any: ...
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -90,7 +96,7 @@ def confusion(
 
 
 def mistakes(
-    images: UInt8[np.ndarray, "examples height width channels"],
+    images: Images,
     labels: Int[np.ndarray, " examples"],
     probabilities: Float[np.ndarray, "examples classes"],
     class_names: Sequence[str],
@@ -99,7 +105,7 @@ def mistakes(
     """The test images that the network got wrong, the surest of its mistakes first.
 
     Args:
-      images: the test images.
+      images: the test images, each uint8 [height, width, channels] by its place.
       labels: their classes.
       probabilities: the network's, for each class.
       class_names: what the classes are called.

@@ -48,6 +48,8 @@ class RunConfig(Recipe):
       checkpoint_steps: after so many steps of an epoch a checkpoint can be made, and a resumed
         run goes on.
       devices: over how many each batch was spread; 0 where that is not known.
+      stream: whether the images are read batch by batch, instead of all at first.
+      image_size: height and width to which images on disk are brought, if they are.
     """
 
     recipe: str = "mnist-lecture"
@@ -63,6 +65,8 @@ class RunConfig(Recipe):
     seed: int
     checkpoint_steps: int = 200
     devices: int = 0
+    stream: bool = False
+    image_size: int | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":

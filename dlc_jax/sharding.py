@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dlc_jax.errors import InputError
 
@@ -102,6 +102,18 @@ def _from_each_process(array: Any, sharding: NamedSharding) -> jax.Array:
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     values = np.asarray(array)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def of_batch(mesh: Mesh | None, *, shared: bool = True) -> Sharding | None:
+    """Where the examples of a batch are: each on one device of the mesh, or all on each."""
+    if mesh is None:
+        return None
+    return NamedSharding(mesh, PartitionSpec(BATCH) if shared else PartitionSpec())
+
+
+def whole(tree: Tree, mesh: Mesh | None) -> Tree:
+    """The arrays whole on every device of the mesh, wherever on it they are."""
+    return jax.jit(everywhere, static_argnums=1)(tree, mesh)
 
 
 def everywhere(tree: Tree, mesh: Mesh | None) -> Tree:

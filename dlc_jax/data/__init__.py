@@ -8,7 +8,7 @@ import difflib
 import importlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +202,9 @@ def open_records(
         if image_size is not None:
             raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
         return RecordDataset.of(load(name, data_dir))
-    return open_prepared(fetch(name, data_dir, progress=progress is not None), image_size)
+    source = fetch(name, data_dir, progress=progress is not None)
+    # By the name that opens it again, a configuration's included.
+    return replace(open_prepared(source, image_size), name=name)
 
 
 def fetch(

@@ -1,5 +1,6 @@
 """What a dataset is once it is loaded: arrays, and the names that go with them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -71,10 +72,22 @@ class Dataset:
         return replace(self, train=Examples(images[:examples], labels[:examples]))
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """How many training and how many test examples there are."""
+        return len(self.train.labels), len(self.test.labels)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         height, width, channels = np.shape(self.train.images)[1:]
         return height, width, channels
+
+    def sample(self, most: int) -> "Dataset":
+        """The first examples of each split, so many at most, in memory."""
+        train, test = (
+            Examples(*(array[:most] for array in split)) for split in (self.train, self.test)
+        )
+        return replace(self, train=train, test=test)
 
 
 @jax.tree_util.register_dataclass
@@ -95,15 +108,22 @@ class Normalise:
     @classmethod
     def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalise":
         """The mean and standard deviation of all pixels of the given images."""
+        # In pieces that stay in the processor's cache.
         images = np.asarray(images)
-        channels = images.shape[-1]
-        total, squares = np.zeros(channels), np.zeros(channels)
-        # In pieces that stay in the processor's cache; sums of integers are exact in float64.
-        for start in range(0, len(images), 256):
-            pixels = images[start : start + 256].reshape(-1, channels).astype(np.float64)
-            total += np.ones(len(pixels)) @ pixels
-            squares += np.einsum("pc,pc->c", pixels, pixels)
-        count = images.size // channels
+        return cls.over(images[start : start + 256] for start in range(0, len(images), 256))
+
+    @classmethod
+    def over(
+        cls, pieces: Iterable[UInt8[np.ndarray, "examples height width channels"]]
+    ) -> "Normalise":
+        """The same of images that come a few at a time."""
+        total, squares, count = np.zeros(()), np.zeros(()), 0
+        for piece in pieces:
+            pixels = piece.reshape(-1, piece.shape[-1]).astype(np.float64)
+            # Sums of integers are exact in float64.
+            total = total + np.ones(len(pixels)) @ pixels
+            squares = squares + np.einsum("pc,pc->c", pixels, pixels)
+            count += len(pixels)
         mean = total / count
         variance = squares / count - mean**2
         # A channel that never varies is left at zero instead of dividing by it.

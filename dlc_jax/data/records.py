@@ -73,6 +73,11 @@ class Records:
             raise InputError(f"there is no example {wrong[0]}; ask for 0 to {self.count - 1}")
         return self.reader(asked)
 
+    @property
+    def images(self) -> "_Images":
+        """The images alone, each by its place."""
+        return _Images(self)
+
     def first(self, examples: int) -> "Records":
         """The first so many of them only.
 
@@ -154,6 +159,19 @@ class RecordDataset:
         check_count(self.name, examples, len(self.train))
         return replace(self, train=self.train.first(examples)) if examples else self
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many training and how many test examples there are."""
+        return len(self.train), len(self.test)
+
+    def sample(self, most: int) -> Dataset:
+        """The first examples of each split, so many at most, in memory."""
+        train, test = (
+            split.first(min(most, len(split))).load() for split in (self.train, self.test)
+        )
+        about = self.name, self.version, train, test, self.class_names, self.provenance
+        return Dataset(*about)
+
     def part(self, index: int, parts: int) -> "RecordDataset":
         """The dataset with one of so many parts of each split; see `Records.part`."""
         train, test = (split.part(index, parts) for split in (self.train, self.test))
@@ -183,6 +201,16 @@ class RecordDataset:
             self.class_names,
             self.provenance,
         )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of records, each by its place."""
+
+    records: Records
+
+    def __getitem__(self, place: int) -> UInt8[np.ndarray, "height width channels"]:
+        return self.records[place][0]
 
 
 @dataclass(frozen=True)

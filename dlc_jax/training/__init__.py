@@ -2,8 +2,16 @@
 
 from dlc_jax.losses import cross_entropy
 from dlc_jax.training import optimizers
-from dlc_jax.training.epoch import evaluate, evaluate_ensemble, train_ensemble, train_epoch
+from dlc_jax.training.epoch import (
+    changes_of_epoch,
+    evaluate,
+    evaluate_ensemble,
+    train_batch,
+    train_ensemble,
+    train_epoch,
+)
 from dlc_jax.training.fit import EpochReport, NoRoom, fit, fit_ensemble
+from dlc_jax.training.programs import evaluate_records
 from dlc_jax.training.state import TrainState, create_state, stack, unstack
 from dlc_jax.training.step import Metrics, couples_examples, eval_step, train_step
 
@@ -12,16 +20,19 @@ __all__ = [
     "Metrics",
     "NoRoom",
     "TrainState",
+    "changes_of_epoch",
     "couples_examples",
     "create_state",
     "cross_entropy",
     "eval_step",
     "evaluate",
     "evaluate_ensemble",
+    "evaluate_records",
     "fit",
     "fit_ensemble",
     "optimizers",
     "stack",
+    "train_batch",
     "train_ensemble",
     "train_epoch",
     "train_step",

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data import order as orders
 from dlc_jax.data.augment import Augmentation, Changes, shift
-from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.data.examples import AnyArray, Examples, Normalise
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.sharding import everywhere, spread
 from dlc_jax.training.state import TrainState
@@ -84,6 +84,69 @@ def train_epoch(
         state, metrics_of_last = _step(state, normalise, (last, None), axis_name=None, **how)
         metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, metrics_of_last)
     return everywhere((state, metrics), mesh)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing"))
+def train_batch(
+    state: TrainState,
+    batch: Examples,
+    normalise: Normalise,
+    changes: Changes | None = None,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    augmentation: Augmentation = _NONE,
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """A step of `train_epoch`, for batches that come one by one.
+
+    Args:
+      state: the network in training.
+      batch: uint8 images [batch, height, width, channels] and labels [batch], as
+        `dlc_jax.data.stream` gives them.
+      normalise: as for `train_epoch`.
+      changes: what is done to the examples of the whole epoch; see `changes_of_epoch`.
+      batch_size: examples an update; an epoch's last batch may have fewer.
+      mesh: devices, which share full batches evenly.
+      augmentation: as for `train_epoch`.
+      label_smoothing: likewise.
+
+    Returns:
+      The next state, and the step's loss and error.
+    """
+    size = len(batch.labels)
+    if changes is not None:
+        steps = -(-len(changes.mirrored) // batch_size)
+        start = state.step % steps * batch_size
+        changes = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), changes)
+    how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
+    even = mesh if mesh is not None and size % mesh.size == 0 else None
+    step = spread(partial(_step, **how), even, in_axes=(None, None, 0), out_axes=None)
+    return everywhere(step(state, normalise, ((batch, changes), None)), mesh)
+
+
+@partial(jax.jit, static_argnames=("shape", "mesh", "augmentation"))
+def changes_of_epoch(
+    key: PRNGKeyArray,
+    epoch: Int[AnyArray, ""],
+    shape: tuple[int, ...],
+    *,
+    augmentation: Augmentation,
+    mesh: Mesh | None = None,
+) -> Changes:
+    """What `train_epoch` does to an epoch's examples, in the order in which it takes them.
+
+    Args:
+      key: as for `train_epoch`.
+      epoch: how many epochs there were before this one.
+      shape: of all images, [images, height, width, channels].
+      augmentation: as for `train_epoch`.
+      mesh: the devices that shall have them.
+    """
+    _, drawing = orders.split(key)
+    order = orders.order(key, epoch, shape[0])
+    changes = augmentation.draw(drawing, epoch, shape)
+    return everywhere(jax.tree.map(lambda array: array[order], changes), mesh)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "augmentation", "label_smoothing"))

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data.examples import Dataset, Normalise
+from dlc_jax.data.records import RecordDataset
 from dlc_jax.errors import InputError
 from dlc_jax.sharding import replicate
-from dlc_jax.training.epoch import evaluate, train_ensemble, train_epoch
+from dlc_jax.training.epoch import evaluate, train_ensemble
+from dlc_jax.training.programs import Task, compiled
 from dlc_jax.training.state import TrainState, unstack
 from dlc_jax.training.step import Metrics
 
@@ -45,6 +47,7 @@ class EpochReport:
       losses: the training loss of each step, in nats.
       test: loss and error on the test split.
       test_logits: the network's output for each test image.
+      test_labels: the right classes of these.
       train_seconds: how long the epoch took, evaluation and compilation apart; of networks
         trained together, each one's share.
       test_seconds: how long the evaluation took, likewise.
@@ -56,6 +59,7 @@ class EpochReport:
     losses: Float[np.ndarray, " steps"]
     test: Metrics
     test_logits: Float[np.ndarray, "examples classes"]
+    test_labels: Int[np.ndarray, " examples"]
     train_seconds: float
     test_seconds: float
     compile_seconds: float
@@ -63,7 +67,7 @@ class EpochReport:
 
 def fit(
     state: TrainState,
-    dataset: Dataset,
+    dataset: Dataset | RecordDataset,
     normalise: Normalise,
     *,
     epochs: int,
@@ -86,7 +90,8 @@ def fit(
 
     Args:
       state: the network to begin with.
-      dataset: what to learn and what to test on.
+      dataset: what to learn and what to test on; one on disk streams in, batch by batch in the
+        same order, to the same result.
       normalise: what to apply to the images of both splits.
       epochs: passes over the training split.
       batch_size: examples an update.
@@ -110,53 +115,27 @@ def fit(
         state stands where no part ends.
     """
     check_batch_size(batch_size, dataset)
-    parts = _Parts(len(dataset.train.labels), batch_size, part_steps)
+    parts = _Parts(dataset.sizes[0], batch_size, part_steps)
     parts.left(int(state.step))
     looks = {"mirrored": mirrored, "translated": translated}
+    task = Task(state, normalise, key, batch_size, mesh, how, looks)
 
     def reports() -> Iterator[EpochReport]:
-        arguments = state, dataset.train, dataset.test, normalise, key
-        first, train, test, normal, own = replicate(arguments, mesh)
-        start = time.perf_counter()
-        programs = {}
-        for examples in dict.fromkeys(parts.examples):
-            part = None if len(parts.examples) == 1 else examples
-            programs[examples] = train_epoch.lower(
-                first,
-                train,
-                normal,
-                batch_size=batch_size,
-                mesh=mesh,
-                key=own,
-                examples=part,
-                **how,
-            ).compile()
-        run_test = evaluate.lower(first, test, normal, mesh=mesh, **looks).compile()
-        seconds = time.perf_counter() - start
-        epoch, within = parts.place(int(first.step))
+        programs = compiled(task, dataset, parts.examples)
+        epoch, within = parts.place(int(state.step))
         before = [losses] if within else []
-
-        def run_part(state: TrainState, examples: int) -> tuple[TrainState, Metrics]:
-            return programs[examples](state, train, normal, key=own)
 
         def run_epoch(state: TrainState) -> tuple[TrainState, Float[np.ndarray, " steps"]]:
             so_far = [before.pop()] if before else []
             for examples in parts.left(int(state.step)):
-                (state, metrics), taken = _timed(run_part, state, examples)
+                (state, metrics), taken = _timed(programs.train, state, examples)
                 so_far.append(np.asarray(metrics.loss))
                 if after_part is not None and np.isfinite(so_far[-1]).all():
                     after_part(state, np.concatenate(so_far), taken)
             return state, np.concatenate(so_far)
 
-        yield from _reports(
-            first,
-            run_epoch,
-            lambda state: run_test(state, test, normal),
-            epochs,
-            seconds,
-            epoch,
-            within,
-        )
+        start = programs.state, run_epoch, programs.test
+        yield from _reports(*start, epochs, programs.compile_seconds, epoch, within)
 
     return reports()
 
@@ -210,10 +189,14 @@ def fit_ensemble(
         states, metrics = run_epoch(states, train, normalise, keys=keys)
         return states, metrics.loss
 
+    def test_of_each(states: TrainState) -> tuple[Array, np.ndarray, Metrics]:
+        logits, metrics = run_test(states, test, normalise)
+        return logits, np.asarray(dataset.test.labels), metrics
+
     together = _reports(
         states,
         losses_of_epoch,
-        lambda states: run_test(states, test, normalise),
+        test_of_each,
         epochs,
         time.perf_counter() - start,
     )
@@ -244,9 +227,9 @@ class _Parts:
         return -(-step // self._steps), step % self._steps > 0
 
 
-def check_batch_size(batch_size: int, dataset: Dataset) -> None:
+def check_batch_size(batch_size: int, dataset: Dataset | RecordDataset) -> None:
     """Raises an InputError unless a dataset can be learned in batches of that size."""
-    count = len(dataset.train.labels)
+    count = dataset.sizes[0]
     if not 1 <= batch_size <= count:
         raise InputError(
             f"a batch size of {batch_size} does not fit {dataset.name}'s {count} training "
@@ -274,7 +257,7 @@ def _check_room(programs: list[Any]) -> None:
 def _reports(
     state: TrainState,
     run_epoch: Callable[[TrainState], tuple[TrainState, Any]],
-    run_test: Callable[[TrainState], tuple[Any, Metrics]],
+    run_test: Callable[[TrainState], tuple[Any, np.ndarray, Metrics]],
     epochs: int,
     compile_seconds: float,
     first: int = 0,
@@ -286,13 +269,14 @@ def _reports(
             (state, losses), train_seconds = _timed(run_epoch, state)
             losses = np.asarray(losses)
             _check_finite(losses, epoch)
-        (logits, test_metrics), test_seconds = _timed(run_test, state)
+        (logits, labels, test_metrics), test_seconds = _timed(run_test, state)
         yield EpochReport(
             epoch,
             state,
             losses,
             test_metrics,
             np.asarray(logits),
+            labels,
             train_seconds,
             test_seconds,
             compile_seconds,
