@@ -17,8 +17,8 @@ from dlc_jax.errors import DatasetUnavailable, InputError
 from dlc_jax.interruption import Terminated, terminable
 
 if TYPE_CHECKING:
-    from dlc_jax.data import Dataset
-    from dlc_jax.experiment import Outcome, Saving
+    from dlc_jax.data import Dataset, RecordDataset
+    from dlc_jax.experiment import AnyDataset, Outcome, Saving
     from dlc_jax.recipes import Recipe
     from dlc_jax.runs import Run, RunConfig
     from dlc_jax.training import EpochReport
@@ -374,6 +374,17 @@ def list_recipes(as_json: bool) -> None:
     help="How many stay, the newest ones.",
 )
 @click.option(
+    "--stream",
+    is_flag=True,
+    help="Read the images batch by batch while training goes on, for those that do not fit into "
+    "memory; as done with any dataset of yours that dlc-jax data does not list.",
+)
+@click.option(
+    "--image-size",
+    type=_Integer(1),
+    help="Bring images that stream in to so many pixels in height and width.",
+)
+@click.option(
     "--devices",
     type=_Devices(),
     metavar="all|N",
@@ -415,6 +426,8 @@ def train(
     checkpoint_steps: int | None,
     checkpoint_seconds: float,
     keep_checkpoints: int,
+    stream: bool,
+    image_size: int | None,
     devices: int | None,
     distributed: bool,
     coordinator_address: str | None,
@@ -438,6 +451,7 @@ def train(
       dlc-jax train --resume runs/first
       dlc-jax train --model resnet18 --option stem=small --batch-size 50
       dlc-jax train --devices all
+      dlc-jax train --dataset imagenet2012 --image-size 224 --model resnet50 --batch-size 256
       srun dlc-jax train --distributed
     """
     from dlc_jax import experiment, hosts, models, recipes
@@ -467,7 +481,11 @@ def train(
     if model_options:
         kept = {} if model is not None else chosen.model_options
         changes["model_options"] = kept | dict(model_options)
-    if recipe is None:
+    loaded: AnyDataset
+    if _streams(dataset, stream, image_size):
+        loaded = _open(dataset or chosen.dataset, data_dir, image_size)
+        changes["image_size"] = image_size
+    elif recipe is None:
         loaded = _load_or_fall_back(dataset, data_dir)
     else:
         loaded = _load(dataset or chosen.dataset, data_dir)
@@ -532,12 +550,12 @@ def _resume(
     ]
     if others:
         raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
-    dataset = _load(config.dataset, data_dir)
+    dataset = _load_again(config, data_dir)
     if not hosts.is_first():
         _follow([config], dataset, devices)
         return 0
     run = Run(Path(folder), config)
-    images, tests = len(dataset.first(config.examples).train.labels), len(dataset.test.labels)
+    images, tests = dataset.first(config.examples).sizes
     with terminal.epochs(config.epochs, images, tests) as progress, terminable():
 
         def watch(run: "Run", report: "EpochReport") -> None:
@@ -551,7 +569,7 @@ def _resume(
     return _print_outcomes([outcome], as_json)
 
 
-def _follow(configs: "Sequence[RunConfig]", dataset: "Dataset", devices: int | None) -> None:
+def _follow(configs: "Sequence[RunConfig]", dataset: "AnyDataset", devices: int | None) -> None:
     """Takes part in what the first process trains, keeps and prints."""
     from dlc_jax import experiment
 
@@ -561,7 +579,7 @@ def _follow(configs: "Sequence[RunConfig]", dataset: "Dataset", devices: int | N
 
 
 def _train(
-    dataset: "Dataset",
+    dataset: "AnyDataset",
     recipe: "Recipe",
     several: list[dict[str, Any]],
     output_dir: Path,
@@ -574,11 +592,16 @@ def _train(
     import jax
 
     from dlc_jax import experiment, hosts
+    from dlc_jax.data import RecordDataset
     from dlc_jax.training import NoRoom
 
-    if devices is not None or jax.process_count() > 1:
+    streams = isinstance(dataset, RecordDataset)
+    if streams or devices is not None or jax.process_count() > 1:
         if together:
-            raise InputError("--together is for one device; leave it or --devices out")
+            raise InputError(
+                "--together is for one device and images in memory; leave it out, or --devices, "
+                "--distributed and --stream"
+            )
         together = False
     if not hosts.is_first():
         configs = [experiment.configure(dataset, recipe, **how) for how in several]
@@ -600,7 +623,7 @@ def _train(
 
 
 def _train_some(
-    dataset: "Dataset",
+    dataset: "AnyDataset",
     recipe: "Recipe",
     several: list[dict[str, Any]],
     output_dir: Path,
@@ -611,7 +634,7 @@ def _train_some(
     from dlc_jax import experiment, terminal
 
     configs = [experiment.configure(dataset, recipe, **how) for how in several]
-    images, tests = len(dataset.first(configs[0].examples).train.labels), len(dataset.test.labels)
+    images, tests = dataset.first(configs[0].examples).sizes
     with terminal.epochs(configs[0].epochs, images, tests) as progress, terminable():
 
         def watch(run: "Run", report: "EpochReport") -> None:
@@ -665,6 +688,27 @@ def _load(name: str, data_dir: str | None) -> "Dataset":
                 data.fetch(name, data_dir)
         part = jax.process_index(), jax.process_count()
         return hosts.gather(data.load(name, data_dir, progress=progress, part=part))
+
+
+def _streams(name: str | None, stream: bool, image_size: int | None) -> bool:
+    """Whether images shall be read while training goes on."""
+    from dlc_jax import data
+
+    return stream or image_size is not None or (name is not None and name not in data.CATALOGUE)
+
+
+def _open(name: str, data_dir: str | None, image_size: int | None) -> "RecordDataset":
+    from dlc_jax import data, hosts, terminal
+
+    with terminal.counting(f"opening {name}") as progress, hosts.first_alone():
+        return data.open_records(name, data_dir, image_size=image_size, progress=progress)
+
+
+def _load_again(config: "RunConfig", data_dir: str | None) -> "AnyDataset":
+    """What a run was trained on."""
+    if config.stream:
+        return _open(config.dataset, data_dir, config.image_size)
+    return _load(config.dataset, data_dir)
 
 
 def _heading(run: "Run", counts: tuple[int, int]) -> str:
@@ -737,7 +781,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
     from dlc_jax.runs import Run
 
     opened = [Run.open(Path(run)) for run in runs]
-    dataset = _load(opened[0].config.dataset, data_dir)
+    dataset = _load_again(opened[0].config, data_dir)
     result = experiment.evaluate(opened, dataset)
     if not as_json:
         click.echo(
@@ -848,7 +892,7 @@ def explain(
         raise InputError(f"--transfer {transfer!r} is for adversarial images, not for {method}")
     opened = Run.open(Path(run))
     other = Run.open(Path(transfer)) if transfer else None
-    dataset = _load(opened.config.dataset, data_dir)
+    dataset = _load_again(opened.config, data_dir)
     with terminal.stages() as progress:
         result = experiment.explain(
             opened,

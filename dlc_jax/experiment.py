@@ -425,7 +425,7 @@ def _mesh(
 
 def train_together(
     configs: Sequence[RunConfig],
-    dataset: Dataset,
+    dataset: AnyDataset,
     output_dir: Path,
     names: Sequence[str | None],
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
@@ -440,10 +440,16 @@ def train_together(
       watch: as for `train`, called for each network.
 
     Raises:
-      InputError: as for `train`; or (`training.NoRoom`) the device has too little memory.
+      InputError: as for `train`; the dataset is not in memory; or (`training.NoRoom`) the device
+        has too little.
     """
     config = configs[0]
     dataset = dataset.first(config.examples)
+    if isinstance(dataset, RecordDataset):
+        raise InputError(
+            f"{dataset.name} streams in, while networks trained together need it in memory; train "
+            "them one by one"
+        )
     states = _states(configs, dataset)
     keys = jnp.stack([_key(each) for each in configs]) if config.shuffle else None
     stacked = training.stack(states)
