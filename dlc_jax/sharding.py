@@ -53,10 +53,12 @@ def device_mesh(
     if len(hosts) > 1 and count < len(devices):
         below, above = batch_size // len(devices), -(-batch_size // len(devices))
         sizes = " or ".join(str(len(devices) * each) for each in (below, above) if each)
-        raise InputError(
+        error = InputError(
             f"a batch size of {batch_size} does not spread evenly over the {len(devices)} devices "
-            f"of {len(hosts)} processes, as this network needs; choose {sizes}"
+            f"of {len(hosts)} processes, as it must here; choose {sizes}"
         )
+        error.common = True
+        raise error
     return _mesh(devices[:count])
 
 
