@@ -136,16 +136,17 @@ class Checkpoints:
         Raises:
           InputError: it is of another network or another recipe.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps())
+        while steps:
+            step = steps.pop()
             try:
                 return self._restored(step, state, complain)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
-                complain(
-                    f"the checkpoint of step {step} is damaged ({reason}); taking an earlier one"
-                )
+                instead = "taking the one before" if steps else "it is the last: beginning anew"
+                complain(f"the checkpoint of step {step} is damaged ({reason}); {instead}")
                 self._manager.delete(step)
         return None
 

@@ -410,6 +410,12 @@ def list_recipes(as_json: bool) -> None:
     help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
     "XProf; not with --together.",
 )
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Also write numbers and pictures for TensorBoard, into a run's tensorboard/; needs "
+    "pip install 'dlc-jax[tensorboard]'.",
+)
 @_json
 def train(
     recipe: str | None,
@@ -434,6 +440,7 @@ def train(
     num_processes: int | None,
     process_id: int | None,
     profile: bool,
+    tensorboard: bool,
     as_json: bool,
     **fields: Any,
 ) -> int:
@@ -459,7 +466,7 @@ def train(
 
     _join(distributed, coordinator_address, num_processes, process_id)
     devices = _count_devices(devices)
-    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile)
+    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
     changes = {field: value for field, value in fields.items() if value is not None}
     if checkpoint_steps is not None:
         changes["checkpoint_steps"] = checkpoint_steps
@@ -651,7 +658,7 @@ def _train_some(
             how = dataset, output_dir, names[0], watch, saving, devices
             outcomes = [experiment.train(configs[0], *how)]
         else:
-            outcomes = experiment.train_together(configs, dataset, output_dir, names, watch)
+            outcomes = experiment.train_together(configs, dataset, output_dir, names, watch, saving)
     for outcome in outcomes:
         _print_outcome(outcome)
     return outcomes
@@ -789,7 +796,8 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
             f"on {result['test_images']:,} test images of {result['dataset']}"
         )
         for name, error in result["error_percent_by_class"].items():
-            click.echo(f"  {name:12} {error:6.2f} %")
+            told = "no images" if error is None else f"{error:6.2f} %"
+            click.echo(f"  {name:12} {told}")
     else:
         click.echo(json.dumps(result))
 

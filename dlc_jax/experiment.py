@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,7 +28,8 @@ from dlc_jax.explain.view import View
 from dlc_jax.interruption import Terminated
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.recipes import LECTURE, Recipe
-from dlc_jax.runs import CHECKPOINTS, Run, RunConfig
+from dlc_jax.runs import CHECKPOINTS, EVENTS, Run, RunConfig
+from dlc_jax.tensorboard import Board, library
 from dlc_jax.training import EpochReport
 from dlc_jax.training.fit import check_batch_size
 
@@ -72,11 +73,21 @@ class Saving:
         part.
       keep: how many checkpoints, the newest ones.
       profile: whether JAX's profiler traces the first part of an epoch, into `profile/`.
+      tensorboard: whether to write event files for TensorBoard, into `tensorboard/`; a run that
+        has some goes on with them.
+
+    Raises:
+      InputError: there is no library for event files.
     """
 
     every: float = 10.0
     keep: int = 3
     profile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tensorboard:
+            library()
 
 
 def configure(
@@ -236,31 +247,82 @@ def _train(
 ) -> Outcome:
     """Trains in a run's folder from where its checkpoints say."""
     with ExitStack() as stack:
-
-        def open_run() -> tuple[Run, Checkpoints, Progress | None]:
-            run = make()
-            stack.enter_context(run.locked())
-            if not run.has_model:
-                run.save_model(fitting.state.model)
-            checkpoints = Checkpoints(run.folder / CHECKPOINTS, saving.keep, fitting.describe)
-            stack.enter_context(checkpoints)
-            return run, checkpoints, checkpoints.newest(fitting.state, complain)
-
-        opened: list[tuple[Run, Checkpoints, Progress | None]] = []
+        opened: list[_OpenRun] = []
 
         def tell() -> bytes:
-            opened.append(open_run())
-            begun = opened[0][-1]
+            opened.append(stack.enter_context(_open(make(), fitting, saving, complain)))
+            begun = opened[0].begun
             return checkpoint.to_bytes(begun) if begun else b""
 
         hosts.from_first(tell)
-        [(run, checkpoints, begun)] = opened
+        [run] = opened
+        how = fitting, run.begun, run.keeper.after_part
+        alone = _fit_profiled(run.run.folder, *how) if saving.profile else fitting.reports(*how[1:])
+        return _keep([run], ([report] for report in alone), fitting.dataset, watch)[0]
+
+
+@dataclass(frozen=True)
+class _OpenRun:
+    """A run's folder while it is in training.
+
+    Attributes:
+      run: the folder.
+      begun: where training goes on from; None where it begins.
+      keeper: of checkpoints.
+      history: what is known of all epochs.
+      board: where event files are asked for.
+    """
+
+    run: Run
+    begun: Progress | None
+    keeper: Keeper
+    history: list[EpochReport]
+    board: Board | None
+
+    def add(self, report: EpochReport, images: int) -> None:
+        """Keeps what an epoch of so many images came to."""
+        self.history.append(report)
+        if report.epoch:
+            self.run.save_model(report.state.model)
+            self.run.append_metrics(_metrics(report, images))
+        if self.board:
+            self.board.epoch(report)
+
+    def end(self, dataset: AnyDataset) -> dict[str, Any]:
+        """Writes the summary and the pictures, and returns the former."""
+        summary = summarise(self.run, dataset, self.history)
+        self.run.write_summary(summary)
+        if self.history and len(self.history[-1].test_logits):
+            files = draw(self.run, dataset, self.history)
+            if self.board:
+                self.board.pictures(files, int(self.history[-1].state.step))
+        return summary
+
+
+@contextmanager
+def _open(
+    run: Run,
+    fitting: "_Fitting",
+    saving: Saving,
+    complain: Callable[[str], None] = lambda message: None,
+) -> Iterator[_OpenRun]:
+    """Opens a run's folder for training, which ends with a checkpoint."""
+    with ExitStack() as stack:
+        stack.enter_context(run.locked())
+        if not run.has_model:
+            run.save_model(fitting.state.model)
+        checkpoints = Checkpoints(run.folder / CHECKPOINTS, saving.keep, fitting.describe)
+        stack.enter_context(checkpoints)
+        begun = checkpoints.newest(fitting.state, complain)
+        history = _history(run, begun, fitting.steps)
+        board, events = None, run.folder / EVENTS
+        if saving.tensorboard or events.exists():
+            done = (begun.step - 1) // fitting.steps if begun else 0
+            first = done * fitting.steps + 1 if begun else 0
+            board = stack.enter_context(Board(events, fitting.dataset.sizes[0], first))
         keeper = Keeper(checkpoints, saving.every, begun, fitting.steps)
         stack.callback(keeper.write)
-        history = _history(run, begun, fitting.steps)
-        how = fitting, begun, keeper.after_part
-        alone = _fit_profiled(run.folder, *how) if saving.profile else fitting.reports(*how[1:])
-        return _keep([run], [history], ([report] for report in alone), fitting.dataset, watch)[0]
+        yield _OpenRun(run, begun, keeper, history, board)
 
 
 def _fit_profiled(
@@ -299,11 +361,12 @@ def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
     run.write_metrics(lines)
     if begun is None or not done:
         return []
+    losses = begun.losses[: done * steps].reshape(done, steps)
     return [
         EpochReport(
             line["epoch"],
             begun.state,
-            losses,
+            losses[line["epoch"] - 1],
             training.Metrics(
                 jnp.float32(line["test_loss"]), jnp.float32(line["test_error_percent"] / 100)
             ),
@@ -313,9 +376,7 @@ def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
             0.0,
             0.0,
         )
-        for line, losses in zip(
-            lines, begun.losses[: done * steps].reshape(done, steps), strict=True
-        )
+        for line in lines
     ]
 
 
@@ -429,8 +490,11 @@ def train_together(
     output_dir: Path,
     names: Sequence[str | None],
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
+    saving: Saving = Saving(),
 ) -> list[Outcome]:
     """Trains several networks in one program, each with a folder of its own.
+
+    What was stopped, `resume` goes on with one by one, to the same numbers up to rounding.
 
     Args:
       configs: what to train, and how; they differ in nothing but their seeds.
@@ -438,6 +502,7 @@ def train_together(
       output_dir: where to make the runs' folders.
       names: the folders' names, as for `train`.
       watch: as for `train`, called for each network.
+      saving: of checkpoints, which can be made after each epoch; without `profile`.
 
     Raises:
       InputError: as for `train`; the dataset is not in memory; or (`training.NoRoom`) the device
@@ -454,10 +519,23 @@ def train_together(
     keys = jnp.stack([_key(each) for each in configs]) if config.shuffle else None
     stacked = training.stack(states)
     together = training.fit_ensemble(stacked, dataset, config.normalise, keys=keys, **_how(config))
-    runs = _new_runs(configs, output_dir, names)
-    for run, state in zip(runs, states, strict=True):
-        run.save_model(state.model)
-    return _keep(runs, [[] for _ in runs], together, dataset, watch)
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(_open(run, _Fitting(run.config, dataset, state, None), saving))
+            for run, state in zip(_new_runs(configs, output_dir, names), states, strict=True)
+        ]
+        return _keep(opened, _checkpointed(opened, together), dataset, watch)
+
+
+def _checkpointed(
+    runs: "Sequence[_OpenRun]", reports: Iterable[list[EpochReport]]
+) -> Iterator[list[EpochReport]]:
+    """The reports of networks trained together, whose epochs are of one part."""
+    for together in reports:
+        for run, report in zip(runs, together, strict=True):
+            if report.epoch:
+                run.keeper.after_part(report.state, report.losses, report.train_seconds)
+        yield together
 
 
 def _states(configs: Sequence[RunConfig], dataset: AnyDataset) -> list[training.TrainState]:
@@ -498,8 +576,7 @@ def _key(config: RunConfig) -> Any:
 
 
 def _keep(
-    runs: Sequence[Run],
-    histories: Sequence[list[EpochReport]],
+    runs: "Sequence[_OpenRun]",
     reports: Iterable[list[EpochReport]],
     dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None],
@@ -509,22 +586,15 @@ def _keep(
     interrupted: KeyboardInterrupt | None = None
     try:
         for together in reports:
-            for run, history, report in zip(runs, histories, together, strict=True):
-                history.append(report)
-                if report.epoch:
-                    run.save_model(report.state.model)
-                    run.append_metrics(_metrics(report, dataset.sizes[0]))
-                watch(run, report)
+            for run, report in zip(runs, together, strict=True):
+                run.add(report, dataset.sizes[0])
+                watch(run.run, report)
     except KeyboardInterrupt as interruption:
         interrupted = interruption
     finally:
-        for run, history in zip(runs, histories, strict=True):
-            summaries.append(summarise(run, dataset, history))
-            run.write_summary(summaries[-1])
-            if history and len(history[-1].test_logits):
-                draw(run, dataset, history)
+        summaries = [run.end(dataset) for run in runs]
     return [
-        Outcome(run, summary, interrupted is not None, isinstance(interrupted, Terminated))
+        Outcome(run.run, summary, interrupted is not None, isinstance(interrupted, Terminated))
         for run, summary in zip(runs, summaries, strict=True)
     ]
 
@@ -756,7 +826,7 @@ def summarise(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> dict
         "dataset_version": dataset.version,
         "model": config.model,
         "seed": config.seed,
-        "epochs": len(epochs),
+        "epochs": epochs[-1].epoch if epochs else 0,
         "train_loss": float(epochs[-1].losses.mean()) if epochs else None,
         "test_loss": float(history[-1].test.loss) if history else None,
         "test_error_percent": percent(history[-1].test.error) if history else None,
@@ -803,8 +873,17 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def draw(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> None:
-    """Writes the run's pictures: curves, confusion matrix, mistakes, and training images."""
+def draw(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> list[Path]:
+    """Writes the run's pictures: curves, confusion matrix, mistakes, and training images.
+
+    Args:
+      run: the run.
+      dataset: what it was trained on.
+      history: of its epochs, the last of them with the network's outputs.
+
+    Returns:
+      The files.
+    """
     epochs = [report for report in history if report.epoch]
     logits, labels = history[-1].test_logits, history[-1].test_labels
     images = dataset.test.images
@@ -825,6 +904,7 @@ def draw(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> None:
     }
     for name, figure in figures.items():
         plots.save(figure, run.folder / name)
+    return [run.folder / name for name in figures]
 
 
 def _as_the_network_sees_them(config: RunConfig, images: Any) -> np.ndarray:

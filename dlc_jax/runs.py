@@ -19,12 +19,13 @@ from dlc_jax.errors import InputError
 from dlc_jax.files import half_written, make_folder, write_atomically
 from dlc_jax.recipes import Recipe
 
-CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, LOCK = (
+CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
     "config.json",
     "metrics.jsonl",
     "parameters.safetensors",
     "summary.json",
     "checkpoints",
+    "tensorboard",
     "lock",
 )
 

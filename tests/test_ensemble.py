@@ -1,5 +1,6 @@
 """Several networks trained at once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from conftest import Command
 from flax import nnx
 
-from dlc_jax import models, training
+from dlc_jax import experiment, models, parameters, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augment import Augmentation
+from dlc_jax.runs import PARAMETERS
 
 HOW: dict[str, Any] = {
     "batch_size": 46,
@@ -119,6 +121,23 @@ def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> N
         again = dlc_jax("eval", run["run"], "--json").json
         assert again["test_error_percent"] == run["test_error_percent"]
     assert [run["run"] for run in result["runs"]] == ["runs/some-seed4", "runs/some-seed5"]
+
+
+def test_networks_trained_together_go_on_one_by_one(few_digits: Dataset, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"batch_size": 50, "learning_rate": 0.01, "shuffle": True, "epochs": 3}
+    configs = [experiment.configure(few_digits, seed=seed, **how) for seed in (0, 1)]
+    names, saving = ("run0", "run1"), experiment.Saving(every=0)
+    outcomes = experiment.train_together(configs, few_digits, tmp_path, names, saving=saving)
+    whole = parameters.load(tmp_path / "run1" / PARAMETERS, configs[1].create_model())
+    run = outcomes[1].run
+    stopped = run.folder / "checkpoints"
+    assert sorted(int(path.name) for path in stopped.iterdir()) == [5, 10, 15]
+    for later in ("10", "15"):
+        shutil.rmtree(stopped / later)
+    resumed = experiment.resume(run, few_digits)
+    assert_near(nnx.state(resumed.run.model(), nnx.Param), nnx.state(whole, nnx.Param))
+    assert resumed.summary["test_error_percent"] == outcomes[1].summary["test_error_percent"]
+    assert [line["step"] for line in run.read_metrics()] == [5, 10, 15]
 
 
 def test_no_folder_is_left_where_one_of_several_runs_has_none(

@@ -159,13 +159,29 @@ def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(
     assert results(stopped) == results(never_stopped)
 
 
-def test_without_any_whole_checkpoint_it_begins_again(
+def test_without_any_whole_checkpoint_it_begins_again_and_says_so(
     dlc_jax: Command, stopped: Path, never_stopped: Path
 ) -> None:
-    shutil.rmtree(stopped / "checkpoints")
+    for path in (stopped / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            _truncate(path)
     done = dlc_jax("train", "--resume", stopped)
     assert done.code == 0, done.err
+    assert done.err.count("taking the one before") == 1
+    assert done.err.count("it is the last: beginning anew") == 1
     assert results(stopped) == results(never_stopped)
+
+
+def test_a_run_whose_metrics_were_deleted_goes_on_without_them(
+    dlc_jax: Command, stopped: Path, never_stopped: Path
+) -> None:
+    (stopped / "metrics.jsonl").unlink()
+    done = dlc_jax("train", "--resume", stopped, "--json")
+    assert done.code == 0, done.err
+    parameters, metrics, summary = results(stopped)
+    expected = results(never_stopped)
+    assert (parameters, summary) == (expected[0], expected[2])
+    assert metrics == expected[1][-len(metrics) :]
 
 
 @pytest.mark.parametrize(
