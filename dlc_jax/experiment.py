@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -319,7 +319,7 @@ def _open(
         if saving.tensorboard or events.exists():
             done = (begun.step - 1) // fitting.steps if begun else 0
             first = done * fitting.steps + 1 if begun else 0
-            board = stack.enter_context(Board(events, fitting.dataset.sizes[0], first))
+            board = stack.enter_context(closing(Board(events, fitting.dataset.sizes[0], first)))
         keeper = Keeper(checkpoints, saving.every, begun, fitting.steps)
         stack.callback(keeper.write)
         yield _OpenRun(run, begun, keeper, history, board)

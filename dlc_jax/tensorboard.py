@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -49,15 +49,8 @@ class Board:
         self._images = images
         self._writer = library().SummaryWriter(str(folder), purge_step=first)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the event file."""
         self._writer.close()
 
     def epoch(self, report: "EpochReport") -> None:
