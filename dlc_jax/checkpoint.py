@@ -151,6 +151,7 @@ class Checkpoints:
         return None
 
     def _restored(self, step: int, state: TrainState, complain: Callable[[str], None]) -> Progress:
+        _read_one_by_one(self._folder.resolve() / str(step) / "arrays")
         restore = self._orbax.args
         found = self._manager.restore(
             step,
@@ -229,6 +230,24 @@ class Keeper:
             with deferred():
                 self._checkpoints.save(self._latest)
                 self._saved, self._since = self._latest, time.monotonic()
+
+
+def _read_one_by_one(arrays: Path) -> None:
+    """Reads all arrays of a checkpoint, and raises whatever that raises where one is damaged.
+
+    Orbax reads all at once. Where one can't be read, it leaves the others unfinished, and each of
+    them prints a traceback.
+    """
+    import tensorstore
+
+    store = {"driver": "ocdbt", "base": f"file://{arrays}/"}
+    keys = tensorstore.KvStore.open(store).result().list().result()
+    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
+    if not names:
+        raise ValueError(f"{str(arrays)!r} has no arrays")
+    for name in names:
+        array = {"driver": "zarr", "kvstore": {**store, "path": name}}
+        tensorstore.open(array).result().read().result()
 
 
 def to_bytes(progress: Progress) -> bytes:
