@@ -68,7 +68,7 @@ class Checkpoints:
         import orbax.checkpoint as orbax
 
         # What it does is no news to a person; what goes wrong, it raises.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._orbax, self._folder = orbax, folder
         make_folder(folder)
         # Of several processes one alone keeps them, and waits for no other.
