@@ -223,8 +223,9 @@ def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -
     fitting = _Fitting.of(config, dataset, devices)
     content = hosts.from_first(bytes)
     begun = checkpoint.from_bytes(content, fitting.state) if content else None
-    for _ in fitting.reports(begun):
-        pass
+    with hosts.ending_together() as go_on:
+        for _ in fitting.reports(begun, lambda *part: go_on()):
+            pass
 
 
 def _train(
@@ -255,10 +256,16 @@ def _train(
 
         hosts.from_first(tell)
         [(run, checkpoints, begun)] = opened
+        go_on = stack.enter_context(hosts.ending_together())
         keeper = Keeper(checkpoints, saving.every, begun, fitting.steps)
         stack.callback(keeper.write)
         history = _history(run, begun, fitting.steps)
-        how = fitting, begun, keeper.after_part
+
+        def after_part(state: training.TrainState, losses: np.ndarray, seconds: float) -> None:
+            keeper.after_part(state, losses, seconds)
+            go_on()
+
+        how = fitting, begun, after_part
         alone = _fit_profiled(run.folder, *how) if saving.profile else fitting.reports(*how[1:])
         return _keep([run], [history], ([report] for report in alone), fitting.dataset, watch)[0]
 
