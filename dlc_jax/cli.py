@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _complain(f"{error.strerror or error}: {error.filename or 'a file'}")
         status = _BAD_INPUT
         _leave_others(status)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if not _is_loss(error):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _is_loss(error: RuntimeError) -> bool:
+def _is_loss(error: Exception) -> bool:
     """Whether it tells that one of several processes has been lost."""
     if "dlc_jax.hosts" not in sys.modules:
         return False

@@ -21,6 +21,8 @@ from dlc_jax.interruption import Terminated, deferred, ignore
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
 _FINE, _FAILED = b"+", b"-"
+# How the messages begin of errors in sending and receiving.
+_LOSSES = ("UNKNOWN: ", "INTERNAL: ", "ABORTED: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ")
 
 
 def initialize(
@@ -74,7 +76,9 @@ def _check(address: str | None, num_processes: int | None, process_id: int | Non
 
 def is_loss(error: BaseException) -> bool:
     """Whether an error is what JAX raises where another process can't be reached any more."""
-    return are_waiting() and isinstance(error, jax.errors.JaxRuntimeError)
+    # It is a ValueError where a program has been waited for when it was called.
+    jaxs = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    return are_waiting() and jaxs and str(error).startswith(_LOSSES)
 
 
 def are_waiting() -> bool:
