@@ -221,9 +221,9 @@ def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -
       InputError: as for `train`.
     """
     fitting = _Fitting.of(config, dataset, devices)
-    content = hosts.from_first(bytes)
-    begun = checkpoint.from_bytes(content, fitting.state) if content else None
     with hosts.ending_together() as go_on:
+        content = hosts.from_first(bytes)
+        begun = checkpoint.from_bytes(content, fitting.state) if content else None
         for _ in fitting.reports(begun, lambda *part: go_on()):
             pass
 
@@ -237,6 +237,8 @@ def _train(
 ) -> Outcome:
     """Trains in a run's folder from where its checkpoints say."""
     with ExitStack() as stack:
+        # To be left last, when all is written.
+        go_on = stack.enter_context(hosts.ending_together())
 
         def open_run() -> tuple[Run, Checkpoints, Progress | None]:
             run = make()
@@ -256,7 +258,6 @@ def _train(
 
         hosts.from_first(tell)
         [(run, checkpoints, begun)] = opened
-        go_on = stack.enter_context(hosts.ending_together())
         keeper = Keeper(checkpoints, saving.every, begun, fitting.steps)
         stack.callback(keeper.write)
         history = _history(run, begun, fitting.steps)

@@ -264,6 +264,16 @@ def test_a_pair_of_which_one_is_ended_or_killed_goes_on_as_if_it_had_not_been(
     assert results(tmp_path / "runs" / "run") == results(never_stopped)
 
 
+def test_sigterm_ends_a_process_that_has_joined_others_and_does_not_train_yet() -> None:
+    script = (
+        "import os, signal, sys; from dlc_jax import hosts; hosts.initialize(sys.argv[1], 1, 0)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    address = f"127.0.0.1:{free_port()}"
+    done = subprocess.run([sys.executable, "-c", script, address], capture_output=True)
+    assert done.returncode == -signal.SIGTERM, done.stderr.decode()
+
+
 @pytest.mark.slow
 def test_ctrl_c_at_one_process_ends_both_and_so_does_one_that_no_longer_answers(
     start: Start, tmp_path: Path
