@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dlc_jax.training import EpochReport
 
 _DEFAULT_DATASET, _FALLBACK_DATASET = "mnist", "mnist-5k"
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_LOST, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -48,12 +48,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _BAD_INPUT
         if not error.common:
             _leave_others(status)
-    except Terminated:
-        # Whoever keeps the run has said how to go on with it.
-        status = 0
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        status = _INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        # Click makes an Abort of what interrupts. Of SIGTERM whoever keeps the run has said how
+        # to go on with it.
+        if isinstance(error.__cause__ or error, Terminated):
+            status = 0
+        else:
+            _complain("interrupted")
+            status = _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,7 +63,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _complain(f"{error.strerror or error}: {error.filename or 'a file'}")
         status = _BAD_INPUT
+        _leave_others(status)
+    except (RuntimeError, ValueError) as error:
+        if not _is_loss(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        _complain(
+            f"the processes can't go on together ({reason}); if one of them has died, start all "
+            "of them again, with --resume RUN"
+        )
+        _leave_others(_LOST)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether it tells that one of several processes has been lost."""
+    if "dlc_jax.hosts" not in sys.modules:
+        return False
+    from dlc_jax import hosts
+
+    return hosts.is_loss(error)
 
 
 def _leave_others(status: int) -> None:

@@ -232,10 +232,11 @@ def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -
       InputError: as for `train`.
     """
     fitting = _Fitting.of(config, dataset, devices)
-    content = hosts.from_first(bytes)
-    begun = checkpoint.from_bytes(content, fitting.state) if content else None
-    for _ in fitting.reports(begun):
-        pass
+    with hosts.ending_together() as go_on:
+        content = hosts.from_first(bytes)
+        begun = checkpoint.from_bytes(content, fitting.state) if content else None
+        for _ in fitting.reports(begun, lambda *part: go_on()):
+            pass
 
 
 def _train(
@@ -247,6 +248,8 @@ def _train(
 ) -> Outcome:
     """Trains in a run's folder from where its checkpoints say."""
     with ExitStack() as stack:
+        # To be left last, when all is written.
+        go_on = stack.enter_context(hosts.ending_together())
         opened: list[_OpenRun] = []
 
         def tell() -> bytes:
@@ -256,7 +259,12 @@ def _train(
 
         hosts.from_first(tell)
         [run] = opened
-        how = fitting, run.begun, run.keeper.after_part
+
+        def after_part(state: training.TrainState, losses: np.ndarray, seconds: float) -> None:
+            run.keeper.after_part(state, losses, seconds)
+            go_on()
+
+        how = fitting, run.begun, after_part
         alone = _fit_profiled(run.run.folder, *how) if saving.profile else fitting.reports(*how[1:])
         return _keep([run], ([report] for report in alone), fitting.dataset, watch)[0]
 

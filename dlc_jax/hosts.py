@@ -5,6 +5,7 @@ what only it can know, it shares with the others.
 """
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,11 +15,14 @@ from jax.experimental import multihost_utils
 
 from dlc_jax.data.examples import Dataset, Examples
 from dlc_jax.errors import InputError
+from dlc_jax.interruption import Terminated, deferred, ignore
 
 # JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
 _FINE, _FAILED = b"+", b"-"
+# How the messages begin of errors in sending and receiving.
+_LOSSES = ("UNKNOWN: ", "INTERNAL: ", "ABORTED: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ")
 
 
 def initialize(
@@ -39,6 +43,9 @@ def initialize(
     Raises:
       InputError: they are not found, or do not fit together.
     """
+    _check(coordinator_address, num_processes, process_id)
+    # It would take SIGTERM for itself, which then ended nothing.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -53,6 +60,25 @@ def initialize(
             f"the processes can't be joined ({reason}); tell the address of the first one, how "
             "many there are, and which one this is"
         ) from error
+
+
+def _check(address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    host, _, port = (address or "host:1").rpartition(":")
+    if not (host and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise InputError(
+            f"{address!r} is not the address of a process; give one such as 10.0.0.1:1234"
+        )
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise InputError(
+            f"there is no process {process_id} of {num_processes}; give 0 to {num_processes - 1}"
+        )
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error is what JAX raises where another process can't be reached any more."""
+    # It is a ValueError where a program has been waited for when it was called.
+    jaxs = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    return are_waiting() and jaxs and str(error).startswith(_LOSSES)
 
 
 def are_waiting() -> bool:
@@ -110,6 +136,46 @@ def first_alone() -> Iterator[None]:
 def _meet() -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("dlc_jax")
+
+
+@contextmanager
+def ending_together() -> Iterator[Callable[[], None]]:
+    """Within it Ctrl-C and SIGTERM, whichever process they come to, end all at the same point.
+
+    Of a single process they end what it is doing, as elsewhere. Several must enter and leave it
+    together, and are waited for when it is left. A signal that has ended them is the last one
+    that counts: a scheduler sends it to all of them, but not at the same moment.
+
+    Yields:
+      What each process is to call at the same points, often: it raises `Terminated` or
+      KeyboardInterrupt in all of them if one was asked to end, once.
+    """
+    if jax.process_count() == 1:
+        yield lambda: None
+        return
+    ended = False
+
+    def go_on() -> None:
+        nonlocal ended
+        number = held[0] if held else 0
+        asked = np.asarray(multihost_utils.process_allgather(np.int32(number)))
+        if asked.any() and not ended:
+            ended = True
+            raise Terminated if signal.SIGTERM in asked else KeyboardInterrupt
+
+    with deferred() as held:
+        try:
+            yield go_on
+        except KeyboardInterrupt:
+            # The first one may have caught it, and may have much to write down.
+            go_on()
+            raise
+        else:
+            go_on()
+        finally:
+            if ended:
+                ignore()
+                held.clear()
 
 
 def gather(part: Dataset) -> Dataset:

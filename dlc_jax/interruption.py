@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`."""
+    """Within it SIGTERM raises `Terminated`, unless something in it has the signal handled anew."""
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         del number, frame
@@ -27,16 +27,24 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if signal.getsignal(signal.SIGTERM) is terminate:
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM wait until its end, so that what is written is whole."""
-    if not _in_main_thread():
-        yield
-        return
+def deferred() -> Iterator[list[int]]:
+    """Within it Ctrl-C and SIGTERM wait until its end, so that what is written is whole.
+
+    Whatever in it has a signal handled anew keeps it.
+
+    Yields:
+      The numbers of the signals that wait, to which later ones are added; of those that are
+      taken out of it nothing comes.
+    """
     held: list[int] = []
+    if not _in_main_thread():
+        yield held
+        return
 
     def hold(number: int, frame: FrameType | None) -> None:
         del frame
@@ -44,12 +52,20 @@ def deferred() -> Iterator[None]:
 
     previous = {n: signal.signal(n, hold) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield held
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is hold:
+                signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
+
+
+def ignore() -> None:
+    """From now on Ctrl-C and SIGTERM do nothing, as for a process that is about to end."""
+    if _in_main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _in_main_thread() -> bool:
