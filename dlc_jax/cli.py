@@ -512,10 +512,7 @@ def _join(
         return
     from dlc_jax import hosts
 
-    # What the libraries that join processes print belongs beside the complaints.
-    own = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = os.fdopen(own, "w", buffering=1)
+    hosts.print_apart()
     hosts.initialize(address, num_processes, process_id)
 
 

@@ -5,6 +5,8 @@ what only it can know, it shares with the others.
 """
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -53,6 +55,16 @@ def initialize(
             f"the processes can't be joined ({reason}); tell the address of the first one, how "
             "many there are, and which one this is"
         ) from error
+
+
+def print_apart() -> None:
+    """Has what the libraries that join processes print go to standard error from now on.
+
+    Standard output is left to this program; call it before `initialize`.
+    """
+    own = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(own, "w", buffering=1)
 
 
 def are_waiting() -> bool:

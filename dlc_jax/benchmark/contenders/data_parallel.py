@@ -1,0 +1,80 @@
+"""Training steps of a network, spread over all devices of one process or of several."""
+
+import argparse
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from dlc_jax import hosts, sharding, training
+from dlc_jax.benchmark.rounds import answer
+from dlc_jax.benchmark.scaling import NETWORKS
+from dlc_jax.data.examples import Examples, Normalise
+
+_OPTIMIZER = optax.sgd(0.1)
+
+
+class _Training:
+    """The network, and epochs of it by the size of their batches."""
+
+    def __init__(self, network: str) -> None:
+        self._network = NETWORKS[network]
+        self._epochs: dict[int, Any] = {}
+
+    def prepare(self, batch_size: int, images: int) -> None:
+        """Compiles an epoch of images of noise, and runs it once: memory is new to it then."""
+        state = jax.jit(self._init)(jax.random.key(0))
+        mesh = sharding.device_mesh(batch_size, even=training.couples_examples(state))
+        rng = np.random.default_rng(0)
+        examples = Examples(
+            rng.integers(0, 256, (images, *self._network.image_shape), np.uint8),
+            np.arange(images, dtype=np.int32) % self._network.classes,
+        )
+        normalise = Normalise.fit(examples.images[:100])
+        state, *data = sharding.replicate((state, examples, normalise), mesh)
+        epoch = partial(training.train_epoch, batch_size=batch_size, mesh=mesh)
+        run = jax.jit(epoch, donate_argnums=0).lower(state, *data).compile()
+        self._epochs[batch_size] = [run, state, data]
+        self.seconds(batch_size)
+
+    def seconds(self, batch_size: int) -> float:
+        """Trains for an epoch."""
+        run, state, data = self._epochs[batch_size]
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(run(state, *data))
+        seconds = time.perf_counter() - start
+        self._epochs[batch_size][1] = state
+        return seconds
+
+    def _init(self, key: jax.Array) -> training.TrainState:
+        return training.create_state(self._network.create(nnx.Rngs(key)), _OPTIMIZER)
+
+
+def main() -> None:
+    """Prepares an epoch when told of its images, and else times the one prepared."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int)
+    arguments = parser.parse_args()
+    if arguments.processes > 1:
+        hosts.print_apart()
+        hosts.initialize(arguments.coordinator, arguments.processes, arguments.process)
+    program = _Training(arguments.network)
+
+    def respond(batch_size: int, images: int = 0) -> dict[str, Any]:
+        if images:
+            program.prepare(batch_size, images)
+            return {"devices": jax.device_count()}
+        return {"seconds": program.seconds(batch_size)}
+
+    answer(respond)
+
+
+if __name__ == "__main__":
+    main()
