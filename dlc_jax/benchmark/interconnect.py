@@ -178,9 +178,9 @@ def on_paper(results: dict[str, Any]) -> list[dict[str, Any]]:
       of devices that are bound: by `strong_bound` and `weak_bound`, without and with overlap.
       Computers are machines as this one, and the accelerators.
     """
-    here = Accelerator(f"{results['device']}, measured", 0.0, "", _LINKS_HERE)
+    this_one = Accelerator(here(results), 0.0, "", _LINKS_HERE)
     rows = []
-    for computer in (here, *ACCELERATORS):
+    for computer in (this_one, *ACCELERATORS):
         for link in computer.links:
             for name, network in results["networks"].items():
                 seconds = _batch_seconds(network, computer.peak)
@@ -197,6 +197,11 @@ def on_paper(results: dict[str, Any]) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def here(results: dict[str, Any]) -> str:
+    """What `on_paper` calls a machine such as the one that was measured."""
+    return f"{results['device']}, measured"
 
 
 def _batch_seconds(network: dict[str, Any], peak: float) -> float:

@@ -63,10 +63,14 @@ def keep_apart(folder: Path, section: str, results: dict[str, Any]) -> Path:
     return path
 
 
+def slug(results: dict[str, Any]) -> str:
+    """With what the names of the device's files begin."""
+    return re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
+
+
 def _file(folder: Path, results: dict[str, Any], suffix: str = "") -> Path:
     make_folder(folder)
-    slug = re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
-    return folder / f"{slug}{suffix}.json"
+    return folder / f"{slug(results)}{suffix}.json"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -152,9 +152,10 @@ def run(
     Raises:
       InputError: there is no such network, or some devices can't share a batch evenly.
     """
-    unknown = [name for name in networks if name not in NETWORKS]
+    unknown = [name for name in networks or [""] if name not in NETWORKS]
     if unknown:
-        raise InputError(f"there is no network {unknown[0]!r} here; choose from {_names()}")
+        choice = ", ".join(NETWORKS)
+        raise InputError(f"there is no network {unknown[0]!r} here; choose from {choice}")
     places = [_Place("devices", n) for n in sorted({1, *devices})]
     # A single process is the single device.
     places += [_Place("processes", n) for n in sorted({*processes} - {1})]
@@ -177,10 +178,6 @@ def run(
         "networks": _steps(networks, rounds, progress),
     }
     return results | {"on_paper": on_paper(results)}
-
-
-def _names() -> str:
-    return ", ".join(NETWORKS)
 
 
 class _Progress:

@@ -23,11 +23,12 @@ class _Training:
 
     def __init__(self, network: str) -> None:
         self._network = NETWORKS[network]
+        self._create = jax.jit(self._init)
         self._epochs: dict[int, Any] = {}
 
     def prepare(self, batch_size: int, images: int) -> None:
         """Compiles an epoch of images of noise, and runs it once: memory is new to it then."""
-        state = jax.jit(self._init)(jax.random.key(0))
+        state = self._create(jax.random.key(0))
         mesh = sharding.device_mesh(batch_size, even=training.couples_examples(state))
         rng = np.random.default_rng(0)
         examples = Examples(
