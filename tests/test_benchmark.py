@@ -2,6 +2,7 @@ import functools
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dlc_jax.benchmark.interconnect import (
     strong_bound,
     weak_bound,
 )
-from dlc_jax.benchmark.rounds import Contender
+from dlc_jax.benchmark.rounds import Contender, contenders
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 
@@ -303,7 +304,7 @@ def made_up() -> dict[str, Any]:
         name: {
             **setting.describe(),
             "batch_size": setting.batch_size,
-            "step_images": setting.measured,
+            "step_images": setting.measured // 2,
             "step_s": steps[name],
         }
         for name, setting in scaling.NETWORKS.items()
@@ -332,7 +333,7 @@ def test_on_paper_the_least_number_of_devices_is_bound_and_one_less_is_not() -> 
 
 def test_a_batch_takes_as_long_on_paper_as_its_images_take_by_the_step_that_was_measured() -> None:
     row = next(row for row in on_paper(made_up()) if row["network"] == "resnet50")
-    assert row["batch_s"] == pytest.approx(3.0 * 256 / 16)
+    assert row["batch_s"] == pytest.approx(3.0 * 256 / 8)
     assert not row["estimated"]
 
 
@@ -404,15 +405,22 @@ def test_the_page_holds_what_follows_from_the_results_that_it_names() -> None:
 
 
 def test_a_process_that_ended_is_not_waited_for_behind_those_that_wait_for_it() -> None:
-    contender = Contender("data_parallel", (), ["--network", "lecture"], processes=2)
-    try:
-        contender._processes[1].kill()
+    arguments = ["--network", "lecture"]
+    with contenders(partial(Contender, "data_parallel", (), arguments, processes=2)) as (both,):
+        both._processes[1].kill()
         start = time.monotonic()
         with pytest.raises(InputError, match="'data_parallel' ended"):
-            contender.ask(batch_size=2, images=2)
+            both.ask(batch_size=2, images=2)
         assert time.monotonic() - start < 20
-    finally:
-        contender.stop()
+
+
+def test_more_devices_than_there_are_are_not_measured_as_so_many() -> None:
+    arguments = ["--network", "lecture", "--devices", "3"]
+    with (
+        contenders(partial(Contender, "data_parallel", (), arguments, cores=2)) as (contender,),
+        pytest.raises(InputError, match="there are 2 devices, not 3"),
+    ):
+        contender.ask(batch_size=6, images=6)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ LINKS = {
         "ICI of TPU v5p", 1200e9 / 2, 1e-6,
         "Google Cloud, TPU v5p: 1,200 GB/s for each chip, both directions together", "assumed",
     ),
+    "pcie5": Link(
+        "PCIe 5.0 x16", 32e9 * 16 * 128 / 130 / 8, 2.5e-6,
+        "PCI-SIG, PCI Express Base Specification 5.0: 32 GT/s a lane and direction, 16 lanes, "
+        "128 of 130 bits",
+    ),
     "pcie4": Link(
         "PCIe 4.0 x16", 16e9 * 16 * 128 / 130 / 8, 2.5e-6,
         "PCI-SIG, PCI Express Base Specification 4.0: 16 GT/s a lane and direction, 16 lanes, "
@@ -86,14 +91,14 @@ class Accelerator:
 _H100 = "NVIDIA, H100 datasheet, SXM"
 ACCELERATORS = [
     Accelerator(
-        "H100, bfloat16", 989.4e12, f"{_H100}: 1,979 TFLOP/s with sparsity, half without",
-        ("nvlink4", "pcie4", "ndr", "100gbe", "10gbe", "1gbe"),
+        "H100, bfloat16", 1979e12 / 2, f"{_H100}: 1,979 TFLOP/s with sparsity, half without",
+        ("nvlink4", "pcie5", "pcie4", "ndr", "100gbe", "10gbe", "1gbe"),
     ),
     Accelerator(
-        "H100, TF32", 494.7e12, f"{_H100}: 989 TFLOP/s with sparsity, half without",
+        "H100, TF32", 989e12 / 2, f"{_H100}: 989 TFLOP/s with sparsity, half without",
         ("nvlink4", "ndr"),
     ),
-    Accelerator("H100, float32", 66.9e12, f"{_H100}: 67 TFLOP/s", ("nvlink4", "ndr")),
+    Accelerator("H100, float32", 67e12, f"{_H100}: 67 TFLOP/s", ("nvlink4", "ndr")),
     Accelerator("TPU v5p, bfloat16", 459e12, "Google Cloud, TPU v5p", ("ici-v5p",)),
 ]  # fmt: skip
 

@@ -98,7 +98,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text())
         results["on_paper"] = on_paper(results)
-        _ = results["measured"], results["cores"]
+        for name in ("measured", "rounds", "images", "cores", "date", "versions"):
+            _ = results[name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{str(path)!r} does not hold the results of this benchmark ({error!r}); name a file "
@@ -119,9 +120,8 @@ class _Place:
 
     def start(self) -> Contender:
         devices, processes = (self.count, 1) if self.kind == "devices" else (1, self.count)
-        return Contender(
-            "data_parallel", (), ["--network", "lecture"], cores=devices, processes=processes
-        )
+        arguments = ["--network", "lecture", "--devices", str(self.count)]
+        return Contender("data_parallel", (), arguments, cores=devices, processes=processes)
 
 
 def run(
