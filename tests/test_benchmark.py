@@ -379,6 +379,10 @@ def test_devices_and_processes_are_measured_kept_and_put_into_a_page(
             rate = 32 / np.median(case["all_s"])
             assert case["images_per_s"] == pytest.approx(rate, rel=1e-2)
             assert case["efficiency"] == pytest.approx(rate / single / row["count"], abs=1e-3)
+    step = result["networks"]["lecture"]
+    assert step["step_s"] == pytest.approx(np.median(step["all_s"]))
+    # A hundred images a step, here as in the epochs: within what a busy machine may differ by.
+    assert 0.1 < 100 / step["step_s"] / single < 10
     assert {"device", "date", "commit", "cores"} <= result.keys()
     (file,) = (tmp_path / "results").glob("*-scaling.json")
     assert json.loads(file.read_text()) == result

@@ -41,7 +41,8 @@ class Setting:
       classes: how many.
       batch_size: images an update.
       source: whose batch size that is.
-      measured: images in the step that is measured; a whole batch would take minutes.
+      measured: images in a step that is measured; a whole batch would take minutes.
+      steps: so many are measured as one, where a single one is over too soon.
       options: what else the network is told.
     """
 
@@ -52,6 +53,7 @@ class Setting:
     batch_size: int
     source: str
     measured: int
+    steps: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
     def create(self, rngs: nnx.Rngs) -> Network:
@@ -76,11 +78,11 @@ class Setting:
 
 NETWORKS = {
     "lecture": Setting(
-        "lecture", "lecture network, 28x28", (28, 28, 1), 10, 100, "the lecture's", 100
+        "lecture", "lecture network, 28x28", (28, 28, 1), 10, 100, "the lecture's", 100, 50
     ),
     "resnet18": Setting(
         "resnet18", "ResNet-18, 32x32", (32, 32, 3), 10, 128,
-        "He et al. 2015, section 4.2, for CIFAR-10", 128, {"stem": "small"},
+        "He et al. 2015, section 4.2, for CIFAR-10", 128, options={"stem": "small"},
     ),
     "resnet50": Setting(
         "resnet50", "ResNet-50, 224x224", (224, 224, 3), 1000, 256,
@@ -259,21 +261,22 @@ def _steps(names: Sequence[str], rounds: int, progress: _Progress) -> dict[str, 
         partial(Contender, "data_parallel", (), ["--network", name], cores=usable_cores())
         for name in names
     ]
-    sizes = {name: NETWORKS[name].measured for name in names}
+    settings = {name: NETWORKS[name] for name in names}
     with contenders(*factories) as started:
         asking: dict[Any, Callable[..., Any]] = {
-            name: partial(contender.ask, batch_size=sizes[name])
+            name: partial(contender.ask, batch_size=settings[name].measured)
             for name, contender in zip(names, started, strict=True)
         }
-        titles = {name: NETWORKS[name].title for name in names}
-        seconds = _take_turns(titles, asking, sizes, rounds, progress)
+        titles = {name: setting.title for name, setting in settings.items()}
+        images = {name: setting.steps * setting.measured for name, setting in settings.items()}
+        seconds = _take_turns(titles, asking, images, rounds, progress)
     return {
         name: {
-            **NETWORKS[name].describe(),
-            "batch_size": NETWORKS[name].batch_size,
-            "step_images": sizes[name],
-            "step_s": statistics.median(seconds[name]),
-            "all_s": seconds[name],
+            **setting.describe(),
+            "batch_size": setting.batch_size,
+            "step_images": setting.measured,
+            "step_s": statistics.median(seconds[name]) / setting.steps,
+            "all_s": [each / setting.steps for each in seconds[name]],
         }
-        for name in names
+        for name, setting in settings.items()
     }
