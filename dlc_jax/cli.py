@@ -540,10 +540,7 @@ def _join(
         return
     from dlc_jax import hosts
 
-    # What the libraries that join processes print belongs beside the complaints.
-    own = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = os.fdopen(own, "w", buffering=1)
+    hosts.print_apart()
     hosts.initialize(address, num_processes, process_id)
 
 
@@ -1039,6 +1036,7 @@ def bench(ctx: click.Context) -> None:
       dlc-jax bench lecture --rivals torch,flax --json
       dlc-jax bench ops --rounds 5
       dlc-jax bench cifar10 --seeds 3
+      dlc-jax bench scaling
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(bench_lecture)
@@ -1267,6 +1265,116 @@ def bench_startup(rounds: int, output_dir: str, as_json: bool) -> None:
         results = startup.run(rounds=rounds, report=progress)
     kept = machine.keep(Path(output_dir), "startup", results)
     _print_bench(report.startup_lines(results), [kept], results, as_json)
+
+
+class _Counts(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers from 1 on with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        counts = value.split(",")
+        if not all(count.strip().isdecimal() and 1 <= int(count) <= 256 for count in counts):
+            self.fail(
+                f"{value} are not whole numbers from 1 to 256 with commas between them; give some "
+                "such as 1,2,4",
+                param,
+                ctx,
+            )
+        return tuple(map(int, counts))
+
+
+@bench.command("scaling")
+@click.option(
+    "--devices",
+    type=_Counts(),
+    default="1,2,4,8",
+    show_default=True,
+    help="As how many devices one process counts the CPU.",
+)
+@click.option(
+    "--processes",
+    type=_Counts(),
+    default="1,2,4",
+    show_default=True,
+    help="How many processes of one device each.",
+)
+@click.option(
+    "--batch-size",
+    type=_Integer(1),
+    default=96,
+    show_default=True,
+    help="Images an update, of each device and of all together; all must share it evenly.",
+)
+@click.option(
+    "--images",
+    type=_Integer(1),
+    default=18432,
+    show_default=True,
+    help="In an epoch, at least.",
+)
+@click.option(
+    "--rounds", type=_Integer(1), default=5, show_default=True, help="Of which medians are taken."
+)
+@click.option(
+    "--networks",
+    type=_Names(),
+    default="lecture,resnet18,resnet50",
+    show_default=True,
+    help="Of which a step is measured for what is worked out on paper.",
+)
+@click.option(
+    "--on-paper",
+    metavar="FILE",
+    help="Measure nothing: work on the results that an earlier run has kept in this file.",
+)
+@click.option(
+    "--page",
+    metavar="FILE",
+    help="Also renew the tables of a page of Markdown, as benchmarks/README.md.",
+)
+@_results_dir
+@_json
+def bench_scaling(
+    on_paper: str | None, page: str | None, output_dir: str, as_json: bool, **options: Any
+) -> None:
+    """Time data-parallel training by devices and processes, and work out what would bound it.
+
+    The lecture network is trained by simulated devices of one process and by processes that are
+    joined over loopback; then a step of it, of ResNet-18 and of ResNet-50 is timed on all cores.
+    From that, from the bytes of their parameters and from published rates of interconnects follows
+    at which number of devices communication would bound each. Takes some five minutes on two
+    cores.
+
+    \b
+    Examples:
+      dlc-jax bench scaling --page benchmarks/README.md
+      dlc-jax bench scaling --devices 1,2 --processes 1,2 --networks lecture --rounds 3
+      dlc-jax bench scaling --on-paper benchmarks/results/MACHINE-scaling.json
+    """
+    from dlc_jax import terminal
+    from dlc_jax.benchmark import scaling, scaling_report
+    from dlc_jax.files import make_folder
+
+    if page is not None:
+        scaling_report.check(Path(page))
+    if on_paper is not None:
+        results, kept = scaling.read(Path(on_paper)), [Path(on_paper)]
+        lines = scaling_report.paper_lines(results)
+    else:
+        make_folder(Path(output_dir))
+        with terminal.stages() as progress:
+            results = scaling.run(**options, report=progress)
+        kept = scaling_report.keep(Path(output_dir), results)
+        lines = scaling_report.lines(results)
+    if page is not None:
+        scaling_report.renew(Path(page), results)
+        kept = [*kept, Path(page)]
+    _print_bench(lines, kept, results, as_json)
 
 
 def _print_bench(

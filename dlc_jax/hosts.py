@@ -5,7 +5,9 @@ what only it can know, it shares with the others.
 """
 
 import dataclasses
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -79,6 +81,16 @@ def is_loss(error: BaseException) -> bool:
     # It is a ValueError where a program has been waited for when it was called.
     jaxs = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
     return are_waiting() and jaxs and str(error).startswith(_LOSSES)
+
+
+def print_apart() -> None:
+    """Has what the libraries that join processes print go to standard error from now on.
+
+    Standard output is left to this program; call it before `initialize`.
+    """
+    own = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(own, "w", buffering=1)
 
 
 def are_waiting() -> bool:

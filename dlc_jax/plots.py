@@ -4,7 +4,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -218,6 +218,121 @@ def ratio_bars(ratios: dict[str, float], mean: float, rival: str, title: str) ->
     axes.set_xlabel(f"{rival}'s time over ours, forward and both gradients")
     axes.set_title(title, fontsize="medium")
     return figure
+
+
+class Bound(NamedTuple):
+    """What a batch costs computers that share it.
+
+    Attributes:
+      title: whose.
+      seconds: of the computation by one of them.
+      images: in the batch; no more computers can share it.
+      size: of the gradients, in bytes.
+      links: for each interconnect, its bytes a second in one direction and its latency in seconds.
+    """
+
+    title: str
+    seconds: float
+    images: int
+    size: int
+    links: Mapping[str, tuple[float, float]]
+
+
+def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figure:
+    """Images a second against the number of devices, which share a batch or have one each.
+
+    Args:
+      measured: as `dlc_jax.benchmark.scaling.run` returns it.
+      cores: how many there are, beyond which nothing can be gained.
+      device: what it was measured on.
+    """
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    figure.suptitle(f"The lecture network's training on {device}", fontsize="medium")
+    most = max(row["count"] for row in measured)
+    single = measured[0]["weak"]["images_per_s"]
+    for axes, (scaling, title) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("weak", "a batch of {} for each device"), ("strong", "a batch of {} for all together")),
+        strict=True,
+    ):
+        ideal = [single * min(count, cores) for count in (1, cores, max(most, cores))]
+        axes.plot(
+            [1, cores, max(most, cores)], ideal, "--", color="grey",
+            label=f"one device's rate times the cores used, {cores} at most",
+        )  # fmt: skip
+        for kind, marker, colour, label in (
+            ("devices", "o", _TRAIN, "devices of one process"),
+            ("processes", "s", _TEST, "processes of one device"),
+        ):
+            rows = [row for row in measured if row["kind"] == kind or row["count"] == 1]
+            rates = [row[scaling]["images_per_s"] for row in rows]
+            axes.plot(
+                [row["count"] for row in rows], rates, f"{marker}-", color=colour, label=label
+            )
+        ticks = sorted({row["count"] for row in measured})
+        axes.set(xscale="log", xlabel="devices", xlim=(0.9, 1.1 * max(most, cores)))
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(title.format(measured[0][scaling]["batch_size"]), fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.set_ylim(0, None)
+    figure.axes[0].set_ylabel("images a second")
+    figure.axes[0].yaxis.set_major_formatter("{x:,.0f}")
+    figure.axes[0].legend(fontsize="small", loc="lower left")
+    return figure
+
+
+def bounds(panels: Sequence[Sequence[Bound]]) -> Figure:
+    """Time to compute and to communicate against the number of devices that share a batch.
+
+    Args:
+      panels: rows of them.
+    """
+    rows, columns = len(panels), len(panels[0])
+    figure = Figure(figsize=(4 * columns, 0.6 + 3.2 * rows), dpi=110, layout="constrained")
+    flat = list(itertools.chain.from_iterable(panels))
+    most = max(panel.images for panel in flat)
+    names = dict.fromkeys(name for panel in flat for name in panel.links)
+    colours = {name: f"C{place}" for place, name in enumerate(names)}
+    for axes, panel in zip(
+        np.ravel(figure.subplots(rows, columns, squeeze=False)), flat, strict=True
+    ):
+        _bound(axes, panel, np.arange(2, most + 1), colours)
+        axes.set(xscale="log", yscale="log", xlim=(2, 1.1 * most))
+        ticks = [2**power for power in range(1, 20) if 2**power <= most]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    # Each of them once, whichever panels have it.
+    named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+    legend = {label: line for line, label in itertools.chain.from_iterable(named)}
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize="small"
+    )
+    return figure
+
+
+def _bound(
+    axes: Axes, panel: Bound, counts: Int[np.ndarray, " counts"], colours: Mapping[str, str]
+) -> None:
+    shares = counts <= panel.images
+    computing = 1e3 * panel.seconds / counts
+    axes.plot(counts[shares], computing[shares], color="black", label="computation")
+    for name, (rate, latency) in panel.links.items():
+        reducing = 2e3 * (counts - 1) * (panel.size / counts / rate + latency)
+        axes.plot(counts, reducing, color=colours[name], label=f"all-reduce over {name}")
+        bound = np.flatnonzero(shares & (reducing >= computing))
+        # Where already the first ones are, there is no crossing to show.
+        if len(bound) and bound[0]:
+            at = bound[0]
+            axes.plot(counts[at], reducing[at], "o", color=colours[name], markersize=5)
+            axes.annotate(
+                str(counts[at]), (counts[at], reducing[at]), xytext=(4, 4),
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+    axes.set_title(panel.title, fontsize="small")
+    axes.set_xlabel(f"devices that share {panel.images} images", fontsize="small")
+    axes.set_ylabel("milliseconds", fontsize="small")
+    axes.grid(alpha=0.3)
 
 
 def history(

@@ -1,14 +1,38 @@
+import functools
 import json
+import math
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import Command
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dlc_jax.benchmark import lecture, machine, operations, startup
+from dlc_jax.benchmark import lecture, machine, operations, scaling, scaling_report, startup
+from dlc_jax.benchmark.interconnect import (
+    BACKWARD,
+    LINKS,
+    first_bound,
+    on_paper,
+    ring_all_reduce_seconds,
+    strong_bound,
+    weak_bound,
+)
+from dlc_jax.benchmark.rounds import Contender, contenders
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
+
+PAGE = Path(__file__).parents[1] / "benchmarks" / "README.md"
+SECONDS = st.floats(1e-6, 1e3)
+SIZES = st.floats(1e3, 1e10)
+RATES = st.floats(1e7, 1e13)
+LATENCIES = st.just(0.0) | st.floats(1e-8, 1e-3)
 
 
 @pytest.fixture
@@ -204,3 +228,226 @@ def test_results_of_one_benchmark_leave_those_of_another(tmp_path: Path) -> None
     machine.keep(tmp_path, "lecture", {"device": "A B (C), 2 cores", "value": 2})
     kept = json.loads(path.read_text())
     assert {name: section["value"] for name, section in kept.items()} == {"ops": 1, "lecture": 2}
+
+
+def ring_all_reduce(arrays: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """What each device of a ring has in the end, and how many messages and numbers each sent."""
+    devices = len(arrays)
+    parts = [list(np.split(array.copy(), devices)) for array in arrays]
+    messages = numbers = 0
+    for adding, first in ((True, 0), (False, 1)):
+        for step in range(devices - 1):
+            sent = [(d, (d + first - step) % devices) for d in range(devices)]
+            for (device, part), values in [(s, parts[s[0]][s[1]].copy()) for s in sent]:
+                receiver = parts[(device + 1) % devices]
+                receiver[part] = receiver[part] + values if adding else values
+            messages += 1
+            numbers += len(parts[0][0])
+    return np.array([np.concatenate(part) for part in parts]), messages, numbers
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_a_ring_all_reduce_takes_the_time_of_what_each_device_sends(
+    devices: int, rng: np.random.Generator
+) -> None:
+    arrays = rng.normal(size=(devices, 24))
+    sums, messages, numbers = ring_all_reduce(arrays)
+    np.testing.assert_allclose(sums, np.tile(arrays.sum(0), (devices, 1)))
+    seconds = ring_all_reduce_seconds(24 * 8, devices, bytes_per_second=100, latency=7)
+    assert seconds == pytest.approx(numbers * 8 / 100 + messages * 7)
+
+
+def test_two_devices_send_each_other_as_much_as_they_add_up() -> None:
+    assert ring_all_reduce_seconds(1000, 2, bytes_per_second=10) == 100
+
+
+@given(SECONDS, SIZES, RATES, LATENCIES)
+def test_where_a_shared_batch_is_bound_its_all_reduce_takes_as_long_as_the_computation(
+    seconds: float, size: float, rate: float, latency: float
+) -> None:
+    devices = strong_bound(seconds, size, rate, latency)
+    assert devices >= 1
+    both = ring_all_reduce_seconds(size, devices, rate, latency), seconds / devices
+    # Where they meet close to a single device, the difference of both is all rounding.
+    assert both[0] == pytest.approx(both[1], rel=1e-6, abs=1e-9 * (size / rate + latency))
+
+
+@given(SECONDS, SIZES, RATES, LATENCIES)
+def test_a_batch_of_each_is_bound_where_its_equation_is_solved_or_never(
+    seconds: float, size: float, rate: float, latency: float
+) -> None:
+    devices = weak_bound(seconds, size, rate, latency)
+    if latency == 0 and 2 * size / rate <= seconds:
+        assert devices == math.inf
+        return
+    reached = ring_all_reduce_seconds(size, devices, rate, latency)
+    assert reached == pytest.approx(seconds, rel=1e-5, abs=1e-9 * (size / rate + latency))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shared", "each"),
+    [(200, 11, None), (190, 11, None), (20, 2, None), (19, 2, 20), (15, 2, 4), (1, 2, 2)],
+)
+def test_without_latency_the_bounds_have_their_closed_forms(
+    seconds: float, shared: int, each: int | None
+) -> None:
+    # The all-reduce tends to 20 s: n = 1 + seconds / 20, and n = 20 / (20 - seconds).
+    assert first_bound(strong_bound(seconds, size=100, bytes_per_second=10)) == shared
+    assert first_bound(weak_bound(seconds, size=100, bytes_per_second=10)) == each
+
+
+@functools.cache
+def made_up() -> dict[str, Any]:
+    """Results of a machine that nobody has."""
+    steps = {"lecture": 0.004, "resnet18": 4.0, "resnet50": 3.0}
+    networks = {
+        name: {
+            **setting.describe(),
+            "batch_size": setting.batch_size,
+            "step_images": setting.measured // 2,
+            "step_s": steps[name],
+        }
+        for name, setting in scaling.NETWORKS.items()
+    }
+    return {"device": "Abacus, 2 cores", "networks": networks}
+
+
+def test_on_paper_the_least_number_of_devices_is_bound_and_one_less_is_not() -> None:
+    rows = on_paper(made_up())
+    assert {row["network"] for row in rows} == set(scaling.NETWORKS)
+    for row in rows:
+        link = LINKS[row["link"]]
+        size = made_up()["networks"][row["network"]]["bytes"]
+
+        def reduce(devices: int, size: int = size, link: Any = link) -> float:
+            return ring_all_reduce_seconds(size, devices, link.bytes_per_second, link.latency)
+
+        for suffix, part in (("", 1), ("_overlapped", BACKWARD)):
+            seconds = part * row["batch_s"]
+            shared, each = row[f"strong{suffix}"], row[f"weak{suffix}"]
+            assert reduce(shared) * shared >= seconds
+            assert shared == 2 or reduce(shared - 1) * (shared - 1) < seconds
+            assert reduce(each) >= seconds * (1 - 1e-9)
+            assert each == 2 or reduce(each - 1) < seconds
+
+
+def test_a_batch_takes_as_long_on_paper_as_its_images_take_by_the_step_that_was_measured() -> None:
+    row = next(row for row in on_paper(made_up()) if row["network"] == "resnet50")
+    assert row["batch_s"] == pytest.approx(3.0 * 256 / 8)
+    assert not row["estimated"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("lecture", 105_506), ("resnet18", 11_173_962), ("resnet50", 25_557_032)],
+)
+def test_what_is_sent_are_the_bytes_of_all_parameters(name: str, parameters: int) -> None:
+    setting = scaling.NETWORKS[name]
+    state = nnx.eval_shape(lambda: nnx.state(setting.create(nnx.Rngs(0)), nnx.Param))
+    leaves = jax.tree.leaves(state)
+    described = setting.describe()
+    assert described["bytes"] == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert described["parameters"] == parameters
+
+
+def page_with_markers(folder: Path) -> Path:
+    page = folder / "page.md"
+    text = "".join(f"<!-- scaling: {n} -->\n<!-- end -->\n{n} end\n" for n in ("measured", "paper"))
+    page.write_text(f"# Title\n{text}<!-- scaling: sources -->\nold\n<!-- end -->\nlast\n")
+    return page
+
+
+def test_devices_and_processes_are_measured_kept_and_put_into_a_page(
+    dlc_jax: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = page_with_markers(tmp_path)
+    small = ("--batch-size", 8, "--images", 20, "--rounds", 2, "--networks", "lecture")
+    counts = ("--devices", "2", "--processes", "1,2")
+    kept = ("--output-dir", tmp_path / "results", "--page", page, "--json")
+    done = dlc_jax("bench", "scaling", *small, *counts, *kept)
+    assert done.code == 0, done.err
+    result = done.json
+    places = [(row["kind"], row["count"]) for row in result["measured"]]
+    assert places == [("devices", 1), ("devices", 2), ("processes", 2)]
+    # The first number of images that batches of 8 and of 16 fill.
+    assert result["images"] == 32
+    single = result["measured"][0]["weak"]["images_per_s"]
+    for row in result["measured"]:
+        for how, size in (("weak", 8 * row["count"]), ("strong", 8)):
+            case = row[how]
+            assert case["batch_size"] == size
+            rate = 32 / np.median(case["all_s"])
+            assert case["images_per_s"] == pytest.approx(rate, rel=1e-2)
+            assert case["efficiency"] == pytest.approx(rate / single / row["count"], abs=1e-3)
+    step = result["networks"]["lecture"]
+    assert step["step_s"] == pytest.approx(np.median(step["all_s"]))
+    # A hundred images a step, here as in the epochs: within what a busy machine may differ by.
+    assert 0.1 < 100 / step["step_s"] / single < 10
+    assert {"device", "date", "commit", "cores"} <= result.keys()
+    (file,) = (tmp_path / "results").glob("*-scaling.json")
+    assert json.loads(file.read_text()) == result
+    assert len(list((tmp_path / "results").glob("*.png"))) == 2
+    text = page.read_text()
+    assert text == scaling_report.renewed(text, result)
+    assert "old" not in text
+    assert "measured end" in text
+    assert text.endswith("\nlast\n")
+
+    def start(self: Contender, *arguments: Any, **options: Any) -> None:
+        raise AssertionError("it measures")
+
+    monkeypatch.setattr(Contender, "__init__", start)
+    again = dlc_jax("bench", "scaling", "--on-paper", file, "--json")
+    assert again.code == 0, again.err
+    assert again.json == result
+
+
+def test_the_page_holds_what_follows_from_the_results_that_it_names() -> None:
+    text = PAGE.read_text()
+    (name,) = {found for found in PAGE.parent.glob("results/*-scaling.json") if found.name in text}
+    assert scaling_report.renewed(text, scaling.read(name)) == text
+
+
+def test_a_process_that_ended_is_not_waited_for_behind_those_that_wait_for_it() -> None:
+    arguments = ["--network", "lecture"]
+    with contenders(partial(Contender, "data_parallel", (), arguments, processes=2)) as (both,):
+        both._processes[1].kill()
+        start = time.monotonic()
+        with pytest.raises(InputError, match="'data_parallel' ended"):
+            both.ask(batch_size=2, images=2)
+        assert time.monotonic() - start < 20
+
+
+def test_more_devices_than_there_are_are_not_measured_as_so_many() -> None:
+    arguments = ["--network", "lecture", "--devices", "3"]
+    with (
+        contenders(partial(Contender, "data_parallel", (), arguments, cores=2)) as (contender,),
+        pytest.raises(InputError, match="there are 2 devices, not 3"),
+    ):
+        contender.ask(batch_size=6, images=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--devices", "1,0"), "1,0 are not whole numbers from 1"),
+        (("--processes", "two"), "two are not whole numbers from 1"),
+        (("--devices", "5"), "96 images does not spread evenly over 5 devices; choose one such as"),
+        (("--processes", "7"), "evenly over 7 processes; choose one such as 98"),
+        (("--networks", "lecture,vgg16"), "'vgg16' here; choose from lecture, resnet18, resnet50"),
+        (("--networks", ""), "choose from lecture"),
+        (("--on-paper", "missing.json"), "'missing.json' does not hold the results"),
+        (("--on-paper", "other.json"), "'other.json' does not hold the results"),
+        (("--page", "missing.md"), "'missing.md'"),
+        (("--page", "page.md"), "no lines '<!-- scaling: paper -->' and '<!-- end -->'"),
+    ],
+)
+def test_what_can_not_be_measured_is_named_in_one_line_before_anything_is(
+    dlc_jax: Command, tmp_path: Path, options: tuple[str, str], named: str
+) -> None:
+    (tmp_path / "other.json").write_text('{"lecture": {"device": "none"}}')
+    (tmp_path / "page.md").write_text("<!-- scaling: measured -->\n<!-- end -->\n")
+    done = dlc_jax("bench", "scaling", *options)
+    assert done.code == 2
+    assert named in done.err
+    assert len(done.err.splitlines()) == 1

@@ -46,16 +46,35 @@ def keep(folder: Path, section: str, results: dict[str, Any]) -> Path:
     Returns:
       The file.
     """
-    make_folder(folder)
-    slug = re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
-    path = folder / f"{slug}.json"
+    path = _file(folder, results)
     try:
         sections = json.loads(path.read_text())
     except (OSError, ValueError):
         sections = {}
     sections[section] = results
-    write_atomically(path, (json.dumps(sections, indent=2) + "\n").encode())
+    _write(path, sections)
     return path
+
+
+def keep_apart(folder: Path, section: str, results: dict[str, Any]) -> Path:
+    """Writes results as a file of their own beside the device's; otherwise as `keep`."""
+    path = _file(folder, results, f"-{section}")
+    _write(path, results)
+    return path
+
+
+def slug(results: dict[str, Any]) -> str:
+    """With what the names of the device's files begin."""
+    return re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
+
+
+def _file(folder: Path, results: dict[str, Any], suffix: str = "") -> Path:
+    make_folder(folder)
+    return folder / f"{slug(results)}{suffix}.json"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _processor() -> str:

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import selectors
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +28,15 @@ Report = Callable[[str, int, int], None]
 class Contender:
     """A process that answers one JSON line on standard output to each on standard input.
 
+    Or several that are one program: each is asked the same, and the first one's answer counts.
+
     Args:
       name: a module of `dlc_jax.benchmark.contenders`.
       needs: the packages without which it can't run.
       arguments: its command line.
-      cores: as how many devices JAX counts the CPU there.
+      cores: as how many devices JAX counts the CPU there, in each process.
+      processes: how many there are; several are told `--coordinator`, `--processes` and
+        `--process`, by which they find each other.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Contender:
         arguments: Sequence[str] = (),
         *,
         cores: int = 1,
+        processes: int = 1,
     ) -> None:
         missing = [package for package in needs if importlib.util.find_spec(package) is None]
         if missing:
@@ -48,37 +55,68 @@ class Contender:
                 "it or leave the rival out"
             )
         self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"dlc_jax.benchmark.contenders.{name}", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(cores)} | _ENVIRONMENT,
-        )
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", f"dlc_jax.benchmark.contenders.{name}", *arguments, *where],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(cores)} | _ENVIRONMENT,
+            )
+            for where in _places(processes)
+        ]
 
     def ask(self, **request: Any) -> Any:
-        """What it answers.
+        """What it answers, once all of its processes have answered.
 
         Raises:
-          InputError: it ended instead; the message holds the last line of its complaint.
+          InputError: one ended instead; the message holds the last line of its complaint.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        lines = {}
+        with selectors.DefaultSelector() as waiting:
+            for process in self._processes:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(request) + "\n")
+                    process.stdin.flush()
+                waiting.register(process.stdout, selectors.EVENT_READ, process)
+            # Whichever is first: one that ended must not be waited for behind one that waits for
+            # it. Each answers with a single line, so that none is left in a buffer.
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    lines[key.data.pid] = self._line(key.data)
+                    waiting.unregister(key.fileobj)
+        return json.loads(lines[self._processes[0].pid])
+
+    def _line(self, process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
         if not line:
-            _, complaint = self._process.communicate()
+            _, complaint = process.communicate()
             last = complaint.strip().splitlines()[-1:] or ["without a word"]
             raise InputError(f"the contender {self.name!r} ended: {last[0]}")
-        return json.loads(line)
+        return line
 
     def stop(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
+        """Ends the processes."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.communicate()
+
+
+def _places(processes: int) -> list[list[str]]:
+    """What each of several processes is told of the others; a single one is told nothing."""
+    if processes == 1:
+        return [[]]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        ["--coordinator", address, "--processes", str(processes), "--process", str(process)]
+        for process in range(processes)
+    ]
 
 
 @contextlib.contextmanager
