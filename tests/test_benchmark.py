@@ -162,7 +162,7 @@ def test_without_a_command_the_lectures_epoch_is_measured(
         raise InputError(f"{len(splits[0].labels)} images, {options['epochs']} epochs")
 
     monkeypatch.setattr(lecture, "run", run)
-    monkeypatch.setattr("dlc_jax.cli._load", lambda name, data_dir: digits)
+    monkeypatch.setattr("dlc_jax.cli.bench.load", lambda name, data_dir: digits)
     done = dlc_jax("bench")
     assert (done.code, done.err) == (2, "dlc-jax: 4000 images, 5 epochs\n")
 

@@ -1,0 +1,166 @@
+"""What is asked of a run that there is: dlc-jax eval, predict and explain."""
+
+import json
+from pathlib import Path
+
+import click
+
+from dlc_jax.cli.group import commands
+from dlc_jax.cli.loading import load_again
+from dlc_jax.cli.options import data_dir_option, json_option
+from dlc_jax.cli.output import complain
+from dlc_jax.cli.types import Integer
+from dlc_jax.errors import InputError
+
+
+@commands.command("eval")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@data_dir_option
+@json_option
+def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
+    """Test a run's network again, on the data that it was trained for.
+
+    Several runs' networks are tested as one, whose probabilities are the mean of theirs.
+
+    \b
+    Examples:
+      dlc-jax eval runs/first
+      dlc-jax eval runs/first-seed0 runs/first-seed1 runs/first-seed2
+    """
+    from dlc_jax import experiment
+    from dlc_jax.runs import Run
+
+    opened = [Run.open(Path(run)) for run in runs]
+    dataset = load_again(opened[0].config, data_dir)
+    result = experiment.evaluate(opened, dataset)
+    if not as_json:
+        click.echo(
+            f"test error {result['test_error_percent']:.2f} %, loss {result['test_loss']:.4f}, "
+            f"on {result['test_images']:,} test images of {result['dataset']}"
+        )
+        for name, error in result["error_percent_by_class"].items():
+            told = "no images" if error is None else f"{error:6.2f} %"
+            click.echo(f"  {name:12} {told}")
+    else:
+        click.echo(json.dumps(result))
+
+
+@commands.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--invert/--no-invert",
+    default=None,
+    help="Turn dark into bright.  [default: where the network learned bright on dark, and "
+    "the picture's border is bright]",
+)
+@json_option
+def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: bool) -> None:
+    """Ask a run's network what is in pictures.
+
+    They are PNG or JPEG files of any size.
+
+    \b
+    Example:
+      dlc-jax predict runs/first photo.jpg digit.png
+    """
+    from dlc_jax import experiment
+    from dlc_jax.runs import Run
+
+    opened = Run.open(Path(run))
+    predictions = experiment.predict(opened, opened.model(), images, invert=invert)
+    if as_json:
+        click.echo(json.dumps({"run": run, "predictions": predictions}))
+        return
+    for prediction in predictions:
+        first, *others = list(prediction["probabilities"].items())[:3]
+        also = ", ".join(f"{name} {100 * p:.1f} %" for name, p in others)
+        note = "; inverted" if prediction["inverted"] else ""
+        click.echo(f"{prediction['image']}: {first[0]} {100 * first[1]:.1f} %  ({also}{note})")
+
+
+@commands.command()
+@click.argument("method")
+@click.argument("run")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option(
+    "--output-dir", metavar="DIR", help="Where to write pictures.  [default: RUN/explain]"
+)
+@click.option(
+    "--transfer",
+    metavar="RUN",
+    help="A second run: do adversarial images made for one network mislead the other?",
+)
+@click.option(
+    "--invert/--no-invert", default=None, help="Turn dark into bright, as dlc-jax predict does."
+)
+@click.option(
+    "--seed", type=Integer(0), default=0, show_default=True, help="Of all that is random."
+)
+@data_dir_option
+@json_option
+def explain(
+    method: str,
+    run: str,
+    images: tuple[str, ...],
+    output_dir: str | None,
+    transfer: str | None,
+    invert: bool | None,
+    seed: int,
+    data_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Draw what a run's network sees, and how it fails.
+
+    METHOD is one of these, or all, which also makes one HTML file of all their pictures:
+
+    \b
+      filters      the first layer's filters, and every stage's feature maps
+      saliency     gradients by pixel: plain, guided, and the deconvnet's
+      deconvnet    what in test images excites feature maps most
+      occlusion    the answer's probability while a grey square hides a part
+      grad-cam     where the answer comes from
+      maximise     an image for each class, from noise
+      dream        images with more of what a stage sees in them
+      adversarial  small changes that mislead: FGSM, PGD, L-BFGS
+      fooling      nothing to a person, and something for sure to the network
+
+    IMAGES are PNG or JPEG files of any size; without any, the first test image of each class is
+    taken.
+
+    \b
+    Examples:
+      dlc-jax explain all runs/first
+      dlc-jax explain grad-cam runs/first digit.png
+      dlc-jax explain adversarial runs/first --transfer runs/second
+    """
+    from dlc_jax import experiment, terminal
+    from dlc_jax.explain.gallery import methods
+    from dlc_jax.runs import Run
+
+    chosen = methods.find(method)
+    if transfer and "adversarial" not in chosen:
+        raise InputError(f"--transfer {transfer!r} is for adversarial images, not for {method}")
+    opened = Run.open(Path(run))
+    other = Run.open(Path(transfer)) if transfer else None
+    dataset = load_again(opened.config, data_dir)
+    with terminal.stages() as progress:
+        result = experiment.explain(
+            opened,
+            dataset,
+            chosen,
+            images,
+            folder=Path(output_dir) if output_dir else opened.folder / "explain",
+            other=other,
+            invert=invert,
+            seed=seed,
+            progress=progress,
+        )
+    for name, refusal in result["refusals"].items():
+        complain(f"no {name}: {refusal}")
+    for table in result["tables"].values():
+        click.echo(terminal.table(table))
+    for file in result["files"]:
+        click.echo(file)
+    if as_json:
+        click.echo(json.dumps(result))
