@@ -1,0 +1,216 @@
+"""What a trained network says: of a test split, of pictures, and why."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import UInt8
+
+from dlc_jax import training
+from dlc_jax.data import Dataset, Examples, RecordDataset
+from dlc_jax.data.images import read_image
+from dlc_jax.errors import InputError
+from dlc_jax.experiment.configuration import AnyDataset
+from dlc_jax.experiment.results import SAMPLE, error_by_class, percent
+from dlc_jax.explain.view import View
+from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
+from dlc_jax.runs import Run, RunConfig
+
+if TYPE_CHECKING:
+    from dlc_jax.explain.gallery.subject import Named
+
+
+def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
+    """Loss and error on a dataset's test split of a run's network, or of several as one.
+
+    Several, which may differ in everything but what they were trained for, are asked for their
+    probabilities, which are averaged.
+
+    Args:
+      runs: at least one.
+      dataset: with the test split.
+
+    Raises:
+      InputError: the dataset's images or classes are not those of the network.
+    """
+    every, labels = zip(*(_test_logits(run, dataset) for run in runs), strict=True)
+    logits = every[0] if len(every) == 1 else average_probabilities(jnp.stack(every))
+    folders = [str(run.folder) for run in runs]
+    return {
+        **({"run": folders[0]} if len(runs) == 1 else {"runs": folders}),
+        "dataset": dataset.name,
+        "test_images": dataset.sizes[1],
+        "test_loss": float(cross_entropy(logits, labels[0])),
+        "test_error_percent": percent(misclassified(logits, labels[0]).mean()),
+        "error_percent_by_class": error_by_class(logits, labels[0], dataset.class_names),
+    }
+
+
+def _test_logits(run: Run, dataset: AnyDataset) -> tuple[Any, Any]:
+    """A run's network's logits of a dataset's test split, and the labels."""
+    config = run.config
+    if (config.image_shape, len(config.class_names)) != (
+        dataset.image_shape,
+        len(dataset.class_names),
+    ):
+        raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
+    state = training.create_state(run.model(), optax.identity())
+    looks: dict[str, Any] = {"mirrored": config.mirrored_test, "translated": config.translated_test}
+    if isinstance(dataset, RecordDataset):
+        return training.evaluate_records(state, dataset.test, config.normalise, **looks)[:2]
+    logits, _ = training.evaluate(state, jax.device_put(dataset.test), config.normalise, **looks)
+    return logits, jnp.asarray(dataset.test.labels)
+
+
+def predict(
+    run: Run, model: nnx.Module, paths: Sequence[str], *, invert: bool | None = None
+) -> list[dict[str, Any]]:
+    """What a run's network takes pictures for.
+
+    Args:
+      run: the run.
+      model: its network.
+      paths: PNG or JPEG files of any size.
+      invert: see `dlc_jax.data.images.read_image`.
+
+    Returns:
+      For each picture its path, the class, its probability, and all probabilities,
+      largest first.
+
+    Raises:
+      InputError: a picture can't be read.
+    """
+    config = run.config
+    pictures = read_images(config, paths, invert=invert)
+    images = np.stack([pixels for pixels, _ in pictures])
+    batch = Examples(config.normalise(images), np.zeros(len(images), np.int32))
+    logits, _ = training.eval_step(training.create_state(model, optax.identity()), batch)
+    results = []
+    for path, (_, inverted), row in zip(
+        paths, pictures, np.asarray(jax.nn.softmax(logits)), strict=True
+    ):
+        order = np.argsort(-row, kind="stable")
+        probabilities = {config.class_names[label]: float(row[label]) for label in order}
+        best = config.class_names[order[0]]
+        results.append(
+            {
+                "image": path,
+                "class": best,
+                "probability": probabilities[best],
+                "inverted": inverted,
+                "probabilities": probabilities,
+            }
+        )
+    return results
+
+
+def read_images(
+    config: RunConfig, paths: Sequence[str], *, invert: bool | None = None
+) -> list[tuple[UInt8[np.ndarray, "height width channels"], bool]]:
+    """Pictures as a run's network wants them, each with whether it was inverted.
+
+    Args:
+      config: of the run.
+      paths: PNG or JPEG files of any size.
+      invert: see `dlc_jax.data.images.read_image`.
+
+    Raises:
+      InputError: a picture can't be read.
+    """
+    dark = config.image_shape[2] == 1 and config.mean[0] < 127
+    return [
+        read_image(path, config.image_shape, dark_background=dark, invert=invert) for path in paths
+    ]
+
+
+def explain(
+    run: Run,
+    dataset: AnyDataset,
+    methods: Sequence[str],
+    paths: Sequence[str] = (),
+    *,
+    folder: Path,
+    other: Run | None = None,
+    invert: bool | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Pictures of what a run's network sees, and how it fails.
+
+    Args:
+      run: the run.
+      dataset: what it was trained for.
+      methods: some of `dlc_jax.explain.gallery.methods.METHODS`.
+      paths: PNG or JPEG files to explain it on; without any, the first test image of each class.
+      folder: where to write them.
+      other: a run to whose network adversarial images may carry over.
+      invert: see `dlc_jax.data.images.read_image`.
+      seed: of all that is random.
+      progress: called with what is made next, and how many methods are done of how many.
+
+    Returns:
+      The run, the files, what the network takes the images for, the tables, and for each method
+      that does not suit the network, why.
+
+    Raises:
+      InputError: a picture can't be read, the network can't be explained, or the other one takes
+        other images.
+    """
+    from dlc_jax.explain import gallery
+    from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
+
+    config = run.config
+    shown = dataset if isinstance(dataset, Dataset) else dataset.sample(SAMPLE)
+    if paths:
+        pictures = np.stack([pixels for pixels, _ in read_images(config, paths, invert=invert)])
+        pixels = pictures.astype(np.float32) / 255
+        names = tuple(Path(path).name for path in paths)
+    else:
+        pixels, names = first_of_each_class(shown)
+    subject = Subject.of(
+        View.of_run(run),
+        shown,
+        pixels,
+        names,
+        jax.random.key(seed),
+        _rival(run, other),
+    )
+    made = gallery.make(
+        subject,
+        methods,
+        folder,
+        title=f"What the {config.model} network sees in {config.dataset}",
+        facts=f"{config.epochs} epochs of {config.recipe}, seed {config.seed}, in {run.folder}",
+        progress=progress,
+    )
+    best = [dataset.class_names[label] for label in subject.predictions]
+    return {
+        "run": str(run.folder),
+        "files": [str(file) for file in made.files],
+        "images": dict(zip(names, best, strict=True)),
+        "tables": {
+            table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            for table in made.tables
+        },
+        "refusals": made.refusals,
+    }
+
+
+def _rival(run: Run, other: Run | None) -> "Named | None":
+    from dlc_jax.explain.gallery.subject import Named
+
+    if other is None:
+        return None
+    for what in ("image_shape", "class_names"):
+        ours, theirs = (tuple(getattr(each.config, what)) for each in (run, other))
+        if ours != theirs:
+            raise InputError(
+                f"{str(other.folder)!r} has the {what} {theirs}, not {ours}; give a run on "
+                f"{run.config.dataset}"
+            )
+    return Named(other.folder.name, View.of_run(other))
