@@ -93,7 +93,7 @@ def asked_of_train(command: str) -> dict[str, object]:
     """What a command line of `dlc-jax train` tells, without what it leaves as it is."""
     program, train, *arguments = command.split()
     assert (program, train) == ("dlc-jax", "train")
-    context = cli.train.make_context("train", arguments)
+    context = cli.commands.commands["train"].make_context("train", arguments)
     given = context.params.keys() - {
         name
         for name in context.params

@@ -6,28 +6,14 @@ from typing import NoReturn
 
 import click
 
-from dlc_jax.cli.bench import bench
+from dlc_jax.cli import bench, lists, runs, train
 from dlc_jax.cli.group import commands
-from dlc_jax.cli.lists import list_data, list_models, list_recipes
 from dlc_jax.cli.output import BAD_INPUT, INTERRUPTED, LOST, complain
-from dlc_jax.cli.runs import evaluate, explain, predict
-from dlc_jax.cli.train import train
 from dlc_jax.environment import prepare_jax
 from dlc_jax.errors import InputError
 from dlc_jax.interruption import Terminated
 
-__all__ = [
-    "bench",
-    "commands",
-    "evaluate",
-    "explain",
-    "list_data",
-    "list_models",
-    "list_recipes",
-    "main",
-    "predict",
-    "train",
-]
+__all__ = ["bench", "commands", "lists", "main", "runs", "train"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
