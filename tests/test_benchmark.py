@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 import json
 import math
 import time
@@ -45,12 +46,10 @@ def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rivals", ["torch,flax", "flax"])
 def test_the_lectures_epoch_is_measured_and_kept(
-    dlc_jax: Command, arrays: Path, rivals: str, tmp_path: Path
+    dlc_jax: Command, arrays: Path, tmp_path: Path
 ) -> None:
-    if "torch" in rivals:
-        pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    rivals = "torch,flax" if importlib.util.find_spec("torch") else "flax"
     command = ("bench", "lecture", "--arrays", arrays, "--epochs", 2, "--rivals", rivals)
     done = dlc_jax(*command, "--seeds", 3, "--output-dir", tmp_path / "results", "--json")
     assert done.code == 0, done.err
