@@ -44,7 +44,7 @@ class Saving:
             library()
 
 
-USUALLY = Saving()
+DEFAULT_SAVING = Saving()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dlc_jax.data import RecordDataset
 from dlc_jax.errors import InputError
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting, how_to_fit, key_of, new_states
-from dlc_jax.experiment.keeping import USUALLY, OpenRun, Saving, open_run
+from dlc_jax.experiment.keeping import DEFAULT_SAVING, OpenRun, Saving, open_run
 from dlc_jax.interruption import Terminated
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.training import EpochReport
@@ -46,7 +46,7 @@ def train(
     output_dir: Path,
     name: str | None = None,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
-    saving: Saving = USUALLY,
+    saving: Saving = DEFAULT_SAVING,
     devices: int | None = None,
 ) -> Outcome:
     """Trains a network, and keeps what came of it in a new folder.
@@ -83,7 +83,7 @@ def resume(
     run: Run,
     dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
-    saving: Saving = USUALLY,
+    saving: Saving = DEFAULT_SAVING,
     complain: Callable[[str], None] = lambda message: None,
     devices: int | None = None,
 ) -> Outcome:
@@ -210,7 +210,7 @@ def train_together(
     output_dir: Path,
     names: Sequence[str | None],
     watch: Callable[[Run, EpochReport], None] = lambda run, report: None,
-    saving: Saving = USUALLY,
+    saving: Saving = DEFAULT_SAVING,
 ) -> list[Outcome]:
     """Trains several networks in one program, each with a folder of its own.
 
