@@ -88,7 +88,7 @@ class OpenRun:
 @contextmanager
 def open_run(
     run: Run,
-    fitting: "Fitting",
+    fitting: Fitting,
     saving: Saving,
     complain: Callable[[str], None] = lambda message: None,
 ) -> Iterator[OpenRun]:

@@ -134,7 +134,7 @@ def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -
 
 def _train(
     make: Callable[[], Run],
-    fitting: "Fitting",
+    fitting: Fitting,
     watch: Callable[[Run, EpochReport], None],
     saving: Saving,
     complain: Callable[[str], None],
@@ -164,7 +164,7 @@ def _train(
 
 def _fit_profiled(
     folder: Path,
-    fitting: "Fitting",
+    fitting: Fitting,
     begun: Progress | None,
     after_part: Callable[[training.TrainState, np.ndarray, float], None],
 ) -> Iterator[EpochReport]:
@@ -250,7 +250,7 @@ def train_together(
 
 
 def _checkpointed(
-    runs: "Sequence[OpenRun]", reports: Iterable[list[EpochReport]]
+    runs: Sequence[OpenRun], reports: Iterable[list[EpochReport]]
 ) -> Iterator[list[EpochReport]]:
     """The reports of networks trained together, whose epochs are of one part."""
     for together in reports:
@@ -261,7 +261,7 @@ def _checkpointed(
 
 
 def _keep(
-    runs: "Sequence[OpenRun]",
+    runs: Sequence[OpenRun],
     reports: Iterable[list[EpochReport]],
     dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None],
