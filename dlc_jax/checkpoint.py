@@ -67,9 +67,11 @@ class Checkpoints:
         # It takes a second to import, which only who trains needs.
         import orbax.checkpoint as orbax
 
+        from dlc_jax import checkpoint_arrays
+
         # What it does is no news to a person; what goes wrong, it raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._orbax, self._folder = orbax, folder
+        self._orbax, self._arrays, self._folder = orbax, checkpoint_arrays, folder
         make_folder(folder)
         # Of several processes one alone keeps them, and waits for no other.
         alone = orbax.options.MultiprocessingOptions(
@@ -81,6 +83,8 @@ class Checkpoints:
             max_to_keep=keep,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            # Whoever is to write into a folder that can't be made would wait for it for minutes.
+            async_options=orbax.AsyncOptions(create_directories_asynchronously=False),
             create=False,
             multiprocessing_options=alone,
         )
@@ -107,8 +111,9 @@ class Checkpoints:
             "seconds": list(progress.seconds),
             **self._describe(progress.step),
         }
-        save = self._orbax.args
-        args = save.Composite(arrays=save.StandardSave(arrays), facts=save.JsonSave(facts))
+        args = self._orbax.args.Composite(
+            arrays=self._arrays.ArraysSave(arrays), facts=self._orbax.args.JsonSave(facts)
+        )
         with self._told():
             self._manager.save(progress.step, args=args, force=True)
 
@@ -118,10 +123,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # whatever a full or read-only disk makes the libraries raise
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise InputError(
-                f"can't write a checkpoint in {str(self._folder)!r} ({reason}); what was written "
-                "before is whole: make room, and resume the run"
+                f"can't write a checkpoint in {str(self._folder)!r} ({_reason(error)}); what was "
+                "written before is whole: make room, and resume the run"
             ) from error
 
     def newest(
@@ -144,20 +148,17 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
                 instead = "taking the one before" if steps else "it is the last: beginning anew"
-                complain(f"the checkpoint of step {step} is damaged ({reason}); {instead}")
+                complain(f"the checkpoint of step {step} is damaged ({_reason(error)}); {instead}")
                 self._manager.delete(step)
         return None
 
     def _restored(self, step: int, state: TrainState, complain: Callable[[str], None]) -> Progress:
-        _read_one_by_one(self._folder.resolve() / str(step) / "arrays")
-        restore = self._orbax.args
-        found = self._manager.restore(
-            step,
-            args=restore.Composite(arrays=restore.StandardRestore(), facts=restore.JsonRestore()),
+        args = self._orbax.args.Composite(
+            arrays=self._arrays.ArraysRestore(), facts=self._orbax.args.JsonRestore()
         )
-        arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
+        found = self._manager.restore(step, args=args)
+        arrays = found.arrays
         if _fingerprint(arrays) != found.facts["fingerprint"]:
             raise ValueError("its arrays are not those that were written")
         self._compare(step, found.facts, complain)
@@ -232,24 +233,6 @@ class Keeper:
                 self._saved, self._since = self._latest, time.monotonic()
 
 
-def _read_one_by_one(arrays: Path) -> None:
-    """Reads all arrays of a checkpoint, and raises whatever that raises where one is damaged.
-
-    Orbax reads all at once. Where one can't be read, it leaves the others unfinished, and each of
-    them prints a traceback.
-    """
-    import tensorstore
-
-    store = {"driver": "ocdbt", "base": f"file://{arrays}/"}
-    keys = tensorstore.KvStore.open(store).result().list().result()
-    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
-    if not names:
-        raise ValueError(f"{str(arrays)!r} has no arrays")
-    for name in names:
-        array = {"driver": "zarr", "kvstore": {**store, "path": name}}
-        tensorstore.open(array).result().read().result()
-
-
 def to_bytes(progress: Progress) -> bytes:
     """Progress as bytes, to be sent to other processes."""
     arrays = {**_arrays(progress), "seconds": np.array(progress.seconds, np.float64)}
@@ -280,6 +263,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in sorted(before.keys() & now.keys())
         if before[name] != now[name]
     ]
+
+
+def _reason(error: Exception) -> str:
+    """What an exception tells, in one line."""
+    told = getattr(error, "strerror", None) or str(error)
+    return " ".join(told.split())[:120] or type(error).__name__
 
 
 def _is_key(leaf: Any) -> bool:

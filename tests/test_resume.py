@@ -256,24 +256,30 @@ def test_sigterm_saves_tells_how_to_go_on_and_ends_well(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MB."""
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of so many kB, by default 1500."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
+    size = f"size={getattr(request, 'param', 1500)}k"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs is not allowed here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+# Full within a checkpoint's arrays, at one of its folders, and with several of them.
+@pytest.mark.parametrize("small_disk", [900, 1190, 1700], indirect=True)
 def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_whole(
     start: Start, small_disk: Path, tmp_path: Path, never_stopped: Path
 ) -> None:
     process = start(tmp_path, "train", *SHORT, *OFTEN, "--name", "run", "--output-dir", small_disk)
     assert finish(process) == 2
-    last = (tmp_path / "out.txt").read_text().splitlines()[-1]
-    assert last.startswith("dlc-jax: ")
+    told = (tmp_path / "out.txt").read_text()
+    assert "Traceback" not in told
+    assert told.count("dlc-jax: ") == 1
+    assert told.splitlines()[-1].startswith("dlc-jax: can't write a checkpoint in ")
+    assert "(No space left on device)" in told
     run = Run.open(small_disk / "run")
     run.model()
     # With room, it goes on to the same end.
