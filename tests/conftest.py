@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from dlc_jax.environment import prepare_jax
 # the machine has, and most tests compile the same few programs.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 prepare_jax()
+# Started in the background of a script, this process ignores Ctrl-C, and so would those it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import jax.numpy as jnp
