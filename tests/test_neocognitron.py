@@ -295,7 +295,11 @@ def test_what_does_not_suit_it_is_named(options: dict[str, Any], message: str) -
 @pytest.mark.slow
 def test_under_the_same_readout_its_cells_halve_the_error_of_pixels() -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLE], capture_output=True, text=True, timeout=600, check=True
+        [sys.executable, EXAMPLE, "mnist-5k", "1"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
     )
     # Labelled digits; errors on pixels, C1, C2, C3 and all cells, in percent.
     table = np.loadtxt(done.stdout.splitlines()[1:])
