@@ -236,7 +236,7 @@ def test_the_fast_recipe_learns_in_bfloat16_as_in_float32_and_keeps_float32() ->
     dataset = Dataset("noise", "1", examples, examples, ("dark", "bright"), "drawn here")
     # The recipe's rate is for batches of 1,024.
     small: dict[str, Any] = {"batch_size": 46, "learning_rate": 1.5 * 46 / 1024, "epochs": 3}
-    small |= {"model_options": {"widths": [4, 8, 8]}}
+    small |= {"model_options": {"widths": [4, 8, 8]}, "mirrored_test": False, "translated_test": 0}
     recipe = recipes.find("cifar10-fast")
     assert recipe.jax_dtype == jnp.bfloat16
     losses = {}
@@ -256,6 +256,7 @@ def test_recipes_for_long_runs_learn_digits_in_a_short_one(
 ) -> None:
     upright: dict[str, Any] = {"flip": "none", "mirrored_test": False, "dtype": "float32"}
     short = {"epochs": 2, "batch_size": 50, "learning_rate": 0.05, "examples": 1500}
+    short |= {"model_options": {"widths": [32, 64, 64]}}
     config = experiment.configure(digits, recipes.find(name), seed=0, name=name, **upright | short)
     outcome = experiment.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 30

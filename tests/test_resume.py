@@ -50,7 +50,14 @@ def start(digits: Dataset) -> Start:
     del digits  # its cache is warm then
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["dlc_jax.experiment", "dlc_jax.terminal", "orbax.checkpoint", "hypothesis", "pytest"]
+        [
+            "dlc_jax.experiment",
+            "dlc_jax.plots",
+            "dlc_jax.terminal",
+            "dlc_jax.checkpoint_arrays",
+            "hypothesis",
+            "pytest",
+        ]
     )
 
     def begin(folder: Path, *arguments: object) -> Any:
