@@ -1,33 +1,35 @@
 """A run's numbers and pictures as event files, which TensorBoard shows."""
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from dlc_jax.errors import InputError
+from dlc_jax.files import make_folder
 
 if TYPE_CHECKING:
     from dlc_jax.training import EpochReport
 
 
-def library() -> ModuleType:
-    """The one that writes event files.
+def check_library() -> None:
+    """Sees that the library that writes event files is there.
 
     Raises:
       InputError: it is not installed.
     """
     try:
-        import tensorboardX
+        import tensorboardX  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"event files for TensorBoard need tensorboardX ({error}); run: pip install "
             "'dlc-jax[tensorboard]', or leave out --tensorboard"
         ) from error
-    return tensorboardX
 
 
 class Board:
@@ -45,26 +47,42 @@ class Board:
           images: of an epoch.
           first: the first step that it will be told of; what earlier event files tell of this one
             and later ones is no longer shown.
+
+        Raises:
+          InputError: it can't be written, as by the methods; or the library is not installed.
         """
-        self._images = images
-        self._writer = library().SummaryWriter(str(folder), purge_step=first)
+        check_library()
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        make_folder(folder)
+        self._folder, self._images = folder, images
+        self._summary, self._event = summary, event_pb2.Event
+        # Not tensorboardX's own `SummaryWriter`, whose thread would end where the disk is full,
+        # and leave whoever waits for it waiting.
+        with self._told():
+            self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(first, session_log=started)
 
     def close(self) -> None:
         """Ends the event file."""
-        self._writer.close()
+        with self._told():
+            self._file.close()
 
     def epoch(self, report: "EpochReport") -> None:
         """Adds an epoch's scalars."""
         last = int(report.state.step)
         first = last - len(report.losses) + 1
-        for step, loss in enumerate(np.asarray(report.losses), first):
-            self._writer.add_scalar("train/loss", float(loss), step)
-        self._writer.add_scalar("test/loss", float(report.test.loss), last)
-        self._writer.add_scalar("test/error_percent", 100 * float(report.test.error), last)
-        if report.epoch:
-            rate = self._images / report.train_seconds
-            self._writer.add_scalar("train/images_per_second", rate, last)
-        self._writer.flush()
+        with self._told():
+            for step, loss in enumerate(np.asarray(report.losses), first):
+                self._scalar("train/loss", float(loss), step)
+            self._scalar("test/loss", float(report.test.loss), last)
+            self._scalar("test/error_percent", 100 * float(report.test.error), last)
+            if report.epoch:
+                rate = self._images / report.train_seconds
+                self._scalar("train/images_per_second", rate, last)
+            self._file.flush()
 
     def pictures(self, files: Sequence[Path], step: int) -> None:
         """Adds pictures by their files' names.
@@ -76,4 +94,24 @@ class Board:
         for file in files:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-            self._writer.add_image(file.stem, pixels, step, dataformats="HWC")
+            shown = self._summary.image(file.stem, pixels, dataformats="HWC")
+            with self._told():
+                self._write(step, summary=shown)
+                self._file.flush()
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        self._write(step, summary=self._summary.scalar(tag, value))
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._file.write_event(self._event(step=step, wall_time=time.time(), **what))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Has what goes wrong in writing end in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"can't write an event file in {str(self._folder)!r} ({error.strerror}); make "
+                "room, and resume the run"
+            ) from error

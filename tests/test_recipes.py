@@ -255,8 +255,8 @@ def test_recipes_for_long_runs_learn_digits_in_a_short_one(
     digits: Dataset, name: str, tmp_path: Any
 ) -> None:
     upright: dict[str, Any] = {"flip": "none", "mirrored_test": False, "dtype": "float32"}
-    short = {"epochs": 2, "batch_size": 50, "learning_rate": 0.05, "examples": 1500}
-    short |= {"model_options": {"widths": [32, 64, 64]}}
+    short: dict[str, Any] = {"epochs": 2, "batch_size": 50, "learning_rate": 0.05}
+    short |= {"examples": 1500, "model_options": {"widths": [32, 64, 64]}}
     config = experiment.configure(digits, recipes.find(name), seed=0, name=name, **upright | short)
     outcome = experiment.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 30

@@ -275,12 +275,27 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# Full within a checkpoint's arrays, at one of its folders, and with several of them.
-@pytest.mark.parametrize("small_disk", [900, 1190, 1700], indirect=True)
+# Full within a checkpoint's arrays, at one of its folders, with several of them, and at an event
+# file.
+@pytest.mark.parametrize(
+    ("small_disk", "more"),
+    [
+        (900, ()),
+        (1190, ()),
+        (1700, ()),
+        (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
+    ],
+    indirect=["small_disk"],
+)
 def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_whole(
-    start: Start, small_disk: Path, tmp_path: Path, never_stopped: Path
+    start: Start,
+    small_disk: Path,
+    more: tuple[object, ...],
+    tmp_path: Path,
+    never_stopped: Path,
 ) -> None:
-    process = start(tmp_path, "train", *SHORT, *OFTEN, "--name", "run", "--output-dir", small_disk)
+    where = ("--name", "run", "--output-dir", small_disk)
+    process = start(tmp_path, "train", *SHORT, *OFTEN, *where, *more)
     assert finish(process) == 2
     told = (tmp_path / "out.txt").read_text()
     assert "Traceback" not in told

@@ -14,7 +14,7 @@ from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting
 from dlc_jax.experiment.results import draw, metrics_of, summarise
 from dlc_jax.runs import CHECKPOINTS, EVENTS, Run
-from dlc_jax.tensorboard import Board, library
+from dlc_jax.tensorboard import Board, check_library
 from dlc_jax.training import EpochReport
 
 
@@ -41,7 +41,7 @@ class Saving:
 
     def __post_init__(self) -> None:
         if self.tensorboard:
-            library()
+            check_library()
 
 
 DEFAULT_SAVING = Saving()
