@@ -20,6 +20,16 @@ def half_written(folder: Path) -> list[Path]:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Has what goes wrong in writing a file tell its name, as it does in opening one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes its name only once it is completely written.
 
@@ -27,7 +37,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with named(path), os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

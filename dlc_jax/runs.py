@@ -16,7 +16,7 @@ from flax import nnx
 from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.files import half_written, make_folder, write_atomically
+from dlc_jax.files import half_written, make_folder, named, write_atomically
 from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
@@ -211,7 +211,8 @@ class Run:
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with (self.folder / METRICS).open("a") as file:
+        path = self.folder / METRICS
+        with named(path), path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -275,8 +275,8 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# Full within a checkpoint's arrays, at one of its folders, with several of them, and at an event
-# file.
+# Full within a checkpoint's arrays, at one of its folders, with several of them, at an event file,
+# and at a trace.
 @pytest.mark.parametrize(
     ("small_disk", "more"),
     [
@@ -284,6 +284,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         (1190, ()),
         (1700, ()),
         (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
+        (1100, ("--profile", "--checkpoint-seconds", 1000)),
     ],
     indirect=["small_disk"],
 )
@@ -300,8 +301,10 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_whole(
     told = (tmp_path / "out.txt").read_text()
     assert "Traceback" not in told
     assert told.count("dlc-jax: ") == 1
-    assert told.splitlines()[-1].startswith("dlc-jax: can't write a checkpoint in ")
-    assert "(No space left on device)" in told
+    last = told.splitlines()[-1]
+    assert last.startswith("dlc-jax: ")
+    assert "No space left on device" in last
+    assert f"{small_disk}/run" in last
     run = Run.open(small_disk / "run")
     run.model()
     # With room, it goes on to the same end.

@@ -173,9 +173,17 @@ def _fit_profiled(
 
     def end() -> None:
         nonlocal tracing
-        if tracing:
+        if not tracing:
+            return
+        tracing = False
+        try:
             jax.profiler.stop_trace()
-            tracing = False
+        except jax.errors.JaxRuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"can't write the trace in {str(folder / 'profile')!r} ({reason}); make room, and "
+                "resume the run without --profile"
+            ) from error
 
     def after_part_of_trace(state: training.TrainState, losses: np.ndarray, taken: float) -> None:
         end()
