@@ -17,20 +17,24 @@ from dlc_jax.errors import InputError
 from dlc_jax.models import resnet, summary
 
 
-def abstract(name: str, **options: Any) -> models.Network:
-    """The network without its numbers."""
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options))
-
-
 @functools.cache
 def summarise(name: str, **options: Any) -> summary.Summary:
     entry = models.find(name)
-    return summary.summarise(abstract(name, **options), entry.image_shape)
+    return summary.summarise(models.abstract(name, **options), entry.image_shape)
 
 
 def activations(model: models.Network, shape: tuple[int, int, int]) -> dict[str, Any]:
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     return jax.eval_shape(lambda model, x: model.stages(x), model, image)
+
+
+@pytest.mark.parametrize("name", ["lecture", "airbench", "resnet20", "neocognitron"])
+def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(name: str) -> None:
+    def kinds(model: models.Network) -> dict[Any, Any]:
+        state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
+        return {path: (leaf.shape, leaf.dtype) for path, leaf in state}
+
+    assert kinds(models.abstract(name)) == kinds(models.create(name, rngs=nnx.Rngs(0)))
 
 
 # torchvision's counts; those of VGG are also in the paper's table 2, in millions.
@@ -182,7 +186,7 @@ def test_networks_are_as_deep_as_they_are_called(name: str, depth: int) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     entry = models.find(name)
-    model = abstract(name)
+    model = models.abstract(name)
     model.eval()
     stages = activations(model, entry.image_shape)
     assert list(stages)[-1] == "logits"
@@ -211,7 +215,7 @@ def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers(
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "googlenet", "bn-inception", "resnet20"])
 def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> None:
-    model = abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
+    model = models.abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
     model.eval()
     stages = activations(model, (size, size, 3))
     second = list(stages.values())[1]
@@ -220,7 +224,7 @@ def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> 
 
 
 def test_a_small_head_reads_averaged_maps() -> None:
-    model = abstract("vgg16", image_shape=(32, 32, 3), num_classes=10, head="small")
+    model = models.abstract("vgg16", image_shape=(32, 32, 3), num_classes=10, head="small")
     model.eval()
     assert activations(model, (32, 32, 3))["average"].shape == (2, 512)
     assert summary.summarise(model, (32, 32, 3)).layers[-2].parameters == 512 * 10 + 10
@@ -247,7 +251,7 @@ def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
 
 
 def test_googlenet_is_trained_on_its_auxiliary_classifiers_too() -> None:
-    model = abstract("googlenet", auxiliary=True)
+    model = models.abstract("googlenet", auxiliary=True)
     logits = {"logits": jnp.eye(3), "aux1": jnp.zeros((3, 3)), "aux2": -jnp.eye(3)}
     labels = jnp.arange(3)
     losses = [math.log(math.e + 2) - 1, math.log(3), math.log(1 / math.e + 2) + 1]
@@ -275,14 +279,14 @@ def test_what_does_not_suit_a_network_is_named(
     name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        abstract(name, **options)
+        models.abstract(name, **options)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg11-bn", "googlenet"])
 def test_networks_compute_in_bfloat16_with_float32_parameters_and_statistics(name: str) -> None:
     small = {"resnet20": {}, "vgg11-bn": {"head": "small"}, "googlenet": {"stem": "small"}}
     options = {"image_shape": (32, 32, 3), "num_classes": 10, **small[name]}
-    model = abstract(name, dtype=jnp.bfloat16, **options)
+    model = models.abstract(name, dtype=jnp.bfloat16, **options)
     model.eval()
     stages = activations(model, (32, 32, 3))
     assert {array.dtype for array in stages.values()} == {jnp.dtype("bfloat16")}

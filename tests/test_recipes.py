@@ -23,15 +23,12 @@ SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 def test_every_recipes_network_dataset_and_optimizer_exist(name: str) -> None:
     recipe = recipes.find(name)
     assert recipe.dataset in data.names()
-    model = nnx.eval_shape(
-        lambda: models.create(
-            recipe.model,
-            image_shape=SHAPES[recipe.dataset],
-            num_classes=10,
-            rngs=nnx.Rngs(0),
-            dtype=recipe.jax_dtype,
-            **recipe.model_options,
-        )
+    model = models.abstract(
+        recipe.model,
+        image_shape=SHAPES[recipe.dataset],
+        num_classes=10,
+        dtype=recipe.jax_dtype,
+        **recipe.model_options,
     )
     params = nnx.state(model, nnx.Param)
     jax.eval_shape(recipe.create_optimizer(50_000).init, params)
@@ -56,8 +53,7 @@ def test_resnet20_takes_its_papers_64_000_steps() -> None:
 
 def test_the_fast_recipe_has_its_papers_parameters_steps_and_operations() -> None:
     recipe = recipes.find("cifar10-fast")
-    model = nnx.eval_shape(lambda: models.create(recipe.model, rngs=nnx.Rngs(0)))
-    summary = summarise(model, SHAPES["cifar10"])
+    summary = summarise(models.abstract(recipe.model), SHAPES["cifar10"])
     assert summary.parameters / 1e6 == pytest.approx(1.97, abs=0.01)
     # The paper's listing leaves the last, smaller batch of an epoch out, and ends after 9.9.
     steps = recipe.epochs * -(-50_000 // recipe.batch_size)

@@ -51,11 +51,7 @@ def relative(result: Any, expected: Any) -> float:
 
 def ours(network: Any, name: str, **options: Any) -> models.Network:
     """Our network with the weights of torchvision's."""
-
-    def create() -> models.Network:
-        return models.create(name, rngs=nnx.Rngs(0), **options)
-
-    graphdef, abstract = nnx.split(nnx.eval_shape(create))
+    graphdef, abstract = nnx.split(models.abstract(name, **options))
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     return interop.load_torch(nnx.merge(graphdef, empty), network.state_dict())
 

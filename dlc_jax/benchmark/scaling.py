@@ -58,17 +58,15 @@ class Setting:
 
     def create(self, rngs: nnx.Rngs) -> Network:
         """The network with freshly drawn weights."""
-        return models.create(
-            self.name,
-            image_shape=self.image_shape,
-            num_classes=self.classes,
-            rngs=rngs,
-            **self.options,
-        )
+        return models.create(self.name, rngs=rngs, **self._arguments)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"image_shape": self.image_shape, "num_classes": self.classes, **self.options}
 
     def describe(self) -> dict[str, int]:
         """Parameters, their bytes, and the multiply-adds of the forward pass for one image."""
-        summary = summarise(nnx.eval_shape(lambda: self.create(nnx.Rngs(0))), self.image_shape)
+        summary = summarise(models.abstract(self.name, **self._arguments), self.image_shape)
         return {
             "parameters": summary.parameters,
             "bytes": _BYTES_A_PARAMETER * summary.parameters,

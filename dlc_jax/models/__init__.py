@@ -7,6 +7,7 @@ comes from.
 import difflib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -15,7 +16,7 @@ from dlc_jax.models.catalogue import CATALOGUE, Entry
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.network import Network
 
-__all__ = ["CATALOGUE", "Entry", "Lecture", "Network", "create", "find", "names"]
+__all__ = ["CATALOGUE", "Entry", "Lecture", "Network", "abstract", "create", "find", "names"]
 
 
 def names() -> list[str]:
@@ -71,3 +72,34 @@ def create(
         dtype=dtype,
         **options,
     )
+
+
+class _OneKey(nnx.RngStream):
+    """Gives the same key again and again: to count keys takes most of an abstract creation."""
+
+    def __call__(self) -> jax.Array:
+        key: jax.Array = self.key[...]
+        return key
+
+
+def abstract(name: str, **arguments: Any) -> Network:
+    """The network called `name` with shapes and dtypes in place of arrays.
+
+    It is to be described, or filled with weights; it has no random numbers of its own, such as
+    dropout draws.
+
+    Args:
+      name: one of `names()`.
+      **arguments: as for `create`, without `rngs`.
+
+    Raises:
+      InputError: as `create` does.
+    """
+
+    def created() -> Network:
+        rngs = nnx.Rngs(0)
+        rngs.default = _OneKey(jax.random.key(0), tag="default")  # type: ignore[attr-defined]
+        return create(name, rngs=rngs, **arguments)
+
+    network: Network = nnx.eval_shape(created)
+    return network

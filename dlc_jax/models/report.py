@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from flax import nnx
-
 from dlc_jax import models
 from dlc_jax.models.summary import summarise
 
@@ -31,11 +29,7 @@ def describe(
     entry = models.find(name)
     shape = image_shape or entry.image_shape
     classes = num_classes or entry.num_classes
-    model = nnx.eval_shape(
-        lambda: models.create(
-            name, image_shape=shape, num_classes=classes, rngs=nnx.Rngs(0), **options
-        )
-    )
+    model = models.abstract(name, image_shape=shape, num_classes=classes, **options)
     summary = dataclasses.asdict(summarise(model, shape))
     return {
         "name": name,

@@ -58,7 +58,7 @@ def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
     """What the network is made of, and what it does with images of a shape.
 
     Args:
-      model: the network; abstract arrays in it, as `flax.nnx.eval_shape` makes, suffice.
+      model: the network; one of `dlc_jax.models.abstract` suffices.
       image_shape: height, width and channels.
     """
     graphdef, state = nnx.split(model)
