@@ -20,7 +20,7 @@ import safetensors.numpy
 import xxhash
 from jaxtyping import Float
 
-from dlc_jax.errors import InputError
+from dlc_jax.errors import InputError, one_line
 from dlc_jax.files import make_folder
 from dlc_jax.interruption import deferred
 from dlc_jax.training.state import TrainState
@@ -124,8 +124,8 @@ class Checkpoints:
             yield
         except Exception as error:  # whatever a full or read-only disk makes the libraries raise
             raise InputError(
-                f"can't write a checkpoint in {str(self._folder)!r} ({_reason(error)}); what was "
-                "written before is whole: make room, and resume the run"
+                f"can't write a checkpoint in {str(self._folder)!r} ({one_line(error, 120)}); what "
+                "was written before is whole: make room, and resume the run"
             ) from error
 
     def newest(
@@ -149,7 +149,9 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 instead = "taking the one before" if steps else "it is the last: beginning anew"
-                complain(f"the checkpoint of step {step} is damaged ({_reason(error)}); {instead}")
+                complain(
+                    f"the checkpoint of step {step} is damaged ({one_line(error, 120)}); {instead}"
+                )
                 self._manager.delete(step)
         return None
 
@@ -263,12 +265,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in sorted(before.keys() & now.keys())
         if before[name] != now[name]
     ]
-
-
-def _reason(error: Exception) -> str:
-    """What an exception tells, in one line."""
-    told = getattr(error, "strerror", None) or str(error)
-    return " ".join(told.split())[:120] or type(error).__name__
 
 
 def _is_key(leaf: Any) -> bool:

@@ -16,3 +16,9 @@ class InputError(ValueError):
 
 class DatasetUnavailable(InputError):
     """The dataset is neither on this machine nor to be had from where it is published."""
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an exception tells, in one line of at most so many characters."""
+    told = getattr(error, "strerror", None) or str(error)
+    return " ".join(told.split())[:most] or type(error).__name__

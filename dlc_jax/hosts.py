@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dlc_jax.data.examples import Dataset, Examples
-from dlc_jax.errors import InputError
+from dlc_jax.errors import InputError, one_line
 from dlc_jax.interruption import Terminated, deferred, ignore
 
 # JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
@@ -57,10 +57,9 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the processes can't be joined ({reason}); tell the address of the first one, how "
-            "many there are, and which one this is"
+            f"the processes can't be joined ({one_line(error, 500)}); tell the address of the "
+            "first one, how many there are, and which one this is"
         ) from error
 
 

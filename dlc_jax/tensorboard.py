@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.errors import InputError
-from dlc_jax.files import make_folder
+from dlc_jax.files import make_folder, named
 
 if TYPE_CHECKING:
     from dlc_jax.training import EpochReport
@@ -49,7 +48,8 @@ class Board:
             and later ones is no longer shown.
 
         Raises:
-          InputError: it can't be written, as by the methods; or the library is not installed.
+          InputError: the folder can't be written to, or the library is not installed.
+          OSError: there is no room, as by the methods.
         """
         check_library()
         from tensorboardX import event_file_writer, summary
@@ -60,21 +60,21 @@ class Board:
         self._summary, self._event = summary, event_pb2.Event
         # Not tensorboardX's own `SummaryWriter`, whose thread would end where the disk is full,
         # and leave whoever waits for it waiting.
-        with self._told():
+        with named(self._folder):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(first, session_log=started)
 
     def close(self) -> None:
         """Ends the event file."""
-        with self._told():
+        with named(self._folder):
             self._file.close()
 
     def epoch(self, report: "EpochReport") -> None:
         """Adds an epoch's scalars."""
         last = int(report.state.step)
         first = last - len(report.losses) + 1
-        with self._told():
+        with named(self._folder):
             for step, loss in enumerate(np.asarray(report.losses), first):
                 self._scalar("train/loss", float(loss), step)
             self._scalar("test/loss", float(report.test.loss), last)
@@ -95,7 +95,7 @@ class Board:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             shown = self._summary.image(file.stem, pixels, dataformats="HWC")
-            with self._told():
+            with named(self._folder):
                 self._write(step, summary=shown)
                 self._file.flush()
 
@@ -104,14 +104,3 @@ class Board:
 
     def _write(self, step: int, **what: Any) -> None:
         self._file.write_event(self._event(step=step, wall_time=time.time(), **what))
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Has what goes wrong in writing end in one line."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"can't write an event file in {str(self._folder)!r} ({error.strerror}); make "
-                "room, and resume the run"
-            ) from error

@@ -1,5 +1,6 @@
 """The command line: the only place that parses arguments and prints."""
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -10,7 +11,7 @@ from dlc_jax.cli import bench, lists, runs, train
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.output import BAD_INPUT, INTERRUPTED, LOST, complain
 from dlc_jax.environment import prepare_jax
-from dlc_jax.errors import InputError
+from dlc_jax.errors import InputError, one_line
 from dlc_jax.interruption import Terminated
 
 __all__ = ["bench", "commands", "lists", "main", "runs", "train"]
@@ -50,16 +51,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
-        complain(f"{error.strerror or error}: {error.filename or 'a file'}")
+        advice = "; make room, and try again" if error.errno == errno.ENOSPC else ""
+        complain(f"{error.strerror or error}: {error.filename or 'a file'}{advice}")
         status = BAD_INPUT
         _leave_others(status)
     except (RuntimeError, ValueError) as error:
         if not _is_loss(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         complain(
-            f"the processes can't go on together ({reason}); if one of them has died, start all "
-            "of them again, with --resume RUN"
+            f"the processes can't go on together ({one_line(error)}); if one of them has died, "
+            "start all of them again, with --resume RUN"
         )
         _leave_others(LOST)
     sys.exit(status if isinstance(status, int) else 0)

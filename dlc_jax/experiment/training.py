@@ -14,7 +14,7 @@ import numpy as np
 from dlc_jax import checkpoint, hosts, training
 from dlc_jax.checkpoint import Progress
 from dlc_jax.data import RecordDataset
-from dlc_jax.errors import InputError
+from dlc_jax.errors import InputError, one_line
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting, how_to_fit, key_of, new_states
 from dlc_jax.experiment.keeping import DEFAULT_SAVING, OpenRun, Saving, open_run
@@ -179,10 +179,9 @@ def _fit_profiled(
         try:
             jax.profiler.stop_trace()
         except jax.errors.JaxRuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"can't write the trace in {str(folder / 'profile')!r} ({reason}); make room, and "
-                "resume the run without --profile"
+                f"can't write the trace in {str(folder / 'profile')!r} ({one_line(error)}); make "
+                "room, and resume the run without --profile"
             ) from error
 
     def after_part_of_trace(state: training.TrainState, losses: np.ndarray, taken: float) -> None:
