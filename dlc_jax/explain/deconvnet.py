@@ -202,7 +202,9 @@ def _call_plainly(equation: JaxprEqn, args: list[Any]) -> list[Any]:
         case "cond" if params.get("branches_platforms"):
             inner, args = params["branches"][-1], args[1:]
         case "conv2d":
-            return [ops.conv2d(*args, params["strides"], params["padding"], precision="default")]
+            x, kernel = args
+            window = params["strides"], params["padding"]
+            return [ops.conv2d(x, kernel, *window, precision="default")]
         case "max" | "reduce_max" | "reduce_window_max" | "max_pool":
             return _largest(equation, args)
         case _:

@@ -34,7 +34,7 @@ _MOST_GROUPS = 4
 def conv2d(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels/groups features"],
-    strides: tuple[int, int] = (1, 1),
+    strides: Sequence[int] = (1, 1),
     padding: Padding = "SAME",
     precision: lax.PrecisionLike = None,
     groups: int = 1,
@@ -75,7 +75,7 @@ def conv_general_dilated(
     lhs: Array,
     rhs: Array,
     window_strides: Sequence[int],
-    padding: Padding,
+    padding: Any,
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,

@@ -22,8 +22,8 @@ _MOST_PLACES = 32
 
 def max_pool(
     x: Float[Array, "batch height width channels"],
-    window: tuple[int, int],
-    strides: tuple[int, int] | None = None,
+    window: Sequence[int],
+    strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
     """The largest value of each window.
@@ -55,8 +55,8 @@ def max_pool(
 
 def avg_pool(
     x: Float[Array, "batch height width channels"],
-    window: tuple[int, int],
-    strides: tuple[int, int] | None = None,
+    window: Sequence[int],
+    strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
     """The mean of each window, in which padding counts as zeros.
@@ -96,8 +96,8 @@ def _avg_pool(x: Array, window: tuple[int, int], strides: tuple[int, int], pads:
 def _window(
     name: str,
     x: Array,
-    window: tuple[int, int],
-    strides: tuple[int, int] | None,
+    window: Sequence[int],
+    strides: Sequence[int] | None,
     padding: Padding,
 ) -> tuple[tuple[int, int], tuple[int, int], Pads]:
     """What both poolings make of their arguments; a ValueError names what does not fit."""

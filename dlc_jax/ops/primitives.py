@@ -78,7 +78,7 @@ def bind(new: Primitive, *operands: Any, **params: Any) -> list[Array]:
     The precision of matrix products that the user has set holds where it is bound, not where it
     is compiled.
     """
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = jax.config.jax_default_matmul_precision
     return new.bind(*operands, mapped=(), precision=precision, **params)
 
 
