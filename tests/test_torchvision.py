@@ -1,5 +1,9 @@
 """Our networks with torchvision's weights against torchvision's networks."""
 
+import importlib
+import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -16,14 +20,20 @@ from dlc_jax.data import Examples
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
     torch.set_num_threads(1)  # its threads would spin while JAX computes
-    # torchvision's compiled operators, of which its networks need none, are not for every
-    # build of PyTorch; it asks whether these two exist.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    module = pytest.importorskip("torchvision", reason="torchvision is not installed")
-    yield module
+    library = None
+    # torchvision's compiled operators, of which its networks need none, are not for every build
+    # of PyTorch. It is tried in another process: what fails here can't be imported again, and
+    # where the operators do load, to define them twice would abort this process.
+    trial = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
+    if trial.returncode:
+        # It asks whether these two exist.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("torchvision")
     del library
 
 
