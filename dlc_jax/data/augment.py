@@ -44,7 +44,7 @@ def flip(key: PRNGKeyArray, images: AnyImages) -> Images:
       key: of the random numbers.
       images: of any dtype.
     """
-    return mirror(images, jax.random.bernoulli(key, shape=(len(images),)))
+    return mirror(images, _coins(key, len(images)))
 
 
 def alternating_flip(
@@ -83,7 +83,9 @@ def crop(
     images = jnp.asarray(images)
 
     def part(image: Array, corner: Array) -> Array:
-        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
+        # In x64 mode a plain 0 would be of another type.
+        start = corner[0], corner[1], jnp.zeros_like(corner[0])
+        return lax.dynamic_slice(image, start, (*size, image.shape[2]))
 
     return jax.vmap(part)(images, jnp.asarray(corners))
 
@@ -109,9 +111,14 @@ def random_crop(
     return crop(images, _places(key, len(images), (height - size[0], width - size[1])), size)
 
 
+def _coins(key: PRNGKeyArray, count: int) -> Bool[Array, " count"]:
+    """So many tosses of a coin, in float32, so that x64 mode draws the same."""
+    return jax.random.bernoulli(key, jnp.float32(0.5), (count,))
+
+
 def _places(key: PRNGKeyArray, count: int, most: tuple[int, int]) -> Int[Array, "count 2"]:
     """Pairs of whole numbers, each from 0 to `most`."""
-    return jax.random.randint(key, (count, 2), 0, jnp.array(most) + 1)
+    return jax.random.randint(key, (count, 2), 0, jnp.array(most) + 1, jnp.int32)
 
 
 def shift(
@@ -241,9 +248,9 @@ class Augmentation:
         count, height, width, _ = shape
         own = jax.random.fold_in(key, epoch)
         if self.flip == "alternating":
-            mirrored = _alternated(jax.random.bernoulli(key, shape=(count,)), epoch)
+            mirrored = _alternated(_coins(key, count), epoch)
         else:
-            mirrored = jax.random.bernoulli(own, shape=(count,))
+            mirrored = _coins(own, count)
         shifting, erasing = jax.random.split(own)
         most = (2 * self.translate, 2 * self.translate)
         room = (height - self.cutout, width - self.cutout)
