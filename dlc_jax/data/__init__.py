@@ -168,7 +168,7 @@ def load(
     suffix = "" if part == (0, 1) else f"-{part[0]}of{part[1]}"
     if entry.bundled:
         whole = cache.through(cache_key(name, None), digits.load)
-        return RecordDataset.of(whole).part(*part).load() if suffix else whole
+        return RecordDataset.of(whole, copy=False).part(*part).load() if suffix else whole
     source = fetch(name, data_dir, progress=progress is not None)
     key = cache_key(name, source) + suffix
     return cache.through(key, lambda: open_prepared(source).part(*part).load(report))
@@ -201,7 +201,7 @@ def open_records(
     if name in CATALOGUE and CATALOGUE[name].bundled:
         if image_size is not None:
             raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
-        return RecordDataset.of(load(name, data_dir))
+        return RecordDataset.of(load(name, data_dir), copy=False)
     source = fetch(name, data_dir, progress=progress is not None)
     # By the name that opens it again, a configuration's included.
     return replace(open_prepared(source, image_size), name=name)

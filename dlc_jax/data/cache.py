@@ -81,6 +81,7 @@ def _read(path: Path) -> Dataset:
             **splits,
             class_names=names,
             provenance=about["provenance"],
+            copy=False,
         )
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(

@@ -35,7 +35,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.examples import AnyArray, unshared
 from dlc_jax.errors import InputError
 from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
@@ -180,7 +180,7 @@ def correct(
         change = jnp.where(wrong, active, 0)
         return weights.at[:, label].add(change).at[:, response].add(-change), wrong
 
-    examples = jnp.asarray(activities, weights.dtype), jnp.asarray(labels)
+    examples = jnp.asarray(unshared(activities), weights.dtype), jnp.asarray(unshared(labels))
     weights, wrong = lax.scan(show, weights, examples)
     return weights, wrong.sum()
 
