@@ -61,7 +61,7 @@ _STATE_DICTS = (
     "ema",
 )
 # What safetensors calls the floating-point types.
-_FLOATS = {
+_FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -120,8 +120,8 @@ def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[s
     """
     given = "the PyTorch weights"
     if isinstance(state_dict, str | os.PathLike):
-        path = Path(state_dict).expanduser()
-        given, state_dict = f"{given} in {str(path)!r}", _read(path)
+        file = Path(state_dict).expanduser()
+        given, state_dict = f"{given} in {str(file)!r}", _read(file)
     graphdef, known, rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)  # type: ignore[misc]
     by_path = dict(nnx.to_flat_state(known))
     prefixes = model.torch_names() if isinstance(model, Network) else {}

@@ -336,7 +336,7 @@ def test_safetensors_files_of_bfloat16_are_read_without_pytorch(
 
 def save_parts(folder: Path, weights: dict[str, Any]) -> Path:
     """Weights in two files and their index, as Hugging Face keeps large networks."""
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate((sorted(weights)[:4], sorted(weights)[4:]), 1):
         part = f"model-{number:05d}-of-00002.safetensors"
         save_safetensors(folder / part, {name: weights[name] for name in names})
@@ -352,8 +352,8 @@ def test_weights_in_several_files_are_read(
 ) -> None:
     index = save_parts(tmp_path, weights)
     monkeypatch.setenv("HOME", str(tmp_path))
-    path = {"index": index, "folder": tmp_path, "home": "~/model.safetensors.index.json"}[named]
-    assert_loaded(interop.load_torch(lecture(), path), weights)
+    paths: dict[str, Path | str] = {"index": index, "folder": tmp_path, "home": f"~/{index.name}"}
+    assert_loaded(interop.load_torch(lecture(), paths[named]), weights)
 
 
 def test_one_of_several_files_lacks_what_is_in_the_others(

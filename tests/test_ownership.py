@@ -92,9 +92,18 @@ KEEPERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     ),
     "fires": (fires, (BITS, SYNAPSES, np.ones(16, np.float32))),
     "mirror": (augment.mirror, (FLOATS, np.arange(300) % 2 == 0)),
-    "crop": (lambda *arrays: augment.crop(*arrays, (20, 20)), (FLOATS, np.full((300, 2), 4))),
-    "shift": (lambda *arrays: augment.shift(*arrays, 4), (FLOATS, np.full((300, 2), 4))),
-    "erase": (lambda *arrays: augment.erase(*arrays, 4), (FLOATS, np.full((300, 2), 4))),
+    "crop": (
+        lambda images, corners: augment.crop(images, corners, (20, 20)),
+        (FLOATS, np.full((300, 2), 4)),
+    ),
+    "shift": (
+        lambda images, corners: augment.shift(images, corners, 4),
+        (FLOATS, np.full((300, 2), 4)),
+    ),
+    "erase": (
+        lambda images, corners: augment.erase(images, corners, 4),
+        (FLOATS, np.full((300, 2), 4)),
+    ),
 }
 
 

@@ -91,7 +91,6 @@ def test_dropout_draws_what_flaxs_does() -> None:
     inputs = jnp.ones((6, 40), jnp.float32)
     expected = nnx.Dropout(0.4, rngs=nnx.Rngs(3))(inputs)
     np.testing.assert_array_equal(layers.Dropout(0.4, rngs=nnx.Rngs(3))(inputs), expected)
-    over_rows = {"broadcast_dims": (0,), "rngs": nnx.Rngs(3)}
-    rows = layers.Dropout(0.4, **over_rows)(inputs)
+    rows = layers.Dropout(0.4, broadcast_dims=(0,), rngs=nnx.Rngs(3))(inputs)
     assert (rows == rows[0]).all()
     assert (rows[0] == 0).any()

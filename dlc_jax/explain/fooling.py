@@ -282,7 +282,7 @@ def _activate(x: Array, functions: Array) -> Array:
     return jnp.select([functions == number for number in range(len(of_x))], of_x)
 
 
-def _uniform(key: PRNGKeyArray, shape: Shape, **bounds: Any) -> Array:
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], **bounds: Any) -> Array:
     """Drawn in float32, so that x64 mode gives the same."""
     return jax.random.uniform(key, shape, jnp.float32, **bounds).astype(float)
 
