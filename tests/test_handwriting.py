@@ -1,6 +1,7 @@
 """Photographs of digits in MNIST's form."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from scipy import ndimage
 
 from dlc_jax import experiment
 from dlc_jax.data import Dataset, handwriting
-from dlc_jax.errors import InputError
 from dlc_jax.runs import Run
 
 KINDS = [
@@ -40,7 +40,8 @@ def photograph(digit: np.ndarray, kind: str, rng: np.random.Generator) -> np.nda
     by = max(1, int(0.035 * side))
     if kind == "thin":
         pen = np.maximum(
-            ndimage.grey_erosion(pen, (by, by)), 0.6 * (pen > 0.9) * (ndimage.gaussian_filter(pen, by) > 0.93)
+            ndimage.grey_erosion(pen, (by, by)),
+            0.6 * (pen > 0.9) * (ndimage.gaussian_filter(pen, by) > 0.93),
         )
         pen = pen if (pen > 0.5).sum() > 0.2 * (smooth > 127).sum() else smooth / 255
     elif kind == "thick":
@@ -74,3 +75,34 @@ def photograph(digit: np.ndarray, kind: str, rng: np.random.Generator) -> np.nda
     file = io.BytesIO()
     shot.save(file, "JPEG", quality=int(rng.integers(60, 95)))
     return np.asarray(Image.open(file))
+
+
+def test_digits_in_mnists_form_go_through_unharmed(digits: Dataset) -> None:
+    for digit in np.asarray(digits.test.images)[:200]:
+        for picture, dark in ((digit, False), (255 - digit, True)):
+            made = handwriting.prepare(picture)
+            assert made is not None
+            np.testing.assert_array_equal(made[0], digit[..., 0])
+            assert made[1] == dark
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
+    kind: str, digits: Dataset, lecture_run: Run, tmp_path: Path
+) -> None:
+    labels = np.asarray(digits.test.labels)
+    chosen = [np.flatnonzero(labels == label)[0] for label in range(10)]
+    paths = []
+    for index in chosen:
+        digit = np.asarray(digits.test.images)[index, ..., 0]
+        paths.append(f"{tmp_path}/{index}.png")
+        Image.fromarray(photograph(digit, kind, np.random.default_rng(index))).save(paths[-1])
+    answers = experiment.predict(lecture_run, lecture_run.model(), paths)
+    right = [int(answer["class"]) for answer in answers] == labels[chosen]
+    assert right.sum() >= 8
+
+
+def test_a_blank_sheet_has_no_ink() -> None:
+    noise = np.random.default_rng(0).normal(180, 5, (200, 300, 1)).astype(np.uint8)
+    assert handwriting.prepare(noise) is None
+    assert handwriting.prepare(np.full((1, 1, 3), 255, np.uint8)) is None

@@ -116,9 +116,7 @@ def _find(picture: np.ndarray, invert: bool | None) -> Ink | None:
     blur = max(picture.shape[:2]) / 24
     weight = ndimage.gaussian_filter((~near).astype(float), blur)
     left = np.where(near[..., None], 0, picture - paper)
-    rest = np.stack(
-        [ndimage.gaussian_filter(left[..., k], blur) for k in range(left.shape[2])], -1
-    )
+    rest = np.stack([ndimage.gaussian_filter(left[..., k], blur) for k in range(left.shape[2])], -1)
     paper = paper + rest / np.maximum(weight, 0.05)[..., None]
     ink = _strength(picture, paper, invert)
     if ink is None:
