@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import platformdirs
-
 from dlc_jax.errors import InputError
 
 _PART = ".part"
@@ -84,7 +82,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def cache_folder() -> Path:
     """Where to keep what can be made again: `DLC_JAX_CACHE_DIR`, else the user's cache folder."""
-    return Path(os.environ.get("DLC_JAX_CACHE_DIR") or platformdirs.user_cache_dir("dlc_jax"))
+    told = os.environ.get("DLC_JAX_CACHE_DIR")
+    if told:
+        return Path(told)
+    # A machine that only measures may lack it.
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("dlc_jax"))
 
 
 def make_folder(path: Path) -> None:
