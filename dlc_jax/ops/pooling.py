@@ -18,6 +18,8 @@ from dlc_jax.ops.windows import Padding, Pads, check_window, covered, over_batch
 # Each place of a window is compared by an operation of its own; past this many, compiling
 # takes longer than the gradient saves.
 _MOST_PLACES = 32
+# With fewer, XLA's own gradient is faster on a GPU.
+_FEWEST_BYTES = 12 * 2**20
 
 
 def max_pool(
@@ -158,8 +160,10 @@ def _cpu_gradient(
 def _gpu_gradient(
     x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
 ) -> Array:
-    # XLA's own adds up gradients by atomic operations, which are slow for numbers of 16 bits.
-    if window[0] * window[1] > _MOST_PLACES:
+    # XLA's own adds up gradients by atomic operations, which are slow for numbers of 16 bits; of
+    # little it makes fewer kernels.
+    small = x.size * x.dtype.itemsize < _FEWEST_BYTES
+    if small or window[0] * window[1] > _MOST_PLACES:
         return _xla_gradient(x, maxima, grad, window, strides, padding)
     if _touch(window, strides, padding):
         return _to_own_tiles(x, maxima, grad, window)

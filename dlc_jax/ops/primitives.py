@@ -1,9 +1,9 @@
 """What operations of our own need to be operations for JAX: primitives.
 
-A primitive is one equation of a jaxpr. It is lowered by one function on a CPU, by another on
-a GPU and by a third elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the same primitive,
-which remembers which of its operands have gained an axis, so that its rules of differentiation
-hold for it as well.
+A primitive is one equation of a jaxpr. It is lowered by one function on a CPU, by another on a GPU
+and by a third elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the
+same primitive, which remembers which of its operands have gained an axis, so that its rules of
+differentiation hold for it as well.
 """
 
 from collections.abc import Callable, Sequence

@@ -38,6 +38,11 @@ def read(name: str, folder: Path | None) -> Dataset:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{str(folder)!r}: {name} can't be read ({error})") from error
     images, labels, test = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if test.all() or not test.any():
+        raise InputError(
+            f"{str(folder)!r}: there are only {'test' if test.all() else 'training'} images in "
+            f"{name}-*.npz; a part is missing"
+        )
     images = images.reshape(-1, *_SHAPES[name])
     splits = [Examples(images[which], labels[which]) for which in (~test, test)]
     return _dataset(name, splits[0], splits[1], f"exported files in {folder}")

@@ -38,8 +38,8 @@ class Part:
 PARTS = {
     "lecture": Part("lecture:measure", 100, "the lecture's ten epochs against PyTorch"),
     "cifar10": Part("cifar10:measure", 110, "cifar10-fast over many seeds"),
-    "seeds": Part("seeds:measure", 60, "64 and 512 networks at once"),
-    "throughput": Part("throughput:measure", 60, "ResNet-50 at 224x224 in bfloat16"),
+    "seeds": Part("seeds:measure", 70, "64 and 512 networks at once"),
+    "throughput": Part("throughput:measure", 75, "ResNet-50 at 224x224 in bfloat16"),
     "operations": Part("operations:measure", 60, "convolutions and poolings against XLA's own"),
     "correctness": Part("correctness:measure", 40, "gradients and losses"),
     "resnet20": Part("residual:measure_resnet20", 240, "cifar10-resnet20, 64,000 steps"),

@@ -32,7 +32,7 @@ def measure(settings: Settings, keep: Keep) -> None:
     """Training steps on random images that lie on the device, for several batch sizes."""
     size, classes = settings.size(224, 32), settings.size(1000, 10)
     model = models.create(
-        settings.size(0, 1) and "resnet18" or "resnet50",
+        "resnet18" if settings.rehearse else "resnet50",
         image_shape=(size, size, 3),
         num_classes=classes,
         rngs=nnx.Rngs(0),
@@ -63,8 +63,7 @@ def _steps(state: Any, batch_size: int, size: int, classes: int, steps: int) -> 
     batch = Examples(images, jax.random.randint(keys[1], (batch_size,), 0, classes))  # type: ignore[arg-type]
 
     def several(state: Any, batch: Examples) -> Any:
-        step = lambda state, _: training.train_step(state, batch)  # noqa: E731
-        return jax.lax.scan(step, state, length=steps)
+        return jax.lax.scan(lambda state, _: training.train_step(state, batch), state, length=steps)
 
     start = time.perf_counter()
     program = jax.jit(several).lower(state, batch).compile()
