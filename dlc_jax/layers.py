@@ -218,6 +218,29 @@ class Dropout(nnx.Dropout):
         return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
 
 
+@jax.custom_jvp
+def _erfc(x: Array) -> Array:
+    return lax.erfc(x)
+
+
+@_erfc.defjvp
+def _erfc_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # JAX 0.12's own rule can't be traced inside `jax.shard_map`.
+    (x,), (tangent,) = primals, tangents
+    slope = jnp.asarray(-2 / math.sqrt(math.pi), x.dtype) * jnp.exp(-jnp.square(x))
+    return _erfc(x), slope * tangent
+
+
+@jax.jit
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The Gaussian error linear unit, x times the normal distribution's function of x.
+
+    (Hendrycks and Gimpel 2016, section 2.) It is `jax.nn.gelu(x, approximate=False)`, which can't be
+    differentiated inside `jax.shard_map` with JAX 0.12.
+    """
+    return 0.5 * x * _erfc(-x * jnp.asarray(math.sqrt(0.5), x.dtype))
+
+
 class PReLU(nnx.Module):
     """max(0, x) + slope * min(0, x), with a trainable slope for each channel (He et al. 2015).
 

@@ -12,7 +12,7 @@ from conftest import logits_of
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax import models, ops
+from dlc_jax import layers, models, ops
 from dlc_jax.data import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, saliency
@@ -124,6 +124,7 @@ def test_a_networks_rules_are_those_of_its_rectifiers_replaced_by_hand(
         gelu = partial(jax.nn.gelu, approximate=False)
         for module in (nnx, jax.nn):
             monkeypatch.setattr(module, "relu", by_hand(jax.nn.relu, rule))
+        for module in (nnx, jax.nn, layers):
             monkeypatch.setattr(module, "gelu", by_hand(gelu, rule))
 
     @jax.jit

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -61,8 +60,8 @@ class AirbenchBlock(nnx.Module):
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch out_height out_width maps"]:
         """The block's feature maps."""
-        x = jax.nn.gelu(self.bn1(ops.max_pool(self.conv1(x), (2, 2))), approximate=False)
-        return jax.nn.gelu(self.bn2(self.conv2(x)), approximate=False)
+        x = layers.gelu(self.bn1(ops.max_pool(self.conv1(x), (2, 2))))
+        return layers.gelu(self.bn2(self.conv2(x)))
 
 
 def identity_first(
@@ -150,7 +149,7 @@ class Airbench(Network):
         stages: OrderedDict[str, Array] = OrderedDict()
         kernel, bias = (v[...].astype(self.dtype) for v in (self.whitening, self.whitening_bias))
         x = ops.conv2d(jnp.asarray(x, self.dtype), kernel, padding="VALID") + bias
-        x = stages["whitened"] = jax.nn.gelu(x, approximate=False)
+        x = stages["whitened"] = layers.gelu(x)
         for i, block in enumerate(self.blocks, 1):
             x = stages[f"block{i}"] = block(x)
         x = stages["largest"] = x.max((1, 2))
