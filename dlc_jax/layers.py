@@ -235,8 +235,8 @@ def _erfc_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The Gaussian error linear unit, x times the normal distribution's function of x.
 
-    (Hendrycks and Gimpel 2016, section 2.) It is `jax.nn.gelu(x, approximate=False)`, which can't be
-    differentiated inside `jax.shard_map` with JAX 0.12.
+    (Hendrycks and Gimpel 2016, section 2.) It is `jax.nn.gelu(x, approximate=False)`, which JAX
+    0.12 can't differentiate inside `jax.shard_map`.
     """
     return 0.5 * x * _erfc(-x * jnp.asarray(math.sqrt(0.5), x.dtype))
 

@@ -30,7 +30,7 @@ class Recipe:
       dtype: what it computes in, "float32" or "bfloat16"; parameters are float32.
       epochs: passes over the training split.
       batch_size: examples an update.
-      optimizer: "sgd" or "muon".
+      optimizer: "sgd", "adam", "adamw" or "muon".
       learning_rate: the largest, of the gradient of the mean loss.
       schedule: how it changes; see `dlc_jax.training.optimizers.schedule`.
       momentum: of the optimizer.
@@ -91,6 +91,18 @@ class Recipe:
         if self.dtype not in _DTYPES:
             raise InputError(f"can't compute in {self.dtype!r}; choose float32 or bfloat16")
         return _DTYPES[self.dtype]
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """The recipe with some fields told otherwise.
+
+        Another optimizer comes with the learning rate, momentum and weight decay that are usual
+        for it, unless these are told, too.
+        """
+        chosen = changes.get("optimizer", self.optimizer)
+        usual: dict[str, Any] = {}
+        if chosen != self.optimizer:
+            usual = training.optimizers.USUAL.get(chosen, {}) | {"bias_factor": 1.0}
+        return replace(self, **usual | changes)
 
     def create_optimizer(self, examples: int) -> optax.GradientTransformation:
         """The optimizer for a training split of so many examples.

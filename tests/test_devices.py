@@ -15,9 +15,10 @@ import optax
 import pytest
 from conftest import Command
 from eight_devices import dropping, lecture, normalised
+from flax import nnx
 from safetensors.numpy import load_file
 
-from dlc_jax import sharding, training
+from dlc_jax import models, sharding, training
 from dlc_jax.errors import InputError
 
 Results = dict[str, dict[str, Any]]
@@ -86,6 +87,26 @@ def test_evaluation_in_batches_that_do_not_fit_the_devices_is_that_of_one(
 )
 def test_examples_are_coupled_by_normalisation_and_by_dropout(create: Any, coupled: bool) -> None:
     state = training.create_state(create(), optax.sgd(0.1))
+    assert training.couples_examples(state) is coupled
+
+
+@pytest.mark.parametrize(
+    ("name", "coupled"),
+    [
+        ("threshold-logic-unit", False),
+        ("perceptron", False),
+        ("neocognitron", False),
+        ("lenet5", False),
+        ("lecture", False),
+        ("airbench", True),
+        ("alexnet", True),
+        ("resnet20", True),
+    ],
+)
+def test_networks_with_fixed_parts_alone_do_not_couple_examples(name: str, coupled: bool) -> None:
+    state = jax.eval_shape(
+        lambda: training.create_state(models.create(name, rngs=nnx.Rngs(0)), optax.set_to_zero())
+    )
     assert training.couples_examples(state) is coupled
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from dlc_jax import recipes
+from dlc_jax.errors import InputError
 from dlc_jax.training import optimizers
 
 
@@ -16,7 +18,7 @@ from dlc_jax.training import optimizers
         ("constant", [1, 1, 1, 1, 1]),
         ("step", [1, 1, 0.1, 0.01, 0.01]),
         ("triangular", [0.2, 1 - 0.93 * 2 / 77, 1 - 0.93 * 27 / 77, 1 - 0.93 * 52 / 77, 0.07]),
-        ("cosine", [0, *(0.5 + 0.5 * np.cos(np.pi * np.array([20, 45, 70, 95]) / 95))]),
+        ("cosine", [1 / 6, *(0.5 + 0.5 * np.cos(np.pi * np.array([20, 45, 70, 95]) / 95))]),
     ],
 )
 def test_schedules_have_their_closed_forms(name: str, expected: list[float]) -> None:
@@ -99,11 +101,54 @@ def test_muons_steps_of_kernels_are_orthogonal_and_those_of_biases_adams() -> No
     np.testing.assert_allclose(updates["conv"]["bias"], expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 30, 1000])
+def test_no_schedule_loses_a_step_on_a_rate_of_zero(name: str, steps: int) -> None:
+    rate = optimizers.schedule(name, 3.0, steps)
+    rates = [float(rate(step)) for step in (0, steps // 2, steps - 1)]
+    assert min(rates) > 0
+    assert max(rates) <= 3 + 1e-6
+
+
+@pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adamw", 0.1)])
+def test_adams_steps_are_its_papers_with_decay_of_weights_alone(name: str, decay: float) -> None:
+    params: Any = {"conv": {"kernel": jnp.array(2.0), "bias": jnp.array(3.0)}}
+    optimizer = optimizers.create(name, 0.01, weight_decay=decay, bias_factor=4.0)
+    state = optimizer.init(params)
+    expected, first, second = {"kernel": 2.0, "bias": 3.0}, 0.0, 0.0
+    for step, grad in enumerate((0.5, -0.25, 1.0), 1):
+        grads = {"conv": {"kernel": jnp.array(grad), "bias": jnp.array(grad)}}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
+        mean, square = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        change = mean / (square**0.5 + 1e-8)
+        expected["kernel"] -= 0.01 * (change + decay * expected["kernel"])
+        expected["bias"] -= 0.01 * 4 * change
+    for kind, value in expected.items():
+        assert float(params["conv"][kind]) == pytest.approx(value, rel=1e-5)
+
+
+def test_adam_refuses_a_weight_decay_that_adamw_takes() -> None:
+    with pytest.raises(InputError, match=r"weight decay, such as 0\.1; choose adamw"):
+        optimizers.create("adam", 0.01, weight_decay=0.1)
+
+
+def test_another_optimizer_comes_with_its_usual_numbers_unless_others_are_told() -> None:
+    recipe = recipes.find("cifar10-cpu")
+    adam = recipe.changed(optimizer="adam", momentum=0.8)
+    assert (adam.learning_rate, adam.momentum, adam.weight_decay) == (0.001, 0.8, 0.0)
+    assert recipe.changed(optimizer="sgd") == recipe
+    for name in optimizers.OPTIMIZERS:
+        recipe.changed(optimizer=name).create_optimizer(100)
+
+
 def test_every_optimizer_gives_the_same_under_jit() -> None:
     params: Any = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
     rate = optimizers.schedule("triangular", 0.1, 2)
     for name in optimizers.OPTIMIZERS:
-        inside = optimizers.create(name, rate, momentum=0.9, nesterov=True, weight_decay=0.1)
+        decay = 0.0 if name == "adam" else 0.1
+        inside = optimizers.create(name, rate, momentum=0.9, nesterov=True, weight_decay=decay)
         optimizer = optimizers.averaged(optimizers.lookahead(inside, 2, 2), 2, 0.9)
         results = []
         for update in (optimizer.update, jax.jit(optimizer.update)):

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,6 +36,52 @@ def test_every_recipes_network_dataset_and_optimizer_exist(name: str) -> None:
     assert recipe.augmentation.flip in ("none", "random", "alternating")
 
 
+@pytest.mark.versions
+@pytest.mark.parametrize("name", recipes.names())
+def test_an_epoch_and_a_test_of_every_recipe_can_be_traced_over_two_devices(name: str) -> None:
+    recipe = recipes.find(name)
+    shape = SHAPES[recipe.dataset]
+    count = 3 * recipe.batch_size
+    optimizer = recipe.create_optimizer(count)
+    images = jax.ShapeDtypeStruct((count, *shape), jnp.uint8)
+    examples = Examples(images, jax.ShapeDtypeStruct((count,), jnp.int32))
+    channels = jax.ShapeDtypeStruct(shape[2:], jnp.float32)
+    normalise = jax.eval_shape(Normalise, channels, channels)
+
+    def create(normalise: Normalise, images: Any, key: Any) -> training.TrainState:
+        model = models.create(
+            recipe.model,
+            image_shape=shape,
+            num_classes=10,
+            rngs=nnx.Rngs(0),
+            dtype=recipe.jax_dtype,
+            **recipe.model_options,
+        )
+        return training.create_state(model.prepared(normalise(images), key), optimizer)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(create, normalise, images, key)
+    mesh = sharding.device_mesh(recipe.batch_size, jax.devices()[:2])
+    epoch = partial(
+        training.train_epoch,
+        batch_size=recipe.batch_size,
+        mesh=mesh,
+        augmentation=recipe.augmentation,
+        label_smoothing=recipe.label_smoothing,
+    )
+    after, metrics = jax.eval_shape(epoch, state, examples, normalise, key=key)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics.loss.shape == (3,)
+    test = partial(
+        training.evaluate,
+        mesh=mesh,
+        mirrored=recipe.mirrored_test,
+        translated=recipe.translated_test,
+    )
+    logits, _ = jax.eval_shape(test, state, examples, normalise)
+    assert logits.shape == (count, 10)
+
+
 def test_the_default_recipe_is_the_lectures_program() -> None:
     recipe = recipes.Recipe()
     assert (recipe.model, recipe.epochs, recipe.batch_size) == ("lecture", 10, 100)
@@ -69,7 +116,7 @@ def test_the_fast_recipe_has_its_papers_parameters_steps_and_operations() -> Non
     [
         (lambda: recipes.find("cifar-cpu"), "'cifar-cpu'.*cifar10-cpu"),
         (lambda: recipes.Recipe(schedule="linear").create_optimizer(10), "'linear'.*triangular"),
-        (lambda: recipes.Recipe(optimizer="adam").create_optimizer(10), "'adam'.*muon"),
+        (lambda: recipes.Recipe(optimizer="adan").create_optimizer(10), "'adan'.*muon"),
         (lambda: recipes.Recipe(dtype="float8").jax_dtype, "'float8'.*bfloat16"),
     ],
 )

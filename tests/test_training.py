@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from dlc_jax import models, parameters, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data.augment import Augmentation
 from dlc_jax.errors import InputError
 from dlc_jax.training import TrainState
 
@@ -107,11 +109,114 @@ def test_nothing_passes_between_host_and_device_inside_an_epoch(
     few_digits: Dataset, normalise: Normalise, mesh: Mesh | None
 ) -> None:
     arguments = sharding.replicate((new_state(), few_digits.train, normalise), mesh)
-    epoch = training.train_epoch.lower(*arguments, batch_size=50, mesh=mesh).compile()
+    epoch = (
+        jax.jit(partial(training.train_epoch, batch_size=50, mesh=mesh)).lower(*arguments).compile()
+    )
     with jax.transfer_guard("disallow"):
         jax.block_until_ready(epoch(*arguments))
     program = str(epoch.as_text())
     assert not any(word in program for word in ("infeed", "outfeed", "callback", "host_compute"))
+
+
+def perceptron_like(key: int = 0) -> TrainState:
+    """A state that compiles in no time."""
+
+    class Layer(nnx.Module):
+        def __init__(self) -> None:
+            self.fc = nnx.Linear(28 * 28, 10, rngs=nnx.Rngs(key))
+
+        def __call__(self, x: Array) -> Array:
+            return self.fc(x.reshape(len(x), -1))
+
+    return training.create_state(Layer(), optax.sgd(0.01))
+
+
+# So many that there are no full batches, only full ones, and both.
+@pytest.mark.parametrize("batch_size", [32, 10, 8])
+def test_without_jit_epochs_and_tests_are_the_same(
+    batch_size: int, few_digits: Dataset, normalise: Normalise
+) -> None:
+    few = Examples(*(array[:20] for array in few_digits.train))
+    state = perceptron_like()
+
+    def results() -> Any:
+        after, metrics = training.train_epoch(state, few, normalise, batch_size=batch_size)
+        return (
+            after.params,
+            metrics,
+            training.evaluate(state, few, normalise, batch_size=batch_size),
+        )
+
+    with jax.disable_jit():
+        plain = results()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, results())
+
+
+def test_an_epoch_has_forward_mode_derivatives(few_digits: Dataset, normalise: Normalise) -> None:
+    few = Examples(*(array[:20] for array in few_digits.train))
+    state = perceptron_like()
+    direction = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size)).reshape(p.shape), state.params)
+
+    def loss(step: Any) -> Array:
+        params = jax.tree.map(lambda p, d: p + step * d, state.params, direction)
+        moved = dataclasses.replace(state, params=params)
+        after, _ = training.train_epoch(moved, few, normalise, batch_size=10)
+        return training.evaluate(after, few, normalise)[1].loss
+
+    _, slope = jax.jvp(loss, (0.0,), (1.0,))
+    assert float(slope) == pytest.approx(float(jax.grad(loss)(0.0)), rel=1e-4)
+    _, linear = jax.linearize(loss, 0.0)
+    assert float(linear(1.0)) == pytest.approx(float(slope), rel=1e-4)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(("step", "examples", "left"), [(2, 20, 10), (4, 30, 20), (1, 15, 20)])
+def test_examples_that_an_epoch_no_longer_has_are_refused(
+    shuffled: bool,
+    step: int,
+    examples: int,
+    left: int,
+    few_digits: Dataset,
+    normalise: Normalise,
+) -> None:
+    few = Examples(*(array[:30] for array in few_digits.train))
+    state = dataclasses.replace(perceptron_like(), step=jnp.asarray(step, jnp.int32))
+    key = jax.random.key(0) if shuffled else None
+    how: dict[str, Any] = {"batch_size": 10, "key": key, "examples": examples}
+    with pytest.raises(InputError, match=f"^{examples} examples .* up to {left}$"):
+        training.train_epoch(state, few, normalise, **how)
+
+
+def test_inside_jit_examples_that_an_epoch_no_longer_has_make_everything_nan(
+    few_digits: Dataset, normalise: Normalise
+) -> None:
+    few = Examples(*(array[:30] for array in few_digits.train))
+
+    @jax.jit
+    def train(state: TrainState) -> Any:
+        return training.train_epoch(state, few, normalise, batch_size=10, examples=20)
+
+    after, metrics = train(dataclasses.replace(perceptron_like(), step=jnp.int32(2)))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
+    after, metrics = train(dataclasses.replace(perceptron_like(), step=jnp.int32(4)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
+
+
+def test_a_batch_that_is_not_the_one_its_changes_are_for_makes_everything_nan(
+    few_digits: Dataset, normalise: Normalise
+) -> None:
+    augmentation = Augmentation(translate=1)
+    images = few_digits.train.images[:25]
+    changes = training.changes_of_epoch(
+        jax.random.key(0), 0, images.shape, augmentation=augmentation
+    )
+    for step, size, right in ((1, 10, True), (2, 5, True), (2, 10, False), (0, 5, False)):
+        state = dataclasses.replace(perceptron_like(), step=jnp.int32(step))
+        batch = Examples(images[:size], few_digits.train.labels[:size])
+        _, metrics = training.train_batch(
+            state, batch, normalise, changes, batch_size=10, augmentation=augmentation
+        )
+        assert np.isfinite(metrics.loss) == right
 
 
 def test_evaluation_is_independent_of_the_batch_size(

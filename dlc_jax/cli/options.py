@@ -35,7 +35,11 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "examples": (Integer(0), "How many of the training images, the first ones; 0 for all."),
     "epochs": (Integer(1), "Passes over the training images."),
     "batch_size": (Integer(1), "Images an update."),
-    "optimizer": (click.Choice(["sgd", "muon"]), "What makes steps of gradients."),
+    "optimizer": (
+        click.Choice(["sgd", "adam", "adamw", "muon"]),
+        "Optimizer. Another than the recipe's comes with its usual learning rate, momentum and "
+        "weight decay.",
+    ),
     "learning_rate": (PositiveNumber(), "Of the optimizer; the largest."),
     "schedule": (
         click.Choice(["constant", "step", "triangular", "cosine"]),

@@ -34,11 +34,11 @@ def configure(
       name: the recipe's name.
       checkpoint_steps: see `RunConfig`.
       image_size: to which a dataset on disk brings its images, if it does.
-      **changes: fields of the recipe to be told otherwise.
+      **changes: fields of the recipe to be told otherwise; see `Recipe.changed`.
     """
     from dlc_jax import __version__
 
-    changed = dataclasses.replace(recipe, **changes)
+    changed = recipe.changed(**changes)
     normalise = _normalise(dataset.first(changed.examples))
     fields = dataclasses.asdict(changed)
     return RunConfig(

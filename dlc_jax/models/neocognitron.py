@@ -77,7 +77,7 @@ _AT_ONCE = 100  # images whose activities are computed together while layers org
 _ENOUGH = 3000
 
 
-class Learned(nnx.BatchStat[Any]):
+class Learned(Fixed):
     """Weights that `self_organise` learns: saved with a network, and unknown to gradients."""
 
 

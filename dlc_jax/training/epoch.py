@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dlc_jax.data import order as orders
 from dlc_jax.data.augment import Augmentation, Changes, shift
 from dlc_jax.data.examples import AnyArray, Examples, Normalise
+from dlc_jax.errors import InputError
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.sharding import everywhere, spread
 from dlc_jax.training.state import TrainState
@@ -24,9 +25,6 @@ _Changed: TypeAlias = tuple[Examples, Changes | None]
 _NONE = Augmentation()
 
 
-@partial(
-    jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing", "examples")
-)
 def train_epoch(
     state: TrainState,
     train: Examples,
@@ -60,8 +58,55 @@ def train_epoch(
         whole epoch. They end with a full batch, or with the epoch.
 
     Returns:
-      The state after the epoch, and each step's loss and error, [steps].
+      The state after the epoch, and each step's loss and error, [steps]. Where fewer than
+      `examples` are left of the epoch, which inside `jax.jit` can't be told beforehand, all of
+      them are NaN.
+
+    Raises:
+      InputError: fewer examples are left of the epoch.
     """
+    count = len(train.labels)
+    if examples is not None and not isinstance(state.step, jax.core.Tracer):
+        _check_left(int(state.step), count, batch_size, examples)
+    return _train_epoch(
+        state,
+        train,
+        normalise,
+        batch_size=batch_size,
+        mesh=mesh,
+        key=key,
+        augmentation=augmentation,
+        label_smoothing=label_smoothing,
+        examples=examples,
+    )
+
+
+def _check_left(step: int, count: int, batch_size: int, examples: int) -> None:
+    begin = step % -(-count // batch_size) * batch_size
+    end = begin + examples
+    if examples < 1 or end > count or (end % batch_size and end < count):
+        raise InputError(
+            f"{examples} examples can't be trained on from where the state stands, before example "
+            f"{begin} of an epoch of {count} in batches of {batch_size}; take as many as end with "
+            f"a full batch or with the epoch, up to {count - begin}"
+        )
+
+
+@partial(
+    jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing", "examples")
+)
+def _train_epoch(
+    state: TrainState,
+    train: Examples,
+    normalise: Normalise,
+    *,
+    batch_size: int,
+    mesh: Mesh | None,
+    key: PRNGKeyArray | None,
+    augmentation: Augmentation,
+    label_smoothing: float,
+    examples: int | None,
+) -> tuple[TrainState, Metrics]:
     changes, order = None, None
     epoch, step = jnp.divmod(state.step, -(-len(train.labels) // batch_size))
     if key is not None:
@@ -70,20 +115,37 @@ def train_epoch(
         order = orders.order(key, epoch, len(train.labels))
     if examples is not None:
         order = jnp.arange(len(train.labels)) if order is None else order
+        fits = step * batch_size + examples <= len(order)
         order = lax.dynamic_slice(order, (step * batch_size,), (examples,))
     if order is not None:
         train, changes = jax.tree.map(lambda array: jnp.asarray(array)[order], (train, changes))
     full, last = _batches((train, changes), batch_size)
-    shares, rest_size = _shares(full, mesh)
     how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
-    steps = partial(_steps, rest_size=rest_size, **how)
-    state, metrics = spread(steps, mesh, in_axes=(None, None, 1), out_axes=None)(
-        state, normalise, shares
-    )
+    parts = []
+    if full is not None:
+        shares, rest_size = _shares(full, mesh)
+        steps = partial(_steps, rest_size=rest_size, **how)
+        state, metrics = spread(steps, mesh, in_axes=(None, None, 1), out_axes=None)(
+            state, normalise, shares
+        )
+        parts.append(metrics)
     if last is not None:
-        state, metrics_of_last = _step(state, normalise, (last, None), axis_name=None, **how)
-        metrics = jax.tree.map(lambda all_, one: jnp.append(all_, one), metrics, metrics_of_last)
-    return everywhere((state, metrics), mesh)
+        state, metrics = _step(state, normalise, (last, None), axis_name=None, **how)
+        parts.append(jax.tree.map(jnp.atleast_1d, metrics))
+    result = state, jax.tree.map(lambda *values: jnp.concatenate(values), *parts)
+    if examples is not None:
+        result = _nan_unless(fits, result)
+    return everywhere(result, mesh)
+
+
+def _nan_unless(right: Bool[Array, ""], tree: Tree) -> Tree:
+    """The arrays as they are, or if something is wrong NaN in place of all floating-point ones."""
+
+    def checked(array: Array) -> Array:
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        return jnp.where(right, array, jnp.nan) if floating else array
+
+    return jax.tree.map(checked, tree)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "mesh", "augmentation", "label_smoothing"))
@@ -112,17 +174,22 @@ def train_batch(
       label_smoothing: likewise.
 
     Returns:
-      The next state, and the step's loss and error.
+      The next state, and the step's loss and error; NaN where the changes are for another batch
+      than one of this size.
     """
     size = len(batch.labels)
+    right = None
     if changes is not None:
-        steps = -(-len(changes.mirrored) // batch_size)
-        start = state.step % steps * batch_size
+        count = len(changes.mirrored)
+        start = state.step % -(-count // batch_size) * batch_size
+        # The epoch's last batch may have fewer examples, and no other.
+        right = size == jnp.minimum(batch_size, count - start)
         changes = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), changes)
     how: dict[str, Any] = {"augmentation": augmentation, "label_smoothing": label_smoothing}
     even = mesh if mesh is not None and size % mesh.size == 0 else None
     step = spread(partial(_step, **how), even, in_axes=(None, None, 0), out_axes=None)
-    return everywhere(step(state, normalise, ((batch, changes), None)), mesh)
+    result = step(state, normalise, ((batch, changes), None))
+    return everywhere(result if right is None else _nan_unless(right, result), mesh)
 
 
 @partial(jax.jit, static_argnames=("shape", "mesh", "augmentation"))
@@ -210,11 +277,14 @@ def evaluate(
     devices = 1 if mesh is None else mesh.size
     full, rest = _batches(examples, max(batch_size // devices, 1) * devices)
     looks: dict[str, Any] = {"mirrored": mirrored, "translated": translated}
-    some = partial(_logits, **looks)
-    logits = spread(some, mesh, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
-    logits = everywhere(logits.reshape(-1, logits.shape[-1]), mesh)
+    parts = []
+    if full is not None:
+        some = partial(_logits, **looks)
+        logits = spread(some, mesh, in_axes=(None, None, 1), out_axes=1)(state, normalise, full)
+        parts.append(everywhere(logits.reshape(-1, logits.shape[-1]), mesh))
     if rest is not None:
-        logits = jnp.concatenate([logits, _logits_of_batch(state, normalise, rest, **looks)])
+        parts.append(_logits_of_batch(state, normalise, rest, **looks))
+    logits = jnp.concatenate(parts)
     loss = cross_entropy(logits, examples.labels)
     return logits, Metrics(loss, misclassified(logits, examples.labels).mean())
 
@@ -310,11 +380,14 @@ def _shares(batches: Tree, mesh: Mesh | None) -> tuple[tuple[Tree, Tree | None],
     return (even, jax.tree.map(lambda array: array[:, again], batches)), left
 
 
-def _batches(tree: Tree, batch_size: int) -> tuple[Tree, Tree | None]:
-    """The full batches, [batches, batch_size, ...], and what is left over."""
+def _batches(tree: Tree, batch_size: int) -> tuple[Tree | None, Tree | None]:
+    """The full batches, [batches, batch_size, ...], and what is left over, if there are any."""
     count = len(jax.tree.leaves(tree)[0])
+    if not count:
+        raise InputError("there are no examples")
     full = count // batch_size * batch_size
     stacked = jax.tree.map(
         lambda array: array[:full].reshape(-1, batch_size, *array.shape[1:]), tree
     )
-    return stacked, jax.tree.map(lambda array: array[full:], tree) if full < count else None
+    left = jax.tree.map(lambda array: array[full:], tree) if full < count else None
+    return stacked if full else None, left

@@ -18,7 +18,8 @@ _BEGINNING, _PEAK, _END = 0.2, 0.23, 0.07
 
 def _step(peak: float, steps: int) -> optax.Schedule:
     # He et al. 2015, section 4.2: at 32,000 and 48,000 of 64,000 steps.
-    return optax.piecewise_constant_schedule(peak, {steps // 2: 0.1, steps * 3 // 4: 0.1})
+    half, three_quarters = max(1, steps // 2), max(2, steps * 3 // 4)
+    return optax.piecewise_constant_schedule(peak, {half: 0.1, three_quarters: 0.1})
 
 
 def _triangular(peak: float, steps: int) -> optax.Schedule:
@@ -29,7 +30,9 @@ def _triangular(peak: float, steps: int) -> optax.Schedule:
 
 
 def _cosine(peak: float, steps: int) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 20), max(2, steps))
+    # From one part of the way up, so that no step is lost on a rate of zero.
+    rising = max(1, steps // 20)
+    return optax.warmup_cosine_decay_schedule(peak / (rising + 1), peak, rising, max(2, steps))
 
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -46,7 +49,7 @@ def schedule(name: str, peak: float, steps: int) -> optax.Schedule:
     Args:
       name: "constant"; "step" (a tenth after half, and a hundredth after three quarters);
         "triangular" (from a fifth up to the peak after 23 %, then down to 7 %); or "cosine"
-        (up from zero within 5 %, then down to zero).
+        (up to the peak within 5 %, then down to zero).
       peak: the largest learning rate.
       steps: how many there are.
 
@@ -133,7 +136,80 @@ def muon(
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "muon": muon}
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    bias_factor: float = 1.0,
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015).
+
+    Args:
+      learning_rate: a number, or a function of the step; 0.001 is a usual one.
+      momentum: the weight of past gradients, the paper's beta_1; beta_2 is 0.999.
+      nesterov: whether the momentum is Nesterov's (Dozat 2016).
+      weight_decay: must be 0; `adamw` has it.
+      bias_factor: as for `sgd`.
+
+    Raises:
+      InputError: there is a weight decay.
+    """
+    if weight_decay:
+        raise InputError(f"adam has no weight decay, such as {weight_decay:g}; choose adamw")
+    return adamw(
+        learning_rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=0.0,
+        bias_factor=bias_factor,
+    )
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.01,
+    bias_factor: float = 1.0,
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Args:
+      learning_rate: as for `adam`.
+      momentum: as for `adam`.
+      nesterov: as for `adam`.
+      weight_decay: as for `sgd`.
+      bias_factor: as for `sgd`.
+    """
+    return optax.chain(
+        optax.adamw(
+            learning_rate,
+            b1=momentum,
+            weight_decay=weight_decay,
+            mask=_are_weights,
+            nesterov=nesterov,
+        ),
+        optax.masked(optax.scale(bias_factor), _are_biases),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "muon": muon,
+}
+
+# What each is usually told, in the fields of a recipe.
+USUAL: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+    "adam": {"learning_rate": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
+    "adamw": {"learning_rate": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01},
+    "muon": {"learning_rate": 0.002, "momentum": 0.95, "nesterov": True, "weight_decay": 0.0},
+}
 
 
 def create(
@@ -142,7 +218,7 @@ def create(
     """The optimizer called `name`.
 
     Args:
-      name: "sgd" or "muon".
+      name: "sgd", "adam", "adamw" or "muon".
       learning_rate: a number, or a function of the step.
       **options: `momentum`, `nesterov`, `weight_decay` and `bias_factor`, as for `sgd`.
 

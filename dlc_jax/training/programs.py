@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -91,16 +92,17 @@ class _InMemory:
         self._labels = np.asarray(dataset.test.labels)
         start = time.perf_counter()
         self._programs = {
-            examples: train_epoch.lower(
-                self.state,
-                self._train,
-                self._normalise,
-                key=self._key,
-                batch_size=task.batch_size,
-                mesh=task.mesh,
-                examples=None if len(parts) == 1 else examples,
-                **task.how,
-            ).compile()
+            examples: jax.jit(
+                partial(
+                    train_epoch,
+                    batch_size=task.batch_size,
+                    mesh=task.mesh,
+                    examples=None if len(parts) == 1 else examples,
+                    **task.how,
+                )
+            )
+            .lower(self.state, self._train, self._normalise, key=self._key)
+            .compile()
             for examples in dict.fromkeys(parts)
         }
         self._evaluate = evaluate.lower(

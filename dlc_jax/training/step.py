@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from dlc_jax.data.examples import Examples
 from dlc_jax.losses import cross_entropy, misclassified
+from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 from dlc_jax.training.state import TrainState
 
@@ -88,7 +89,10 @@ def couples_examples(state: TrainState) -> bool:
     whole of a batch at once; a batch can't be learned in parts then.
     """
     variables = jax.tree.leaves(state.stats, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return any(isinstance(variable, nnx.BatchStat | nnx.RngState) for variable in variables)
+    return any(
+        isinstance(variable, nnx.BatchStat | nnx.RngState) and not isinstance(variable, Fixed)
+        for variable in variables
+    )
 
 
 def _pass(

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,15 +35,14 @@ class Trainer:
         placed = jax.device_put((dataset.train, dataset.test, config.normalise))
         self._train, self._test, self._normalise = placed
         start = time.perf_counter()
-        self.epoch = training.train_epoch.lower(
-            self._states[0],
-            self._train,
-            self._normalise,
-            key=self._keys[0],
+        epoch = partial(
+            training.train_epoch,
             batch_size=config.batch_size,
             augmentation=config.augmentation,
             label_smoothing=config.label_smoothing,
-        ).compile()
+        )
+        arguments = self._states[0], self._train, self._normalise
+        self.epoch = jax.jit(epoch).lower(*arguments, key=self._keys[0]).compile()
         self._evaluate = training.evaluate.lower(
             self._states[0],
             self._test,
