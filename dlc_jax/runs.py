@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from flax import nnx
 
 from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.files import half_written, make_folder, named, write_atomically
+from dlc_jax.files import half_written, lock, make_folder, named, write_atomically
 from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
@@ -161,18 +160,8 @@ class Run:
         Raises:
           InputError: another process does.
         """
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"can't write to the folder {str(self.folder)!r} ({error.strerror})"
-            ) from error
-        with lock:
+        training = f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
+        with lock(self.folder, LOCK, training):
             for left in half_written(self.folder):
                 left.unlink(missing_ok=True)
             yield
