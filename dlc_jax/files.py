@@ -3,33 +3,56 @@
 import errno
 import logging
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-import platformdirs
-
 from dlc_jax.errors import InputError
 
 _PART = ".part"
+# As `atomic_writer` names them.
+_PART_NAME = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}\.part", re.DOTALL)
+# Characters of a file's name that are kept while it is written, so that there is room for more.
+_LONGEST = 60
+# Seconds after which nobody is taken to be still writing a file.
+_ABANDONED = 3600.0
 # What file systems of clusters and clouds say of what they can't do; a full or broken disk
 # says something else.
 _UNSUPPORTED = {
     getattr(errno, name)
     for name in ("EINVAL", "ENOLCK", "ENOSYS", "ENOTSUP", "ENOTTY", "EOPNOTSUPP", "EPERM")
 }
-
-
-# Characters of a file's name that are kept while it is written, so that there is room for more.
-_LONGEST = 60
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def half_written(folder: Path) -> list[Path]:
     """Files in a folder that `atomic_writer` had begun when its process was killed."""
     return list(folder.glob(f".*{_PART}"))
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes files that `atomic_writer` had begun, and that nobody has written to for an hour.
+
+    Args:
+      folder: where they are.
+      name: of the file that was to be written; by default any.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            part = _PART_NAME.fullmatch(path.name)
+            if part and (name is None or part["of"] == name[:_LONGEST]) and untouched(path, _ABANDONED):
+                path.unlink(missing_ok=True)
+
+
+def untouched(path: Path, seconds: float) -> bool:
+    """Whether a file, or any in a folder, was last written to before so many seconds or more."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return max(file.lstat().st_mtime for file in files) < time.time() - seconds
 
 
 @contextmanager
@@ -46,8 +69,10 @@ def named(path: Path) -> Iterator[None]:
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes its name only once it is completely written.
 
-    Whatever was at `path` stays there until then, and for good if writing fails.
+    Whatever was at `path` stays there until then, and for good if writing fails. What a killed
+    process has left of the same file is removed.
     """
+    remove_abandoned(path.parent, path.name)
     # Not `tempfile.mkstemp`, whose files no one else may read until their mode is changed, which
     # some file systems refuse.
     part = path.parent / f".{path.name[:_LONGEST]}.{os.urandom(4).hex()}{_PART}"
@@ -84,11 +109,11 @@ def _rename_over(part: Path, path: Path) -> None:
     try:
         os.replace(part, path)
     except OSError as error:
-        if error.errno not in {*_UNSUPPORTED, errno.EACCES, errno.EEXIST} or path.is_dir():
+        if not (is_unsupported(error) or error.errno == errno.EEXIST) or path.is_dir():
             raise
-        # Some file systems rename only to a name that is not taken.
-        path.unlink(missing_ok=True)
-        os.rename(part, path)
+        # Some file systems rename no files, or only to a name that is not taken.
+        shutil.copyfile(part, path)
+        part.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -144,6 +169,9 @@ def cache_folder() -> Path:
 
     Where there is no home folder, `NOWHERE`.
     """
+    # A machine that only measures may lack it.
+    import platformdirs
+
     told = os.environ.get("DLC_JAX_CACHE_DIR")
     try:
         folder = Path(told or platformdirs.user_cache_dir("dlc_jax")).expanduser()

@@ -182,22 +182,40 @@ def _devices(x: Array) -> int:
 class Dropout(nnx.Dropout):
     """`flax.nnx.Dropout` (Srivastava et al. 2014), which draws for the whole of a batch.
 
-    A batch spread over devices by `jax.shard_map` so loses the same activations as on one.
+    A batch spread over devices by `jax.shard_map` so loses the same activations as on one. In
+    x64 mode, too, they are the same.
 
     Args:
       rate: the probability with which an activation becomes zero.
       **kwargs: further arguments of `flax.nnx.Dropout`, `rngs` among them.
     """
 
-    def __call__(self, inputs: Array, **kwargs: Any) -> Array:
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
+    ) -> Array:
         """The activations, in training mode with some of them zero."""
-        devices = _devices(inputs)
-        if devices == 1:
-            return super().__call__(inputs, **kwargs)
-        whole = jnp.ones((devices * len(inputs), *inputs.shape[1:]), inputs.dtype)
-        kept = super().__call__(whole, **kwargs)
-        place = lax.axis_index(tuple(varying_axes(inputs))) * len(inputs)
-        return inputs * lax.dynamic_slice_in_dim(kept, place, len(inputs))
+        quiet = self.deterministic if deterministic is None else deterministic
+        source = self.rngs if rngs is None else rngs
+        if quiet or self.rate in (0.0, 1.0) or source is None:
+            # Nothing is drawn, or Flax says what is missing.
+            return super().__call__(inputs, deterministic=deterministic, rngs=rngs)
+        if isinstance(source, nnx.Rngs):
+            source = source[self.rng_collection]
+        key = source() if isinstance(source, nnx.RngStream) else source
+        keep, devices = 1.0 - self.rate, _devices(inputs)
+        shape = [devices * len(inputs), *inputs.shape[1:]]
+        for axis in self.broadcast_dims:
+            shape[axis] = 1
+        # Flax draws in float64 in x64 mode, and so other activations.
+        kept = jax.random.bernoulli(key, jnp.float32(keep), shape)
+        if devices > 1 and shape[0] > 1:
+            place = lax.axis_index(tuple(varying_axes(inputs))) * len(inputs)
+            kept = lax.dynamic_slice_in_dim(kept, place, len(inputs))
+        return jnp.where(kept, inputs / keep, jnp.zeros_like(inputs))
 
 
 class PReLU(nnx.Module):
@@ -209,7 +227,7 @@ class PReLU(nnx.Module):
     """
 
     def __init__(self, num_features: int, *, slope: float = 0.25) -> None:
-        self.slope = nnx.Param(jnp.full((num_features,), slope))
+        self.slope = nnx.Param(jnp.full((num_features,), slope, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "batch *positions channels"]

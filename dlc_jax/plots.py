@@ -176,6 +176,38 @@ def grid(images: UInt8[np.ndarray, "examples height width channels"], title: str
 
 
 @own_style()
+def answers(
+    pictures: Sequence[tuple[np.ndarray, np.ndarray]], predictions: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Pictures, what a network got of each, and what it takes them for.
+
+    Args:
+      pictures: each one's original and the network's input, uint8 [height, width, channels].
+      predictions: for each picture, `image` (its path) and `probabilities`, largest first.
+    """
+    count = len(pictures)
+    figure = Figure(figsize=(7, 0.4 + 1.5 * count), dpi=100, layout="constrained")
+    rows = figure.subplots(count, 3, squeeze=False, width_ratios=(1, 1, 2))
+    for axes, pair, prediction in zip(rows, pictures, predictions, strict=True):
+        for place, image in zip(axes[:2], pair, strict=True):
+            place.imshow(
+                image.squeeze(axis=2) if image.shape[2] == 1 else image,
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+            )
+            place.axis("off")
+        name = displayed(str(prediction["image"]), 45)
+        best = list(prediction["probabilities"].items())[:3]
+        lines = [name, *(f"{displayed(label, 30)}  {100 * p:.1f} %" for label, p in best)]
+        axes[2].axis("off")
+        axes[2].text(0, 0.5, "\n".join(lines), va="center", fontsize="small", parse_math=False)
+    rows[0][0].set_title("the picture", fontsize="small")
+    rows[0][1].set_title("the network's input", fontsize="small")
+    return figure
+
+
+@own_style()
 def epoch_bars(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
     """Seconds of ten epochs by contender, with a reference as the line to beat.
 

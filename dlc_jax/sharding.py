@@ -26,6 +26,8 @@ Tree = TypeVar("Tree")
 BATCH = "batch"
 # With fewer examples a CPU's core, handing out the work takes longer than it saves.
 _LEAST_EXAMPLES = 16
+# Bytes.
+_ALIGNED = 64
 
 
 def device_mesh(
@@ -86,9 +88,20 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """The arrays on every device of the mesh, or on the default device without one.
 
     Args:
-      tree: the same in all processes.
+      tree: the same in all processes. The result shares no memory with its arrays of NumPy.
       mesh: the devices.
     """
+    return jax.block_until_ready(transfer(jax.tree.map(_without_alias, tree), mesh))
+
+
+def _without_alias(leaf: Any) -> Any:
+    # On a CPU, JAX goes on using NumPy's memory where it is aligned, and else copies it.
+    aligned = isinstance(leaf, np.ndarray) and leaf.ctypes.data % _ALIGNED == 0
+    return leaf.copy() if aligned else leaf
+
+
+def transfer(tree: Tree, mesh: Mesh | None) -> Tree:
+    """As `replicate`, but it may go on in the background, and in the given arrays' memory."""
     if mesh is None:
         return jax.device_put(tree)
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -229,7 +229,7 @@ def test_a_truncated_cache_file_is_one_line(
     assert f"{str(copy)!r} is damaged; delete it" in done.err
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "foreign", "truncated", "gif", "empty"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "foreign", "truncated", "tiff", "empty"])
 def test_pictures_that_cant_be_read_are_one_line(
     dlc_jax: Command, run: Run, tmp_path: Path, kind: str
 ) -> None:
@@ -238,8 +238,8 @@ def test_pictures_that_cant_be_read_are_one_line(
     Image.fromarray(noise).save(good)
     if kind == "folder":
         bad.mkdir()
-    elif kind == "gif":
-        Image.fromarray(noise).save(bad, format="gif")
+    elif kind == "tiff":
+        Image.fromarray(noise).save(bad, format="tiff")
     elif kind != "missing":
         content = {"foreign": b"not an image at all", "truncated": good.read_bytes()[:2000]}
         bad.write_bytes(content.get(kind, b""))

@@ -1,6 +1,10 @@
+import errno
+import json
+import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ from dlc_jax import data
 from dlc_jax.data import Dataset, Normalise, cache
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.files import write_atomically
 
 
 @pytest.fixture
@@ -128,6 +133,50 @@ def test_the_newest_prepared_version_is_found(tmp_path: Path) -> None:
     assert data.find("mnist", tmp_path) == tmp_path / "mnist" / "3.0.10"
 
 
+@pytest.mark.parametrize(
+    ("formats", "found"),
+    [
+        ({"3.0.0": "array_record", "3.0.1": "tfrecord"}, "3.0.0"),
+        ({"3.0.0": "array_record", "3.0.1": None}, "3.0.0"),
+        ({"3.0.0": "array_record", "2.0.0": "tfrecord"}, "3.0.0"),
+        ({"2.0.0": "array_record", "2.1.0": "array_record", "4.0.0": "riegeli"}, "2.1.0"),
+        ({"2.0.0": "tfrecord", "2.1.0": "parquet"}, "2.1.0"),
+    ],
+)
+def test_of_prepared_versions_the_newest_that_can_be_read_is_found(
+    tmp_path: Path, formats: dict[str, str | None], found: str
+) -> None:
+    for version, kind in formats.items():
+        (tmp_path / "mnist" / version).mkdir(parents=True)
+        info = {"name": "mnist"} | ({"fileFormat": kind} if kind else {})
+        (tmp_path / "mnist" / version / "dataset_info.json").write_text(json.dumps(info))
+    assert data.find("mnist", tmp_path) == tmp_path / "mnist" / found
+    assert data.status("mnist", tmp_path)["version"] == found
+
+
+def test_an_older_version_is_loaded_where_the_newer_can_not_be_read(copy: Path) -> None:
+    newer = copy.with_name("3.0.2")
+    newer.mkdir()
+    info = (copy / "dataset_info.json").read_text().replace("array_record", "tfrecord")
+    (newer / "dataset_info.json").write_text(info)
+    assert data.open_records("mnist", copy.parents[1]).version == copy.name
+
+
+@pytest.mark.parametrize("given", [None, "~/data"])
+def test_without_a_home_folder_another_data_folder_is_asked_for(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(path: str) -> str:
+        return path
+
+    monkeypatch.setattr("os.path.expanduser", homeless)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert data.data_folder() == tmp_path
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    with pytest.raises(InputError, match=r"no home folder .*'~/.*TFDS_DATA_DIR or --data-dir"):
+        data.data_folder(given)
+
+
 def test_a_changed_file_is_not_mistaken_for_what_was_cached(copy: Path) -> None:
     before = data.cache_key("mnist", copy)
     (copy / "features.json").write_text("{}")
@@ -195,6 +244,108 @@ def test_without_a_writable_cache_loading_works(
 ) -> None:
     monkeypatch.setenv("DLC_JAX_CACHE_DIR", "/dev/null/cache")
     assert same(cache.through("few-1", lambda: few_digits), few_digits)
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "open", "replace", "write"])
+def test_where_the_cache_can_not_be_written_loading_works_and_leaves_nothing(
+    cached: Path, few_digits: Dataset, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cached.mkdir()
+    where = {
+        "mkdir": "pathlib.Path.mkdir",
+        "open": "tempfile.mkstemp",
+        "replace": "os.replace",
+        "write": "os.fsync",
+    }
+    monkeypatch.setattr(where[failing], refuse)
+    for _ in range(2):
+        assert same(cache.through("few-1", lambda: few_digits), few_digits)
+    monkeypatch.undo()
+    assert not list(cached.iterdir())
+
+
+def test_where_the_cache_can_not_be_read_loading_works(
+    cached: Path, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.through("few-1", lambda: few_digits)
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert same(cache.through("few-1", lambda: few_digits), few_digits)
+
+
+def aged(path: Path, hours: float) -> Path:
+    """The file as if it had last been written to so long ago."""
+    when = time.time() - 3600 * hours
+    os.utime(path, (when, when))
+    return path
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed_and_nothing_else(
+    cached: Path, few_digits: Dataset
+) -> None:
+    cached.mkdir()
+    left = [cached / ".few-0.safetensors.ab12_xyz.part", cached / ".other-1.2.abcdefgh.part"]
+    others = [
+        cached / "mine.part",
+        cached / ".mine.part",
+        cached / ".hidden",
+        cached / ".notes.ABCDEFGH.part",
+    ]
+    written = cached / ".few-1.safetensors.1234abcd.part"
+    for path in (*left, *others, written):
+        path.write_bytes(b"half")
+    for path in (*left, *others):
+        aged(path, hours=2)
+    cache.through("few-1", lambda: few_digits)
+    assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in (*others, written))
+
+
+def test_writing_a_file_anew_removes_what_was_left_of_it_and_nothing_else(tmp_path: Path) -> None:
+    left = tmp_path / ".table.csv.ab12_xyz.part"
+    others = [tmp_path / ".other.csv.ab12_xyz.part", tmp_path / ".table.csv.part"]
+    for path in (left, *others):
+        path.touch()
+        aged(path, hours=2)
+    written = tmp_path / ".table.csv.1234abcd.part"
+    written.touch()
+    write_atomically(tmp_path / "table.csv", b"1,2")
+    assert not left.exists()
+    assert all(path.exists() for path in (*others, written))
+
+
+def test_of_each_dataset_the_sources_used_last_are_kept(cached: Path, few_digits: Dataset) -> None:
+    """Sources are kept with all their parts, and other datasets' and a user's files always."""
+    cached.mkdir()
+    sources = [f"few-1.0.{n}-{n:012x}" for n in range(6)]
+    parts = [f"{sources[0]}-{n}of2" for n in range(2)]
+    others = ["few-5k-0.25.0", "fewer-1.0.0-0123456789ab", "few-mine", "few-1.0.0-of-mine"]
+    for age, key in enumerate([*others, *parts, *sources]):
+        (cached / f"{key}.safetensors").touch()
+        aged(cached / f"{key}.safetensors", hours=100 - age)
+    cache.through("few-2.0.0-0123456789ab", lambda: few_digits)
+    kept = {path.stem for path in cached.iterdir()}
+    assert kept == {*others, *sources[-2:], "few-2.0.0-0123456789ab"}
+
+
+def test_a_source_that_is_used_stays_in_the_cache(cached: Path, few_digits: Dataset) -> None:
+    cache.through("few-1.0.0", lambda: few_digits)
+    aged(cached / "few-1.0.0.safetensors", hours=1)
+    for version in ("1.0.1", "1.0.2", "1.0.3", "1.0.4"):
+        cache.through("few-1.0.0", lambda: pytest.fail("loaded again"))
+        cache.through(f"few-{version}", lambda: few_digits)
+        aged(cached / f"few-{version}.safetensors", hours=0.5)
+    assert (cached / "few-1.0.0.safetensors").exists()
+    assert len(list(cached.iterdir())) == 3
 
 
 # --- normalisation ----------------------------------------------------------------------

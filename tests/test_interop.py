@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,14 @@ def test_loading_returns_a_copy(weights: dict[str, Any]) -> None:
     [
         ({"fc1.bias": None}, "lack fc1.bias"),
         ({"fc3.weight": np.zeros((2, 2))}, r"but the network does not, fc3\.weight"),
-        ({"conv1.weight": np.zeros((32, 3, 5, 5))}, r"conv1\.weight .*\(32, 3, 5, 5\)"),
+        (
+            {"conv1.weight": np.zeros((32, 3, 5, 5))},
+            r"conv1\.weight has shape \(32, 3, 5, 5\), but the network's is \(32, 1, 5, 5\);",
+        ),
+        (
+            {"fc2.weight": np.zeros((1000, 200))},
+            r"fc2\.weight has shape \(1000, 200\), but the network's is \(10, 200\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -155,10 +164,235 @@ def test_tensors_that_do_not_fit_are_named(
         interop.load_torch(lecture(), changed)
 
 
-def test_half_precision_weights_become_the_networks_float32(weights: dict[str, Any]) -> None:
-    halves = {name: jnp.asarray(value, jnp.bfloat16) for name, value in weights.items()}
-    model = interop.load_torch(lecture(), halves)
-    assert model.conv1.kernel.dtype == jnp.float32  # type: ignore[attr-defined]
+def assert_loaded(model: Any, weights: dict[str, Any]) -> None:
+    """Every parameter is the weight of its name, in float32 and in Flax's layout."""
+    for name, expected in weights.items():
+        layer, kind = name.split(".")
+        value = getattr(getattr(model, layer), "kernel" if kind == "weight" else "bias")[...]
+        if kind == "weight":
+            expected = np.moveaxis(expected, [0, 1], [-1, -2])
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, np.asarray(expected, np.float32))
+
+
+def in_bfloat16(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.astype(jnp.bfloat16) for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_arrays_of_every_floating_point_type_become_the_networks_float32(
+    weights: dict[str, Any], dtype: str
+) -> None:
+    given = {name: value.astype(jnp.dtype(dtype)) for name, value in weights.items()}
+    assert_loaded(interop.load_torch(lecture(), given), given)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_tensors_of_every_floating_point_type_become_the_networks_float32(
+    weights: dict[str, Any], dtype: str
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    given = {name: torch.tensor(v).to(getattr(torch, dtype)) for name, v in weights.items()}
+    expected = {name: tensor.float().numpy() for name, tensor in given.items()}
+    assert_loaded(interop.load_torch(lecture(), given), expected)
+
+
+def test_tensors_are_read_however_they_lie_in_memory(weights: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    given = {name: torch.tensor(value) for name, value in weights.items()}
+    given["conv2.weight"] = given["conv2.weight"].to(memory_format=torch.channels_last)
+    given["fc1.weight"] = given["fc1.weight"].T.contiguous().T
+    given["fc2.weight"] = given["fc2.weight"].to_sparse()
+    given["fc1.bias"] = torch.nn.Parameter(given["fc1.bias"])
+    assert_loaded(interop.load_torch(lecture(), given), weights)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy at an address that JAX takes over as it is, where it may."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_loaded_network_does_not_change_with_the_weights_it_came_from(
+    weights: dict[str, Any], library: str
+) -> None:
+    memory = {name: aligned(value) for name, value in weights.items()}
+    given: dict[str, Any] = memory
+    if library == "torch":
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+        given = {name: torch.from_numpy(array) for name, array in memory.items()}
+    model = interop.load_torch(lecture(), given)
+    for array in memory.values():
+        array.fill(0)
+    assert_loaded(model, weights)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "student.network.module."]
+)
+def test_what_wrappers_put_before_names_is_taken_off(weights: dict[str, Any], prefix: str) -> None:
+    wrapped = {prefix + name: value for name, value in weights.items()}
+    # What torch.optim.swa_utils.AveragedModel and batch normalisation count is no weight.
+    counts = {"n_averaged": np.array(3), f"{prefix}conv1.num_batches_tracked": np.array(3)}
+    assert_loaded(interop.load_torch(lecture(), wrapped | counts), weights)
+
+
+def test_what_wrappers_put_into_names_is_taken_out(weights: dict[str, Any]) -> None:
+    wrapped = {
+        name.replace("conv1", "conv1._orig_mod").replace("fc1", "fc1.module"): value
+        for name, value in weights.items()
+    }
+    assert_loaded(interop.load_torch(lecture(), wrapped), weights)
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"state_dict": "weights", "epoch": 3, "optimizer": {"param_groups": []}},
+        {"model_state_dict": "weights", "loss": 0.1},
+        {"model": "weights", "model_ema": {"module.fc1.bias": None}},
+        {"model": {"state_dict": "weights"}},
+        {"state_dict_ema": "weights", "epoch": 3},
+    ],
+)
+def test_a_checkpoints_network_is_found(
+    weights: dict[str, Any], checkpoint: dict[str, Any]
+) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return weights if value == "weights" else value
+
+    assert_loaded(interop.load_torch(lecture(), filled(checkpoint)), weights)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "are a NoneType; give tensors by their names"),
+        ({}, "there are none"),
+        ({"epoch": 3}, "'epoch' is a int"),
+        ({"conv1.weight": np.zeros((32, 1, 5, 5), np.int8)}, "lack conv1.bias"),
+        ({name: np.zeros(s, np.int8) for name, s in SHAPES.items()}, r"conv1\.\w+ is of type int8"),
+        (
+            {
+                f"{prefix}{name}": np.zeros(s)
+                for name, s in SHAPES.items()
+                for prefix in ("", "module.")
+            },
+            r"have conv1\.weight twice, as conv1\.weight and module\.conv1\.weight",
+        ),
+        (
+            {"criterion.weight": np.zeros(10)}
+            | {f"model.{n}": np.zeros(s) for n, s in SHAPES.items()},
+            r"the network does not, criterion\.weight;",
+        ),
+    ],
+)
+def test_what_is_no_state_dict_of_the_network_is_told_in_one_line(given: Any, told: str) -> None:
+    with pytest.raises(InputError, match=rf"the PyTorch weights? .*{told}") as refused:
+        interop.load_torch(lecture(), given)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_module_in_place_of_its_state_dict_is_told() -> None:
+    with pytest.raises(InputError, match=r"are a module, Sequential; give its state_dict\(\)"):
+        interop.load_torch(lecture(), slides_network())
+
+
+def test_tensors_without_values_are_told(weights: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    given = {name: torch.tensor(value, device="meta") for name, value in weights.items()}
+    with pytest.raises(InputError, match=r"conv1\.bias has no values to read"):
+        interop.load_torch(lecture(), given)
+
+
+def save_safetensors(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes the format by hand, as safetensors's writer for NumPy does not know bfloat16."""
+    kinds = {"float32": "F32", "bfloat16": "BF16"}
+    header, data = {}, b""
+    for name, array in arrays.items():
+        place = [len(data), len(data) + array.nbytes]
+        about = {"dtype": kinds[str(array.dtype)], "shape": array.shape, "data_offsets": place}
+        header[name], data = about, data + array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+# Some are given another name than their format's usual one.
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
+def test_safetensors_files_of_bfloat16_are_read_without_pytorch(
+    weights: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    halves = in_bfloat16(weights)
+    save_safetensors(tmp_path / name, halves)
+    assert_loaded(interop.load_torch(lecture(), tmp_path / name), halves)
+
+
+def save_parts(folder: Path, weights: dict[str, Any]) -> Path:
+    """Weights in two files and their index, as Hugging Face keeps large networks."""
+    places: dict[str, str] = {}
+    for number, names in enumerate((sorted(weights)[:4], sorted(weights)[4:]), 1):
+        part = f"model-{number:05d}-of-00002.safetensors"
+        save_safetensors(folder / part, {name: weights[name] for name in names})
+        places |= dict.fromkeys(names, part)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("named", ["index", "folder", "home"])
+def test_weights_in_several_files_are_read(
+    weights: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = save_parts(tmp_path, weights)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths: dict[str, Path | str] = {"index": index, "folder": tmp_path, "home": f"~/{index.name}"}
+    assert_loaded(interop.load_torch(lecture(), paths[named]), weights)
+
+
+def test_one_of_several_files_lacks_what_is_in_the_others(
+    weights: dict[str, Any], tmp_path: Path
+) -> None:
+    save_parts(tmp_path, weights)
+    with pytest.raises(
+        InputError, match=r"00001-of-00002.* lack fc1\.bias, fc1\.weight, fc2\.bias"
+    ):
+        interop.load_torch(lecture(), tmp_path / "model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda index: (index.parent / "model-00002-of-00002.safetensors").unlink(),
+            "00002-of-00002",
+        ),
+        (lambda index: index.write_text("{"), r"can't read .*index\.json"),
+        (lambda index: index.write_text("[]"), "no weight_map"),
+        (lambda index: index.write_text('{"weight_map": {"fc1.bias": "../a.bin"}}'), "'../a.bin'"),
+        (
+            lambda index: index.write_text(
+                '{"weight_map": {"fc9.bias": "model-00001-of-00002.safetensors"}}'
+            ),
+            r"00001-of-00002\.safetensors' lacks fc9\.bias",
+        ),
+        (lambda index: index.unlink(), "several files of weights"),
+        (lambda index: [path.unlink() for path in index.parent.iterdir()], "no PyTorch weights"),
+    ],
+)
+def test_an_index_that_can_not_be_followed_is_told(
+    weights: dict[str, Any], spoil: Any, told: str, tmp_path: Path
+) -> None:
+    index = save_parts(tmp_path, weights)
+    spoil(index)
+    with pytest.raises(InputError, match=told):
+        interop.load_torch(lecture(), index if index.exists() else tmp_path)
 
 
 def test_safetensors_files_are_read_without_pytorch(
@@ -192,8 +426,11 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save({"conv1.weight": Trap(sprung)}, path)
-    with pytest.raises(InputError, match=r"can't read PyTorch weights from .*weights\.pth"):
+    with pytest.raises(
+        InputError, match=r"can't read .*weights\.pth'.*objects beside tensors"
+    ) as told:
         interop.load_torch(lecture(), path)
+    assert "\n" not in str(told.value)
     assert not sprung.exists()
 
 

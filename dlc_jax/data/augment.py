@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int, PRNGKeyArray, Shaped
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.examples import AnyArray, unshared
 from dlc_jax.errors import InputError
 
 Images = Shaped[Array, "batch height width channels"]
@@ -26,6 +26,11 @@ Flip = Literal["none", "random", "alternating"]
 _MODES = {"zero": "constant", "reflect": "reflect"}
 
 
+def _held(array: AnyArray) -> Array:
+    """As an array of JAX, which computes in the background: of NumPy's a copy."""
+    return jnp.asarray(unshared(array))
+
+
 def mirror(images: AnyImages, which: Bool[AnyArray, " batch"]) -> Images:
     """Some of the images, with left and right exchanged.
 
@@ -33,8 +38,8 @@ def mirror(images: AnyImages, which: Bool[AnyArray, " batch"]) -> Images:
       images: of any dtype.
       which: those that are exchanged.
     """
-    images = jnp.asarray(images)
-    return jnp.where(jnp.asarray(which)[:, None, None, None], images[:, :, ::-1], images)
+    images = _held(images)
+    return jnp.where(_held(which)[:, None, None, None], images[:, :, ::-1], images)
 
 
 def flip(key: PRNGKeyArray, images: AnyImages) -> Images:
@@ -44,7 +49,7 @@ def flip(key: PRNGKeyArray, images: AnyImages) -> Images:
       key: of the random numbers.
       images: of any dtype.
     """
-    return mirror(images, jax.random.bernoulli(key, shape=(len(images),)))
+    return mirror(images, _coins(key, len(images)))
 
 
 def alternating_flip(
@@ -60,7 +65,7 @@ def alternating_flip(
       first: those that are exchanged in epoch 0, drawn at random once.
       epoch: how many epochs there were before this one.
     """
-    return mirror(images, _alternated(jnp.asarray(first), epoch))
+    return mirror(images, _alternated(_held(first), epoch))
 
 
 def _alternated(
@@ -80,12 +85,14 @@ def crop(
       corners: row and column at which each image's part begins, in pixels.
       size: height and width of the parts in pixels.
     """
-    images = jnp.asarray(images)
+    images = _held(images)
 
     def part(image: Array, corner: Array) -> Array:
-        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
+        # In x64 mode a plain 0 would be of another type.
+        start = corner[0], corner[1], jnp.zeros_like(corner[0])
+        return lax.dynamic_slice(image, start, (*size, image.shape[2]))
 
-    return jax.vmap(part)(images, jnp.asarray(corners))
+    return jax.vmap(part)(images, _held(corners))
 
 
 def random_crop(
@@ -109,9 +116,14 @@ def random_crop(
     return crop(images, _places(key, len(images), (height - size[0], width - size[1])), size)
 
 
+def _coins(key: PRNGKeyArray, count: int) -> Bool[Array, " count"]:
+    """So many tosses of a coin, in float32, so that x64 mode draws the same."""
+    return jax.random.bernoulli(key, jnp.float32(0.5), (count,))
+
+
 def _places(key: PRNGKeyArray, count: int, most: tuple[int, int]) -> Int[Array, "count 2"]:
     """Pairs of whole numbers, each from 0 to `most`."""
-    return jax.random.randint(key, (count, 2), 0, jnp.array(most) + 1)
+    return jax.random.randint(key, (count, 2), 0, jnp.array(most) + 1, jnp.int32)
 
 
 def shift(
@@ -134,7 +146,7 @@ def shift(
     """
     if padding not in _MODES:
         raise InputError(f"there is no padding {padding!r}; choose zero or reflect")
-    images = jnp.asarray(images)
+    images = _held(images)
     around = (pixels, pixels)
     padded = jnp.pad(images, [(0, 0), around, around, (0, 0)], mode=_MODES[padding])
     return crop(padded, corners, (images.shape[1], images.shape[2]))
@@ -165,10 +177,9 @@ def erase(images: AnyImages, corners: Int[AnyArray, "batch 2"], size: int) -> Im
       corners: row and column at which each image's square begins, in pixels.
       size: height and width of the squares in pixels.
     """
-    images = jnp.asarray(images)
+    images = _held(images)
     rows, columns = (
-        jnp.arange(count) - jnp.asarray(corners)[:, i, None]
-        for i, count in enumerate(images.shape[1:3])
+        jnp.arange(count) - _held(corners)[:, i, None] for i, count in enumerate(images.shape[1:3])
     )
     inside = [(place >= 0) & (place < size) for place in (rows, columns)]
     hidden = inside[0][:, :, None, None] & inside[1][:, None, :, None]
@@ -241,9 +252,9 @@ class Augmentation:
         count, height, width, _ = shape
         own = jax.random.fold_in(key, epoch)
         if self.flip == "alternating":
-            mirrored = _alternated(jax.random.bernoulli(key, shape=(count,)), epoch)
+            mirrored = _alternated(_coins(key, count), epoch)
         else:
-            mirrored = jax.random.bernoulli(own, shape=(count,))
+            mirrored = _coins(own, count)
         shifting, erasing = jax.random.split(own)
         most = (2 * self.translate, 2 * self.translate)
         room = (height - self.cutout, width - self.cutout)
@@ -255,7 +266,7 @@ class Augmentation:
 
     def apply(self, images: AnyImages, changes: Changes) -> Images:
         """The images, changed as was drawn for them."""
-        images = jnp.asarray(images)
+        images = _held(images)
         if self.flip != "none":
             images = mirror(images, changes.mirrored)
         if self.translate:

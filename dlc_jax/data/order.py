@@ -1,6 +1,7 @@
 """The order in which an epoch takes the training examples."""
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int, PRNGKeyArray
 
@@ -24,4 +25,5 @@ def order(
       examples: how many there are.
     """
     ordering, _ = split(key)
-    return jax.random.permutation(jax.random.fold_in(ordering, epoch), examples)
+    places = jnp.arange(examples, dtype=jnp.int32)
+    return jax.random.permutation(jax.random.fold_in(ordering, epoch), places)

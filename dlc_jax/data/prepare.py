@@ -27,12 +27,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.files import untouched
 
 # What TFDS's builders yield: a key and the features of an example.
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 # Seconds that the host has to answer.
 _PATIENCE = 4.0
+# Seconds after which nobody is taken to go on with a preparation.
+_ABANDONED = 24 * 3600.0
 
 
 def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
@@ -261,19 +264,29 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 @contextmanager
 def _tidy(name: str, data_dir: Path) -> Iterator[None]:
-    """Removes the unfinished downloads that TFDS leaves behind when it fails."""
+    """Removes the unfinished downloads that TFDS leaves behind when it fails.
+
+    What a killed process has left is removed as well, once nobody has written to it for a day.
+    """
     downloads = data_dir / "downloads" / name
 
     def unfinished() -> set[Path]:
         return {*downloads.glob("*.tmp.*"), *downloads.glob("incomplete.*")}
 
+    def remove(path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+    with suppress(OSError):
+        for path in {*unfinished(), *(data_dir / name).glob("*.incomplete*")}:
+            if untouched(path, _ABANDONED):
+                remove(path)
     before = unfinished()
     try:
         yield
     finally:
         for path in unfinished() - before:
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
+            remove(path)
         with suppress(OSError):
             (data_dir / name).rmdir()
 

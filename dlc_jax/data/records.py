@@ -42,9 +42,14 @@ class Records:
     image_shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, examples: Examples) -> "Records":
-        """Those of a split in memory."""
-        images, labels = map(np.asarray, examples)
+    def of(cls, examples: Examples, *, copy: bool = True) -> "Records":
+        """Those of a split in memory.
+
+        Args:
+          examples: arrays of NumPy or JAX.
+          copy: as for `Dataset`.
+        """
+        images, labels = (np.array(a) if copy else np.asarray(a) for a in examples)
         height, width, channels = images.shape[1:]
         return cls(_Held(images, labels), len(labels), (height, width, channels))
 
@@ -71,7 +76,11 @@ class Records:
         asked = np.asarray(places, np.int64)
         if wrong := asked[(asked < 0) | (asked >= self.count)].tolist():
             raise InputError(f"there is no example {wrong[0]}; ask for 0 to {self.count - 1}")
-        return self.reader(asked)
+        examples = self.reader(asked)
+        if _gives_away(self.reader):
+            return examples
+        # A reader of someone else's may use its memory again.
+        return Examples(*map(np.array, examples))
 
     @property
     def images(self) -> "_Images":
@@ -139,13 +148,18 @@ class RecordDataset:
     provenance: str
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "RecordDataset":
-        """That of a dataset in memory."""
+    def of(cls, dataset: Dataset, *, copy: bool = True) -> "RecordDataset":
+        """That of a dataset in memory.
+
+        Args:
+          dataset: its examples may be arrays of NumPy or JAX.
+          copy: as for `Dataset`.
+        """
         return cls(
             dataset.name,
             dataset.version,
-            Records.of(dataset.train),
-            Records.of(dataset.test),
+            Records.of(dataset.train, copy=copy),
+            Records.of(dataset.test, copy=copy),
             dataset.class_names,
             dataset.provenance,
         )
@@ -170,7 +184,7 @@ class RecordDataset:
             split.first(min(most, len(split))).load() for split in (self.train, self.test)
         )
         about = self.name, self.version, train, test, self.class_names, self.provenance
-        return Dataset(*about)
+        return Dataset(*about, copy=False)
 
     def part(self, index: int, parts: int) -> "RecordDataset":
         """The dataset with one of so many parts of each split; see `Records.part`."""
@@ -200,6 +214,7 @@ class RecordDataset:
             self.test.load(lambda done: progress(before + done, total)),
             self.class_names,
             self.provenance,
+            copy=False,
         )
 
 
@@ -233,6 +248,13 @@ class _Held:
 
     def __call__(self, places: Places) -> Examples:
         return Examples(self.images[places], self.labels[places])
+
+
+def _gives_away(reader: Callable[[Places], Examples]) -> bool:
+    """Whether the arrays that a reader returns are the caller's alone."""
+    if isinstance(reader, _From):
+        return _gives_away(reader.reader)
+    return isinstance(reader, _Held | _Stored)
 
 
 @dataclass(frozen=True)

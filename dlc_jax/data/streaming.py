@@ -260,6 +260,6 @@ def _to_devices(
 def _put(batch: Examples, size: int, batch_size: int, mesh: Mesh | None) -> Examples:
     """A batch of `size` on the devices, of which `batch` holds what this process has read."""
     if mesh is None or size < batch_size:
-        return sharding.replicate(batch, mesh)
+        return sharding.transfer(batch, mesh)
     place = partial(jax.make_array_from_process_local_data, _shared(mesh))
     return Examples(*(place(array, (size, *array.shape[1:])) for array in batch))

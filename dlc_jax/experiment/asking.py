@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import UInt8
 
 from dlc_jax import training
 from dlc_jax.data import Dataset, Examples, RecordDataset
-from dlc_jax.data.images import read_image
+from dlc_jax.data.images import Picture, read_picture
 from dlc_jax.errors import InputError
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.results import SAMPLE, error_by_class, percent
@@ -68,64 +67,93 @@ def _test_logits(run: Run, dataset: AnyDataset) -> tuple[Any, Any]:
     return logits, jnp.asarray(dataset.test.labels)
 
 
+# Pictures are asked about so many at a time, which compiles one program and bounds the memory.
+_AT_ONCE = 64
+
+
 def predict(
-    run: Run, model: nnx.Module, paths: Sequence[str], *, invert: bool | None = None
+    run: Run,
+    model: nnx.Module,
+    paths: Sequence[str],
+    *,
+    invert: bool | None = None,
+    as_is: bool = False,
+    seen: Callable[[Picture], None] = lambda picture: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """What a run's network takes pictures for.
 
     Args:
       run: the run.
       model: its network.
-      paths: PNG or JPEG files of any size.
+      paths: PNG, JPEG, WebP, GIF or BMP files of any size.
       invert: see `dlc_jax.data.images.read_image`.
+      as_is: only scale pictures, rather than bring photographs of digits into MNIST's form.
+      seen: called with each picture, in order.
+      progress: called with how many pictures are done, of how many.
 
     Returns:
       For each picture its path, the class, its probability, and all probabilities,
       largest first.
 
     Raises:
-      InputError: a picture can't be read.
+      InputError: a picture can't be read, or has no ink.
     """
     config = run.config
-    pictures = read_images(config, paths, invert=invert)
-    images = np.stack([pixels for pixels, _ in pictures])
-    batch = Examples(config.normalise(images), np.zeros(len(images), np.int32))
-    logits, _ = training.eval_step(training.create_state(model, optax.identity()), batch)
+    state = training.create_state(model, optax.identity())
+    size = min(_AT_ONCE, len(paths))
     results = []
-    for path, (_, inverted), row in zip(
-        paths, pictures, np.asarray(jax.nn.softmax(logits)), strict=True
-    ):
-        order = np.argsort(-row, kind="stable")
-        probabilities = {config.class_names[label]: float(row[label]) for label in order}
-        best = config.class_names[order[0]]
-        results.append(
-            {
-                "image": path,
-                "class": best,
-                "probability": probabilities[best],
-                "inverted": inverted,
-                "probabilities": probabilities,
-            }
-        )
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths[start : start + _AT_ONCE]
+        pictures = read_images(config, some, invert=invert, as_is=as_is)
+        images = np.zeros((size, *config.image_shape), np.uint8)
+        images[: len(some)] = [picture.pixels for picture in pictures]
+        batch = Examples(config.normalise(images), np.zeros(size, np.int32))
+        logits, _ = training.eval_step(state, batch)
+        rows = np.asarray(jax.nn.softmax(logits))[: len(some)]
+        for path, picture, row in zip(some, pictures, rows, strict=True):
+            seen(picture)
+            order = np.argsort(-row, kind="stable")
+            probabilities = {config.class_names[label]: float(row[label]) for label in order}
+            best = config.class_names[order[0]]
+            results.append(
+                {
+                    "image": path,
+                    "class": best,
+                    "probability": probabilities[best],
+                    "inverted": picture.inverted,
+                    "probabilities": probabilities,
+                }
+            )
+        progress(len(results), len(paths))
     return results
 
 
 def read_images(
-    config: RunConfig, paths: Sequence[str], *, invert: bool | None = None
-) -> list[tuple[UInt8[np.ndarray, "height width channels"], bool]]:
-    """Pictures as a run's network wants them, each with whether it was inverted.
+    config: RunConfig, paths: Sequence[str], *, invert: bool | None = None, as_is: bool = False
+) -> list[Picture]:
+    """Pictures as a run's network wants them.
 
     Args:
       config: of the run.
-      paths: PNG or JPEG files of any size.
+      paths: PNG, JPEG, WebP, GIF or BMP files of any size.
       invert: see `dlc_jax.data.images.read_image`.
+      as_is: only scale them, rather than bring photographs of digits into MNIST's form.
 
     Raises:
-      InputError: a picture can't be read.
+      InputError: a picture can't be read, or has no ink.
     """
     dark = config.image_shape[2] == 1 and config.mean[0] < 127
+    digits = config.dataset in ("mnist", "mnist-5k") and tuple(config.image_shape) == (28, 28, 1)
     return [
-        read_image(path, config.image_shape, dark_background=dark, invert=invert) for path in paths
+        read_picture(
+            path,
+            config.image_shape,
+            digit=digits and not as_is,
+            dark_background=dark,
+            invert=invert,
+        )
+        for path in paths
     ]
 
 
@@ -147,7 +175,7 @@ def explain(
       run: the run.
       dataset: what it was trained for.
       methods: some of `dlc_jax.explain.gallery.methods.METHODS`.
-      paths: PNG or JPEG files to explain it on; without any, the first test image of each class.
+      paths: pictures to explain it on; without any, the first test image of each class.
       folder: where to write them.
       other: a run to whose network adversarial images may carry over.
       invert: see `dlc_jax.data.images.read_image`.
@@ -168,7 +196,9 @@ def explain(
     config = run.config
     shown = dataset if isinstance(dataset, Dataset) else dataset.sample(SAMPLE)
     if paths:
-        pictures = np.stack([pixels for pixels, _ in read_images(config, paths, invert=invert)])
+        pictures = np.stack(
+            [picture.pixels for picture in read_images(config, paths, invert=invert)]
+        )
         pixels = pictures.astype(np.float32) / 255
         names = tuple(told_apart(paths))
     else:

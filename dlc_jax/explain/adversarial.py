@@ -132,11 +132,17 @@ def _norms(changes: Array) -> Array:
     return jnp.sqrt(jnp.square(changes).sum((1, 2, 3), keepdims=True))
 
 
+def _draw_inf(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+    # In float32, so that x64 mode draws the same.
+    return jax.random.uniform(key, shape, jnp.float32, -1, 1).astype(float)
+
+
 def _draw_2(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
     direction, radius = jax.random.split(key)
     # A ball's volume within a radius grows as its power by the number of dimensions.
-    radii = jax.random.uniform(radius, (shape[0], 1, 1, 1)) ** (1 / np.prod(shape[1:]))
-    return radii * _steepest_2(jax.random.normal(direction, shape))
+    volumes = jax.random.uniform(radius, (shape[0], 1, 1, 1), jnp.float32).astype(float)
+    toward = jax.random.normal(direction, shape, jnp.float32).astype(float)
+    return volumes ** (1 / np.prod(shape[1:])) * _steepest_2(toward)
 
 
 def _steepest_2(gradient: Array) -> Array:
@@ -151,7 +157,7 @@ def _project_2(change: Array, radius: Scalar) -> Array:
 
 _BALLS = {
     "inf": _Ball(
-        partial(jax.random.uniform, minval=-1, maxval=1),
+        _draw_inf,
         jnp.sign,
         lambda change, radius: change.clip(-radius, radius),
     ),

@@ -86,7 +86,7 @@ def slope(
       The objectives of the moved images; and the gradients, each of mean absolute value 1, or
       zero where the objective does not change.
     """
-    offset = jax.random.randint(key, (2,), -jitter, jitter + 1)
+    offset = jax.random.randint(key, (2,), -jitter, jitter + 1, jnp.int32)
 
     def total(pixels: Images) -> tuple[Float[Array, ""], Float[Array, " batch"]]:
         objectives = objective(pixels)

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Bool, Float, Int
 
+from dlc_jax import ops
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import jaxprs
@@ -200,7 +201,11 @@ def _call_plainly(equation: JaxprEqn, args: list[Any]) -> list[Any]:
             inner = params["jaxpr"]
         case "cond" if params.get("branches_platforms"):
             inner, args = params["branches"][-1], args[1:]
-        case "max" | "reduce_max" | "reduce_window_max":
+        case "conv2d":
+            x, kernel = args
+            window = params["strides"], params["padding"]
+            return [ops.conv2d(x, kernel, *window, precision="default")]
+        case "max" | "reduce_max" | "reduce_window_max" | "max_pool":
             return _largest(equation, args)
         case _:
             return jaxprs.call_as_is(equation, args)

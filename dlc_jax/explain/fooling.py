@@ -83,7 +83,7 @@ def _by_gradient(
         _, direction = ascent.slope(odds, pixels, still, jitter=0)
         return (pixels + left * rate * direction).clip(0, 1), None
 
-    noise = jax.random.normal(key, (len(labels), *image_shape))
+    noise = jax.random.normal(key, (len(labels), *image_shape), jnp.float32).astype(float)
     start = (0.5 + _CONTRAST * noise).clip(0, 1)
     return lax.scan(step, start, 1 - jnp.arange(steps) / steps)[0]
 
@@ -182,7 +182,7 @@ def _by_evolution(
     def generation(state: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], Array]:
         elites, confidences = state
         choosing, mutating = jax.random.split(jax.random.fold_in(rest, number))
-        chosen = jax.random.randint(choosing, (population,), 0, len(confidences))
+        chosen = jax.random.randint(choosing, (population,), 0, len(confidences), jnp.int32)
         keys = jax.random.split(mutating, population)
         children = jax.vmap(mutate, (0, 0, None))(keys, _take(elites, chosen), number)
         rivals, theirs = best(children)
@@ -227,9 +227,9 @@ def polynomial_mutation(
       strength: the greater, the smaller the changes; the paper's is 15.
     """
     changing, drawing = jax.random.split(key)
-    uniform = jax.random.uniform(drawing, np.shape(pixels), minval=-1, maxval=1)
+    uniform = _uniform(drawing, np.shape(pixels), minval=-1, maxval=1)
     change = jnp.sign(uniform) * (1 - (1 - jnp.abs(uniform)) ** (1 / (strength + 1)))
-    changes = jax.random.bernoulli(changing, rate, np.shape(pixels))
+    changes = jax.random.bernoulli(changing, jnp.asarray(rate, jnp.float32), np.shape(pixels))
     return (jnp.asarray(pixels) + jnp.where(changes, change, 0)).clip(0, 1)
 
 
@@ -282,32 +282,36 @@ def _activate(x: Array, functions: Array) -> Array:
     return jnp.select([functions == number for number in range(len(of_x))], of_x)
 
 
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], **bounds: Any) -> Array:
+    """Drawn in float32, so that x64 mode gives the same."""
+    return jax.random.uniform(key, shape, jnp.float32, **bounds).astype(float)
+
+
 def _draw_network(key: PRNGKeyArray, image_shape: Shape) -> PatternNetwork:
     drawing, choosing = jax.random.split(key)
     sizes = 4, _NODES, _NODES, image_shape[2]
     weights = [
-        _FIRST * jax.random.normal(jax.random.fold_in(drawing, layer), sizes[layer : layer + 2])
-        for layer in range(3)
+        _FIRST * jax.random.normal(key, sizes[layer : layer + 2], jnp.float32).astype(float)
+        for layer, key in enumerate(jax.random.fold_in(drawing, layer) for layer in range(3))
     ]
-    return PatternNetwork(
-        (weights[0], weights[1], weights[2]), jax.random.randint(choosing, (2, _NODES), 0, 4)
-    )
+    functions = jax.random.randint(choosing, (2, _NODES), 0, 4, jnp.int32)
+    return PatternNetwork((weights[0], weights[1], weights[2]), functions)
 
 
 def _mutate_network(key: PRNGKeyArray, network: PatternNetwork, _: Array) -> PatternNetwork:
     changing, drawing, choosing, scaling = jax.random.split(key, 4)
     # Children of coarse and of fine changes: the former find patterns, the latter tune them.
     least, most = jnp.log(jnp.array(_CHANGES) / _FIRST)
-    scale = jnp.exp(jax.random.uniform(scaling, minval=least, maxval=most))
+    scale = jnp.exp(_uniform(scaling, (), minval=least, maxval=most))
     other = _draw_network(drawing, (0, 0, network.weights[-1].shape[1]))
     keys = jax.random.split(choosing, len(network.weights))
 
     def change(key: PRNGKeyArray, weights: Array, noise: Array) -> Array:
-        changes = jax.random.bernoulli(key, _WEIGHT_RATE, weights.shape)
+        changes = jax.random.bernoulli(key, jnp.float32(_WEIGHT_RATE), weights.shape)
         return weights + jnp.where(changes, scale * noise, 0)
 
     first, second, last = map(change, keys, network.weights, other.weights)
-    changes = jax.random.bernoulli(changing, _FUNCTION_RATE, network.functions.shape)
+    changes = jax.random.bernoulli(changing, jnp.float32(_FUNCTION_RATE), network.functions.shape)
     return PatternNetwork(
         (first, second, last), jnp.where(changes, other.functions, network.functions)
     )
@@ -328,7 +332,7 @@ class _Encoding(NamedTuple):
 
 
 _ENCODINGS = {
-    "direct": _Encoding(jax.random.uniform, _mutate_pixels, lambda pixels, _: pixels),
+    "direct": _Encoding(_uniform, _mutate_pixels, lambda pixels, _: pixels),
     "cppn": _Encoding(
         _draw_network, _mutate_network, lambda network, shape: network.render(*shape[:2])
     ),

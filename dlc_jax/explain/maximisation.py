@@ -120,7 +120,8 @@ def _start(
 ) -> Float[Array, "count height width channels"]:
     """For each unit that of some random images which it answers most to."""
     width = min(image_shape[:2]) / 14
-    noise = ascent.blur(jax.random.normal(key, (_STARTS, *image_shape)), width)
+    noise = jax.random.normal(key, (_STARTS, *image_shape), jnp.float32).astype(float)
+    noise = ascent.blur(noise, width)
     candidates = (view.mean_pixels + _CONTRAST * noise / noise.std()).clip(0, 1)
     # One after the other, since all at once may take more memory than the ascent.
     answers = lax.map(lambda image: _units(view, image[None], stage)[0], candidates)

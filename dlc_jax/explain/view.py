@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax.data.examples import AnyArray, Normalise
+from dlc_jax.data.examples import AnyArray, Normalise, unshared
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 
@@ -58,6 +58,7 @@ class View:
         quiet = nnx.clone(model)
         quiet.eval()
         graphdef, variables = nnx.split(quiet)
+        variables = jax.tree.map(unshared, variables)
         return cls(variables, normalise, graphdef)
 
     @classmethod

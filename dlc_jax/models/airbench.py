@@ -125,8 +125,10 @@ class Airbench(Network):
             raise InputError(f"airbench has three blocks, whose widths can't be {widths}")
         features = 2 * _PATCH**2 * channels
         normal = nnx.initializers.lecun_normal()
-        self.whitening = Fixed(normal(rngs.params(), (_PATCH, _PATCH, channels, features)))
-        self.whitening_bias = nnx.Param(jnp.zeros(features))
+        self.whitening = Fixed(
+            normal(rngs.params(), (_PATCH, _PATCH, channels, features), jnp.float32)
+        )
+        self.whitening_bias = nnx.Param(jnp.zeros(features, jnp.float32))
         inputs = [features, *widths]
         self.blocks = nnx.List(
             AirbenchBlock(inputs[i], inputs[i + 1], dtype=dtype, rngs=rngs) for i in range(3)

@@ -261,4 +261,6 @@ def pad_to_32(
 def _codes(count: int, rngs: nnx.Rngs) -> Float[Array, "count 84"]:
     if count <= len(GLYPHS):
         return jnp.asarray(GLYPHS[:count], jnp.float32)
-    return jax.random.rademacher(rngs.params(), (count, _CODE_SIZE), jnp.float32)
+    # In float32, so that x64 mode draws the same.
+    ink = jax.random.bernoulli(rngs.params(), jnp.float32(0.5), (count, _CODE_SIZE))
+    return jnp.where(ink, 1, -1).astype(jnp.float32)

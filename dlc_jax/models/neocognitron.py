@@ -98,9 +98,9 @@ class SLayer(nnx.Module):
     ) -> None:
         falling = np.repeat(_falling(_FIELD, _FIELD_FALLOFF)[..., None], channels, -1)
         self.c = Fixed(jnp.asarray(falling / falling.sum(), jnp.float32))
-        first = jax.random.uniform(rngs.params(), (*_FIELD, channels, planes))
+        first = jax.random.uniform(rngs.params(), (*_FIELD, channels, planes), jnp.float32)
         self.a = Learned(_FIRST_WEIGHTS * self.c[..., None] * first)
-        self.b = Learned(jnp.zeros(planes))
+        self.b = Learned(jnp.zeros(planes, jnp.float32))
         self.selectivity = selectivity
         self.column = column
 

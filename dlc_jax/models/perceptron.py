@@ -35,7 +35,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.examples import AnyArray, unshared
 from dlc_jax.errors import InputError
 from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
@@ -93,7 +93,7 @@ class Perceptron(Network):
         keys = jax.random.split(rngs.params(), association_units)
         draw = jax.vmap(_connections, in_axes=(0, None, None), out_axes=1)
         self.wiring = Fixed(draw(keys, excitatory, inhibitory))
-        self.weights = nnx.Param(jnp.zeros((association_units, num_classes)))
+        self.weights = nnx.Param(jnp.zeros((association_units, num_classes), jnp.float32))
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """The three kinds of units.
@@ -180,7 +180,7 @@ def correct(
         change = jnp.where(wrong, active, 0)
         return weights.at[:, label].add(change).at[:, response].add(-change), wrong
 
-    examples = jnp.asarray(activities, weights.dtype), jnp.asarray(labels)
+    examples = jnp.asarray(unshared(activities), weights.dtype), jnp.asarray(unshared(labels))
     weights, wrong = lax.scan(show, weights, examples)
     return weights, wrong.sum()
 
@@ -207,5 +207,5 @@ def _connections(
     key: PRNGKeyArray, excitatory: int, inhibitory: int
 ) -> Float[Array, " s_units=400"]:
     """An A-unit's connections: 1 to some S-units, -1 to others."""
-    signs = jnp.zeros(_RETINA**2).at[:excitatory].set(1)
+    signs = jnp.zeros(_RETINA**2, jnp.float32).at[:excitatory].set(1)
     return jax.random.permutation(key, signs.at[excitatory : excitatory + inhibitory].set(-1))

@@ -226,6 +226,11 @@ def _kind_and_cost(equation: Any) -> tuple[str, int]:
         stride = f" / {max(strides)}" if max(strides) > 1 else ""
         cost = out * height * width * kernel.shape[layout[1]]
         return f"{height}x{width} convolution{stride}", cost
+    if equation.primitive.name == "conv2d":
+        height, width, channels, _ = equation.invars[1].aval.shape
+        stride = max(equation.params["strides"])
+        kind = f"{height}x{width} convolution" + (f" / {stride}" if stride > 1 else "")
+        return kind, out * height * width * channels
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         image = equation.invars[0].aval

@@ -52,10 +52,10 @@ def fires(
       thresholds: how many excitatory synapses must be active, at least.
     """
     # Counts in float32, in which sums of whole numbers are exact up to 2^24.
-    active, synapses = (jnp.asarray(array, jnp.float32) for array in (inputs, synapses))
+    active, synapses = (jnp.array(array, jnp.float32) for array in (inputs, synapses))
     excitation = active @ jnp.maximum(synapses, 0)
     inhibition = active @ jnp.maximum(-synapses, 0)
-    return (excitation >= jnp.asarray(thresholds)) & (inhibition == 0)
+    return (excitation >= jnp.array(thresholds)) & (inhibition == 0)
 
 
 class Units(nnx.Module):
@@ -69,8 +69,8 @@ class Units(nnx.Module):
     def __init__(
         self, synapses: Int[np.ndarray, "inputs units"], thresholds: Int[np.ndarray, " units"]
     ) -> None:
-        self.synapses = Fixed(jnp.asarray(synapses, jnp.float32))
-        self.thresholds = Fixed(jnp.asarray(thresholds, jnp.float32))
+        self.synapses = Fixed(jnp.array(synapses, jnp.float32))
+        self.thresholds = Fixed(jnp.array(thresholds, jnp.float32))
 
     def __call__(self, inputs: Bool[AnyArray, "batch inputs"]) -> Bool[Array, "batch units"]:
         """Which units fire."""

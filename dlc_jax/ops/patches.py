@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dlc_jax.ops.windows import Pads, in_chunks, slices
+from dlc_jax.ops.windows import Pads, over_chunks, slices
 
 # Patches of a whole batch up to the first size in bytes are gathered at once. Larger ones
 # are gathered for a few images at a time, about the second size, which stay in the cache.
@@ -42,29 +42,52 @@ def pays(
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
     """The convolution as one product, patches @ kernel, for as many images as the cache holds."""
     out = out_shape(x.shape, kernel.shape, strides, pads)
-    some = _images_at_once(kernel.shape, out, x.dtype.itemsize)
-    if some == len(x):
-        return _convolve(x, kernel, strides, pads)
-    chunks = in_chunks(x, some)
-    return lax.map(lambda x: _convolve(x, kernel, strides, pads), chunks).reshape(out)
+
+    def some(x: Array) -> tuple[Array, None]:
+        return _convolve(x, kernel, strides, pads), None
+
+    y, _ = over_chunks(some, _images_at_once(kernel.shape, out, x.dtype.itemsize), x)
+    return y
+
+
+def input_gradient(
+    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the images, one product."""
+
+    def some(grad: Array) -> tuple[Array, None]:
+        return _grad_of_images(x_shape, kernel, grad, strides, pads), None
+
+    most = _images_at_once(kernel.shape, grad.shape, grad.dtype.itemsize)
+    grad_x, _ = over_chunks(some, most, grad)
+    return grad_x
+
+
+def kernel_gradient(
+    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the kernel, one product."""
+
+    def some(x: Array, grad: Array) -> tuple[None, Array]:
+        return None, _grad_of_kernel(x, kernel_shape, grad, strides, pads)
+
+    most = _images_at_once(kernel_shape, grad.shape, x.dtype.itemsize)
+    _, grad_kernel = over_chunks(some, most, x, grad)
+    return grad_kernel.astype(x.dtype)
 
 
 def gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """The gradients with respect to images and kernel, one product each."""
-    some = _images_at_once(kernel.shape, grad.shape, x.dtype.itemsize)
-    if some == len(x):
-        return _gradients(x, kernel, grad, strides, pads)
+    """Both gradients, for the same few images at a time."""
 
-    def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        grad_x, grad_kernel = _gradients(chunk[0], kernel, chunk[1], strides, pads)
-        return total + grad_kernel, grad_x
+    def some(x: Array, grad: Array) -> tuple[Array, Array]:
+        grad_x = _grad_of_images(x.shape, kernel, grad, strides, pads)
+        return grad_x, _grad_of_kernel(x, kernel.shape, grad, strides, pads)
 
-    # Many small terms would be lost in bfloat16.
-    zeros = jnp.zeros_like(kernel, jnp.promote_types(kernel.dtype, jnp.float32))
-    total, grad_x = lax.scan(add, zeros, (in_chunks(x, some), in_chunks(grad, some)))
-    return grad_x.reshape(x.shape), total.astype(kernel.dtype)
+    most = _images_at_once(kernel.shape, grad.shape, x.dtype.itemsize)
+    grad_x, grad_kernel = over_chunks(some, most, x, grad)
+    return grad_x, grad_kernel.astype(kernel.dtype)
 
 
 def _bytes_an_image(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:
@@ -84,19 +107,18 @@ def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Ar
     return product.reshape(out)
 
 
-def _gradients(
-    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
-) -> tuple[Array, Array]:
-    features = kernel.shape[3]
-    flat_grad = lax.optimization_barrier(grad).reshape(-1, features)
-    if kernel.shape[2] < _FEWEST_CHANNELS:
-        taps = _taps(x, kernel.shape, grad.shape, strides, pads)
+def _grad_of_kernel(
+    x: Array, kernel_shape: Sequence[int], grad: Array, strides: Sequence[int], pads: Pads
+) -> Array:
+    """Each product of a tap and a feature, summed over positions."""
+    flat_grad = lax.optimization_barrier(grad).reshape(-1, kernel_shape[3])
+    if kernel_shape[2] < _FEWEST_CHANNELS:
+        taps = _taps(x, kernel_shape, grad.shape, strides, pads)
         grad_kernel = lax.optimization_barrier(taps @ flat_grad)
     else:
-        patches = _patches(x, kernel.shape, grad.shape, strides, pads)
+        patches = _patches(x, kernel_shape, grad.shape, strides, pads)
         grad_kernel = lax.optimization_barrier(flat_grad.T @ patches).T
-    grad_x = _grad_of_images(x.shape, kernel, grad, strides, pads)
-    return grad_x, grad_kernel.reshape(kernel.shape)
+    return grad_kernel.reshape(kernel_shape)
 
 
 def out_shape(

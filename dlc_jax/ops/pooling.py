@@ -1,6 +1,6 @@
 """Max-pooling and average-pooling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad
 from jaxtyping import Float
 
-from dlc_jax.ops.windows import Padding, Pads, check_window, explicit_padding, over_batches, slices
+from dlc_jax.ops.primitives import Mapped, bind, is_zero, primitive, select, summed, zero_like
+from dlc_jax.ops.windows import Padding, Pads, check_window, covered, over_batches, slices
 
 # Each place of a window is compared by an operation of its own; past this many, compiling
 # takes longer than the gradient saves.
@@ -19,8 +22,8 @@ _MOST_PLACES = 32
 
 def max_pool(
     x: Float[Array, "batch height width channels"],
-    window: tuple[int, int],
-    strides: tuple[int, int] | None = None,
+    window: Sequence[int],
+    strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
     """The largest value of each window.
@@ -32,8 +35,9 @@ def max_pool(
       x: feature maps.
       window: height and width of a window in pixels.
       strides: steps between windows; by default the windows touch and do not overlap.
-      padding: "VALID" (rows and columns that fill no window are left out), "SAME", or
-        ((top, bottom), (left, right)) in pixels.
+      padding: "VALID" (rows and columns that fill no window are left out), "SAME" or
+        "SAME_LOWER" as JAX has them, in upper or lower case, or ((top, bottom), (left, right))
+        in pixels.
 
     Returns:
       The maxima; equal to those of `flax.nnx.max_pool` on the same arguments.
@@ -41,16 +45,18 @@ def max_pool(
     Raises:
       ValueError: the window does not fit, or strides or padding are malformed.
     """
-    strides, pads = _strides_and_pads("max_pool", x, window, strides, padding)
-    rows, columns = window
-    down, right = strides
-    return over_batches(lambda x: _max_pool(x, (rows, columns), (down, right), pads), x)
+    x = jnp.asarray(x)
+    sizes, steps, pads = _window("max_pool", x, window, strides, padding)
+    if not covered(x, pads=pads):
+        return _xla_max_pool(x, sizes, steps, pads)
+    function = partial(_max_pool, window=sizes, strides=steps, padding=pads)
+    return over_batches(function, x)
 
 
 def avg_pool(
     x: Float[Array, "batch height width channels"],
-    window: tuple[int, int],
-    strides: tuple[int, int] | None = None,
+    window: Sequence[int],
+    strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
     """The mean of each window, in which padding counts as zeros.
@@ -59,8 +65,9 @@ def avg_pool(
       x: feature maps.
       window: height and width of a window in pixels.
       strides: steps between windows; by default the windows touch and do not overlap.
-      padding: "VALID" (rows and columns that fill no window are left out), "SAME", or
-        ((top, bottom), (left, right)) in pixels.
+      padding: "VALID" (rows and columns that fill no window are left out), "SAME" or
+        "SAME_LOWER" as JAX has them, in upper or lower case, or ((top, bottom), (left, right))
+        in pixels.
 
     Returns:
       The means; equal to those of `flax.nnx.avg_pool` on the same arguments.
@@ -68,77 +75,97 @@ def avg_pool(
     Raises:
       ValueError: the window does not fit, or strides or padding are malformed.
     """
-    strides, pads = _strides_and_pads("avg_pool", x, window, strides, padding)
-    total = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    # Sums of slices, whose gradients XLA:CPU computes faster than those of its own windows.
-    for axis, size, stride in zip((1, 2), window, strides, strict=True):
-        count = (total.shape[axis] - size) // stride + 1
-        total = sum(slices(total, axis, size, count, stride), start=jnp.zeros((), x.dtype))
+    x = jnp.asarray(x)
+    return _avg_pool(x, *_window("avg_pool", x, window, strides, padding))
+
+
+# Inlined where it is traced; called eagerly, it is one program.
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _avg_pool(x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads) -> Array:
+    if covered(x, pads=pads):
+        total = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        # Sums of slices, whose gradients XLA:CPU computes faster than those of its own windows.
+        for axis, size, stride in zip((1, 2), window, strides, strict=True):
+            count = (total.shape[axis] - size) // stride + 1
+            total = sum(slices(total, axis, size, count, stride), start=jnp.zeros((), x.dtype))
+    else:
+        total = lax.reduce_window(x, 0.0, lax.add, *_windows(window, strides, pads))
     return total / (window[0] * window[1])
 
 
-def _strides_and_pads(
+def _window(
     name: str,
     x: Array,
-    window: tuple[int, int],
-    strides: tuple[int, int] | None,
+    window: Sequence[int],
+    strides: Sequence[int] | None,
     padding: Padding,
-) -> tuple[tuple[int, int], Pads]:
+) -> tuple[tuple[int, int], tuple[int, int], Pads]:
     """What both poolings make of their arguments; a ValueError names what does not fit."""
-    strides = window if strides is None else strides
     if x.ndim != 4:
         raise ValueError(f"{name} takes feature maps of 4 dimensions (NHWC), not {x.shape}")
-    check_window(name, x, window, strides, padding)
-    return strides, explicit_padding(x.shape[1:3], window, strides, padding)
+    return check_window(name, x, window, window if strides is None else strides, padding)
 
 
-def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    )
+def _windows(window: Sequence[int], strides: Sequence[int], pads: Pads) -> tuple[Any, Any, Any]:
+    return (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads) -> Array:
-    xla = partial(_xla_max_pool, window=window, strides=strides, pads=pads)
-    if window != strides or pads != ((0, 0), (0, 0)):
-        return xla(x)
-    return lax.platform_dependent(x, cpu=partial(_max_of_tiles, window=window), default=xla)
+def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], padding: Pads) -> Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, *_windows(window, strides, padding))
 
 
-def _max_pool_forward(
-    x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads
-) -> tuple[Array, tuple[Array, Array]]:
-    maxima = _max_pool(x, window, strides, pads)
-    return maxima, (x, maxima)
+def _cpu_max_pool(x: Array, window: tuple[int, int], strides: Any, padding: Pads) -> Array:
+    if _touch(window, strides, padding):
+        return _max_of_tiles(x, window)
+    return _xla_max_pool(x, window, strides, padding)
 
 
-def _max_pool_backward(
-    window: tuple[int, int],
-    strides: tuple[int, int],
-    pads: Pads,
-    residuals: tuple[Array, Array],
-    grad: Array,
-) -> tuple[Array]:
-    x, maxima = residuals
+def _touch(window: Any, strides: Any, padding: Pads) -> bool:
+    """Whether windows neither overlap nor reach beyond the images."""
+    return window == strides and padding == ((0, 0), (0, 0))
 
-    def xla(x: Array, maxima: Array, grad: Array) -> Array:
-        del maxima
-        _, vjp = jax.vjp(lambda x: _xla_max_pool(x, window, strides, pads), x)
-        return vjp(grad)[0]
 
-    def compared(x: Array, maxima: Array, grad: Array) -> Array:
-        places = _places(x, maxima, window, strides, pads)
-        if window == strides and pads == ((0, 0), (0, 0)):
-            return _to_tiles(places, grad, window, x.shape)
-        return _to_windows(places, grad, window, strides, pads, x.shape)
+def _pooled_shape(
+    shape: Sequence[int], window: Any, strides: Any, padding: Pads
+) -> tuple[int, ...]:
+    sizes = ((shape[1 + i] + sum(padding[i]) - window[i]) // strides[i] + 1 for i in (0, 1))
+    return shape[0], *sizes, shape[3]
 
+
+def _max_pool(x: Array, window: Any, strides: Any, padding: Pads) -> Array:
+    return bind(_max_pool_p, x, window=window, strides=strides, padding=padding)[0]
+
+
+def _xla_gradient(
+    x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
+) -> Array:
+    del maxima
+    _, vjp = jax.vjp(lambda x: _xla_max_pool(x, window, strides, padding), x)
+    return vjp(grad)[0]
+
+
+def _cpu_gradient(
+    x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
+) -> Array:
     if window[0] * window[1] > _MOST_PLACES:
-        return (xla(x, maxima, grad),)
-    return (lax.platform_dependent(x, maxima, grad, cpu=compared, default=xla),)
+        return _xla_gradient(x, maxima, grad, window, strides, padding)
+    places = _places(x, maxima, window, strides, padding)
+    if _touch(window, strides, padding):
+        return _to_tiles(places, grad, window, x.shape)
+    return _to_windows(places, grad, window, strides, padding, x.shape)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+def _at_maxima(
+    x: Array, maxima: Array, values: Array, window: Any, strides: Any, padding: Pads
+) -> Array:
+    """What stands among the values where the maxima stand in x: the transpose of the gradient."""
+    if window[0] * window[1] > _MOST_PLACES:
+        (at,) = jax.linear_transpose(
+            lambda grad: _xla_gradient(x, maxima, grad, window, strides, padding), maxima
+        )(values)
+        return at
+    places = _places(x, maxima, window, strides, padding)
+    return _from_windows(places, values, window, strides, padding)
 
 
 def _max_of_tiles(x: Array, window: tuple[int, int]) -> Array:
@@ -163,16 +190,23 @@ def _places(
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
-    taps = [
-        tap
-        for row in slices(padded, 1, window[0], maxima.shape[1], strides[0])
-        for tap in slices(row, 2, window[1], maxima.shape[2], strides[1])
-    ]
+    taps = _taps(padded, window, maxima.shape, strides)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     squares = jnp.full(maxima.shape, (len(taps) - 1) ** 2, dtype)
     for place in reversed(range(len(taps) - 1)):
         squares = jnp.where(taps[place] == maxima, jnp.array(place**2, dtype), squares)
     return lax.optimization_barrier(jnp.sqrt(squares))
+
+
+def _taps(
+    padded: Array, window: Sequence[int], out: Sequence[int], strides: Sequence[int]
+) -> list[Array]:
+    """For each place in a window, in row-major order, what stands there in all windows."""
+    return [
+        tap
+        for row in slices(padded, 1, window[0], out[1], strides[0])
+        for tap in slices(row, 2, window[1], out[2], strides[1])
+    ]
 
 
 def _to_tiles(places: Array, grad: Array, window: tuple[int, int], shape: Sequence[int]) -> Array:
@@ -208,3 +242,76 @@ def _to_windows(
             config[1 + axis] = (first, shape[1 + axis] - 1 - last, strides[axis] - 1)
         total = total + lax.pad(own, zero, config)
     return total.astype(grad.dtype)
+
+
+def _from_windows(
+    places: Array,
+    values: Array,
+    window: tuple[int, int],
+    strides: tuple[int, int],
+    pads: Pads,
+) -> Array:
+    """The value at each maximum's place."""
+    padded = jnp.pad(values, ((0, 0), *pads, (0, 0)))
+    chosen = jnp.zeros(places.shape, values.dtype)
+    for place, tap in enumerate(_taps(padded, window, places.shape, strides)):
+        chosen = jnp.where(places == place, tap, chosen)
+    return chosen
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
+    (x,), (tangent,) = primals, tangents
+    (maxima,) = _max_pool_p.bind(x, **params)
+    if is_zero(tangent):
+        return [maxima], [zero_like(maxima)]
+    mapped = select(params.pop("mapped"), [0, None, 0])
+    return [maxima], _at_maxima_p.bind(x, maxima, tangent, mapped=mapped, **params)
+
+
+def _linear_jvp(
+    own: Primitive, primals: Sequence[Any], tangents: Sequence[Any], **params: Any
+) -> tuple[Any, Any]:
+    # Where the maxima stand does not change with x, but from one place to another.
+    results = own.bind(*primals, **params)
+    if is_zero(tangents[2]):
+        return results, [zero_like(result) for result in results]
+    return results, own.bind(*primals[:2], tangents[2], **params)
+
+
+def _linear_transpose(
+    other: Primitive, cotangents: Sequence[Any], *operands: Any, mapped: Mapped, **params: Any
+) -> list[Any]:
+    (cotangent,) = cotangents
+    if is_zero(cotangent):
+        return [None, None, ad.Zero(operands[2].aval)]
+    x, maxima, _ = operands
+    (result,) = other.bind(x, maxima, cotangent, mapped=select(mapped, [0, 1, None]), **params)
+    return [None, None, summed(result, mapped, 2)]
+
+
+def _listed(function: Callable[..., Array]) -> Callable[..., list[Array]]:
+    return lambda *operands, **params: [function(*operands, **params)]
+
+
+_max_pool_p = primitive(
+    "max_pool",
+    lambda x, **window: [_pooled_shape(x, **window)],
+    cpu=_listed(_cpu_max_pool),
+    elsewhere=_listed(_xla_max_pool),
+)
+_gradient_p = primitive(
+    "max_pool_gradient",
+    lambda x, maxima, grad, **window: [x],
+    cpu=_listed(_cpu_gradient),
+    elsewhere=_listed(_xla_gradient),
+)
+_at_maxima_p = primitive(
+    "max_pool_tangent",
+    lambda x, maxima, values, **window: [maxima],
+    cpu=_listed(_at_maxima),
+    elsewhere=_listed(_at_maxima),
+)
+ad.primitive_jvps[_max_pool_p] = _jvp
+for _own, _other in ((_gradient_p, _at_maxima_p), (_at_maxima_p, _gradient_p)):
+    ad.primitive_jvps[_own] = partial(_linear_jvp, _own)
+    ad.primitive_transposes[_own] = partial(_linear_transpose, _other)

@@ -15,7 +15,7 @@ Gray 2015, section 4.1), but with points on the unit circle: it loses no precisi
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,38 +71,60 @@ def pays(
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
     """The convolution, computed in at least float32."""
     out = out_shape(x.shape, kernel.shape, strides, pads)
-    algorithm = _matrices(x, kernel, pads)
+    algorithm = _matrices(x.shape, kernel.shape, pads, x.dtype)
     products = _by_frequency(_image(algorithm, x), _kernel(algorithm, kernel))
     y = algorithm.inverse @ products.reshape(len(products), -1)
     y = lax.optimization_barrier(y).reshape(out[1], out[2], out[0], out[3])
     return y.transpose(2, 0, 1, 3).astype(x.dtype)
 
 
+def input_gradient(
+    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the images, computed in at least float32."""
+    del strides
+    batch, height, width, channels = x_shape
+    algorithm = _matrices(x_shape, kernel.shape, pads, grad.dtype)
+    spectrum = _kernel(algorithm, kernel)
+    grad_image = _by_frequency(_grad_of_products(algorithm, grad), _transposed(spectrum))
+    grad_x = algorithm.image.T @ grad_image.reshape(len(algorithm.image), -1)
+    grad_x = lax.optimization_barrier(grad_x).reshape(height, width, batch, channels)
+    return grad_x.transpose(2, 0, 1, 3).astype(grad.dtype)
+
+
+def kernel_gradient(
+    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the kernel, computed in at least float32."""
+    del strides
+    algorithm = _matrices(x.shape, kernel_shape, pads, x.dtype)
+    image = _image(algorithm, x)
+    grad_spectrum = _by_frequency(_transposed(image), _grad_of_products(algorithm, grad))
+    grad_kernel = algorithm.kernel.T @ grad_spectrum.reshape(len(algorithm.kernel), -1)
+    return jnp.asarray(grad_kernel, x.dtype).reshape(kernel_shape)
+
+
 def gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """The gradients with respect to images and kernel, computed in at least float32."""
-    del strides
-    batch, height, width, channels = x.shape
-    algorithm = _matrices(x, kernel, pads)
+    """Both gradients. XLA finds what they share, and computes it once."""
+    grad_x = input_gradient(kernel, grad, x.shape, strides, pads)
+    return grad_x, kernel_gradient(x, grad, kernel.shape, strides, pads)
+
+
+def _matrices(
+    x_shape: Sequence[int], kernel_shape: Sequence[int], pads: Pads, dtype: Any
+) -> _Algorithm:
+    matrices = _algorithm(tuple(x_shape[1:3]), tuple(kernel_shape[:2]), pads)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return _Algorithm(*(matrix.astype(wide) for matrix in matrices))
+
+
+def _grad_of_products(algorithm: _Algorithm, grad: Array) -> Array:
+    """What the result's gradient gives back to each product, [products, batch, features]."""
     pixels = _pixels_first(grad.astype(algorithm.inverse.dtype))
     grad_products = lax.optimization_barrier(algorithm.inverse.T @ pixels)
-    grad_products = grad_products.reshape(len(algorithm.image), batch, -1)
-
-    image, spectrum = _image(algorithm, x), _kernel(algorithm, kernel)
-    grad_spectrum = _by_frequency(_transposed(image), grad_products)
-    grad_kernel = algorithm.kernel.T @ grad_spectrum.reshape(len(algorithm.kernel), -1)
-    grad_image = _by_frequency(grad_products, _transposed(spectrum))
-    grad_x = algorithm.image.T @ grad_image.reshape(len(algorithm.image), -1)
-    grad_x = lax.optimization_barrier(grad_x).reshape(height, width, batch, channels)
-    grad_x = grad_x.transpose(2, 0, 1, 3)
-    return grad_x.astype(x.dtype), jnp.asarray(grad_kernel, kernel.dtype).reshape(kernel.shape)
-
-
-def _matrices(x: Array, kernel: Array, pads: Pads) -> _Algorithm:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    matrices = _algorithm(x.shape[1:3], kernel.shape[:2], pads)
-    return _Algorithm(*(matrix.astype(dtype) for matrix in matrices))
+    return grad_products.reshape(len(algorithm.image), grad.shape[0], -1)
 
 
 def _image(algorithm: _Algorithm, x: Array) -> Array:

@@ -15,12 +15,13 @@ patches are 4.5 times as many. Differences and sums of two numbers cost no preci
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from dlc_jax.ops.patches import out_shape, unsliced
-from dlc_jax.ops.windows import Pads, in_chunks, slices
+from dlc_jax.ops.windows import Pads, over_chunks, slices
 
 # With fewer channels the additions cost more than the products that they save, and with fewer
 # positions of the result those of the kernel do.
@@ -47,47 +48,71 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Arr
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     taps = _combined_taps(kernel.astype(dtype))
 
-    def some(x: Array) -> Array:
+    def some(x: Array) -> tuple[Array, None]:
         rows = _combined_rows(x.astype(dtype), kernel.shape, out, strides, pads)
         above, below, both = (_product(row, tap) for row, tap in zip(rows, taps, strict=True))
         halves = [(half + both).reshape(len(x), -1, *out[2:]) for half in (above, below)]
         y = jnp.stack(halves, 2).reshape(len(x), -1, *out[2:])
-        return y[:, : out[1]].astype(kernel.dtype)
+        return y[:, : out[1]].astype(kernel.dtype), None
 
-    chunks = in_chunks(x, _images_at_once(kernel.shape, out, dtype.itemsize))
-    y = some(chunks[0]) if len(chunks) == 1 else lax.map(some, chunks)
-    return y.reshape(out)
+    y, _ = over_chunks(some, _images_at_once(kernel.shape, out, dtype.itemsize), x)
+    return y
+
+
+def input_gradient(
+    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the images, computed in at least float32."""
+    return _gradients(None, kernel, grad, x_shape, kernel.shape, strides, pads)[0]
+
+
+def kernel_gradient(
+    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the kernel, computed in at least float32."""
+    return _gradients(x, None, grad, x.shape, kernel_shape, strides, pads)[1]
 
 
 def gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """The gradients with respect to images and kernel, computed in at least float32."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    taps = _combined_taps(kernel.astype(dtype))
+    """Both gradients, for the same few images at a time."""
+    return _gradients(x, kernel, grad, x.shape, kernel.shape, strides, pads)
 
-    def some(x: Array, grad: Array) -> tuple[Array, list[Array]]:
-        rows = _combined_rows(x.astype(dtype), kernel.shape, grad.shape, strides, pads)
+
+def _gradients(
+    x: Array | None,
+    kernel: Array | None,
+    grad: Array,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+) -> tuple[Any, Any]:
+    """That of the images if there is a kernel, and that of the kernel if there are images."""
+    dtype = jnp.promote_types(grad.dtype, jnp.float32)
+    taps = None if kernel is None else _combined_taps(kernel.astype(dtype))
+
+    def some(grad: Array, x: Array | None = None) -> tuple[Any, Any]:
         grads = _combined_grads(grad.astype(dtype))
-        of_taps = [lax.optimization_barrier(g.T @ row) for g, row in zip(grads, rows, strict=True)]
-        of_rows = [_product(g, tap.T) for g, tap in zip(grads, taps, strict=True)]
-        grad_x = _grad_of_images(of_rows, x.shape, kernel.shape, grad.shape, strides, pads)
-        return grad_x.astype(x.dtype), of_taps
+        grad_x = of_taps = None
+        if x is not None:
+            rows = _combined_rows(x.astype(dtype), kernel_shape, grad.shape, strides, pads)
+            of_taps = [
+                lax.optimization_barrier(g.T @ row) for g, row in zip(grads, rows, strict=True)
+            ]
+        if taps is not None:
+            of_rows = [_product(g, tap.T) for g, tap in zip(grads, taps, strict=True)]
+            shape = len(grad), *x_shape[1:]
+            grad_x = _grad_of_images(of_rows, shape, kernel_shape, grad.shape, strides, pads)
+            grad_x = grad_x.astype(grad.dtype)
+        return grad_x, of_taps
 
-    most = _images_at_once(kernel.shape, grad.shape, dtype.itemsize)
-    xs, grads = in_chunks(x, most), in_chunks(grad, most)
-    if len(xs) == 1:
-        grad_x, of_taps = some(xs[0], grads[0])
-    else:
-
-        def add(total: list[Array], chunk: tuple[Array, Array]) -> tuple[list[Array], Array]:
-            grad_x, of_taps = some(*chunk)
-            return [a + b for a, b in zip(total, of_taps, strict=True)], grad_x
-
-        zeros = [jnp.zeros_like(tap.T) for tap in taps]
-        of_taps, grad_x = lax.scan(add, zeros, (xs, grads))
-    grad_kernel = _grad_of_kernel(of_taps).reshape(kernel.shape)
-    return grad_x.reshape(x.shape), grad_kernel.astype(kernel.dtype)
+    most = _images_at_once(kernel_shape, grad.shape, dtype.itemsize)
+    grad_x, of_taps = over_chunks(some, most, grad, *([] if x is None else [x]))
+    if of_taps is None:
+        return grad_x, None
+    return grad_x, _grad_of_kernel(of_taps).reshape(kernel_shape).astype(grad.dtype)
 
 
 def _images_at_once(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:

@@ -13,14 +13,14 @@ cache. The transforms are sums and differences of strided slices, along the rows
 import functools
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from dlc_jax.ops.patches import out_shape
-from dlc_jax.ops.windows import Pads, in_chunks, slices
+from dlc_jax.ops.windows import Pads, over_chunks, slices
 
 
 class _Algorithm(NamedTuple):
@@ -106,49 +106,83 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Arr
     taps = kernel.astype(dtype).reshape(9, *kernel.shape[2:])
     spectrum = _product(_in_two_dimensions(algorithm.kernel), taps)
 
-    def some(_: None, x: Array) -> tuple[None, Array]:
+    def some(x: Array) -> tuple[Array, None]:
         images = _padded(algorithm, x.astype(dtype), 1, out, pads)
         images = _transform(algorithm.image, images, 1, algorithm.tile)
         products = _by_position(images.reshape(len(spectrum), -1, x.shape[3]), spectrum)
         tiles = _product(_in_two_dimensions(algorithm.inverse), products)
-        return None, _joined(algorithm, tiles, (len(x), *out[1:])).astype(x.dtype)
+        return _joined(algorithm, tiles, (len(x), *out[1:])).astype(x.dtype), None
 
-    _, y = lax.scan(some, None, in_chunks(x, most))
-    return y.reshape(out)
+    y, _ = over_chunks(some, most, x)
+    return y
+
+
+def input_gradient(
+    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the images, computed in at least float32."""
+    del strides
+    return _gradients(None, kernel, grad, x_shape, kernel.shape, pads)[0]
+
+
+def kernel_gradient(
+    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient with respect to the kernel, computed in at least float32."""
+    del strides
+    return _gradients(x, None, grad, x.shape, kernel_shape, pads)[1]
 
 
 def gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """The gradients with respect to images and kernel, computed in at least float32."""
+    """Both gradients, which share what is made of the result's, for a few images at a time."""
     del strides
-    algorithm, most = _choice(kernel.shape, grad.shape)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    taps = kernel.astype(dtype).reshape(9, *kernel.shape[2:]).transpose(0, 2, 1)
-    kernel_matrix = _in_two_dimensions(algorithm.kernel)
-    spectrum = _product(kernel_matrix, lax.optimization_barrier(taps))
+    return _gradients(x, kernel, grad, x.shape, kernel.shape, pads)
 
-    def some(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, grad = chunk
+
+def _gradients(
+    x: Array | None,
+    kernel: Array | None,
+    grad: Array,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    pads: Pads,
+) -> tuple[Any, Any]:
+    """That of the images if there is a kernel, and that of the kernel if there are images."""
+    algorithm, most = _choice(kernel_shape, grad.shape)
+    dtype = jnp.promote_types(grad.dtype, jnp.float32)
+    kernel_matrix = _in_two_dimensions(algorithm.kernel)
+    spectrum = None
+    if kernel is not None:
+        taps = kernel.astype(dtype).reshape(9, *kernel_shape[2:]).transpose(0, 2, 1)
+        spectrum = _product(kernel_matrix, lax.optimization_barrier(taps))
+
+    def some(grad: Array, x: Array | None = None) -> tuple[Any, Any]:
+        grad_x = of_spectrum = None
         # A product over tiles wants its first factor transposed. Transposing the images is
         # cheaper than transposing what they are transformed to, and within a pixel they then
         # come last. The other factor's tiles have to lie in the same order.
-        images = lax.optimization_barrier(x.astype(dtype).transpose(3, 1, 2, 0))
-        images = _padded(algorithm, images, 1, grad.shape, pads)
-        images = _transform(algorithm.image, images, 1, algorithm.tile)
         products = lax.optimization_barrier(grad.astype(dtype).transpose(1, 2, 0, 3))
         products = _grad_of_inverse(algorithm, products)
-        of_images = images.reshape(len(spectrum), x.shape[3], -1)
-        of_products = products.reshape(len(spectrum), -1, grad.shape[3])
-        total = total + _by_position(of_images, of_products)
-        tiles = _by_position(of_products, spectrum)
-        tiles = tiles.reshape(*products.shape[:-1], x.shape[3])
-        return total, _grad_of_images(algorithm, tiles, x.shape, pads).astype(x.dtype)
+        of_products = products.reshape(len(kernel_matrix), -1, grad.shape[3])
+        if x is not None:
+            images = lax.optimization_barrier(x.astype(dtype).transpose(3, 1, 2, 0))
+            images = _padded(algorithm, images, 1, grad.shape, pads)
+            images = _transform(algorithm.image, images, 1, algorithm.tile)
+            of_images = images.reshape(len(kernel_matrix), x.shape[3], -1)
+            of_spectrum = _by_position(of_images, of_products)
+        if spectrum is not None:
+            tiles = _by_position(of_products, spectrum)
+            tiles = tiles.reshape(*products.shape[:-1], x_shape[3])
+            grad_x = _grad_of_images(algorithm, tiles, x_shape, pads).astype(grad.dtype)
+        return grad_x, of_spectrum
 
-    zeros = jnp.zeros_like(spectrum.transpose(0, 2, 1))
-    total, grad_x = lax.scan(some, zeros, (in_chunks(x, most), in_chunks(grad, most)))
-    grad_kernel = _product(kernel_matrix.T, total).reshape(kernel.shape)
-    return grad_x.reshape(x.shape), grad_kernel.astype(kernel.dtype)
+    grad_x, of_spectrum = over_chunks(some, most, grad, *([] if x is None else [x]))
+    if of_spectrum is None:
+        return grad_x, None
+    grad_kernel = _product(kernel_matrix.T, of_spectrum).reshape(kernel_shape)
+    return grad_x, grad_kernel.astype(grad.dtype)
 
 
 def _choice(kernel_shape: Sequence[int], out: Sequence[int]) -> tuple[_Algorithm, int]:

@@ -1,0 +1,144 @@
+"""What operations of our own need to be operations for JAX: primitives.
+
+A primitive is one equation of a jaxpr. It is lowered by one function on a CPU and by another
+elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the same primitive,
+which remembers which of its operands have gained an axis, so that its rules of differentiation
+hold for it as well.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+from jax.sharding import NamedSharding, PartitionSpec
+
+# For each `jax.vmap` around a primitive, the outermost first: how many examples there are, and
+# which of the operands have an axis for them. It comes first in these, and in every result.
+Mapped: TypeAlias = tuple[tuple[int, tuple[bool, ...]], ...]
+
+
+def primitive(
+    name: str,
+    shapes: Callable[..., Sequence[tuple[int, ...]]],
+    cpu: Callable[..., Sequence[Array]],
+    elsewhere: Callable[..., Sequence[Array]],
+) -> Primitive:
+    """A primitive without rules of differentiation.
+
+    Bind it by `bind`.
+
+    Args:
+      name: as it is shown in a jaxpr.
+      shapes: the results' shapes, from those of the operands.
+      cpu: the results on a CPU, from the operands.
+      elsewhere: the results on other platforms.
+      All take the primitive's parameters as keywords.
+    """
+    new = Primitive(name)
+    new.multiple_results = True
+
+    def abstract(*operands: Any, mapped: Mapped, precision: Any, **params: Any) -> list[Any]:
+        del precision
+        flags = list(zip(*(flags for _, flags in mapped), strict=True)) or [()] * len(operands)
+        inner = [x.shape[sum(flag) :] for x, flag in zip(operands, flags, strict=True)]
+        sizes = tuple(size for size, _ in mapped)
+        first = operands[0]
+        return [
+            first.update(
+                shape=(*sizes, *shape),
+                weak_type=all(x.weak_type for x in operands),
+                sharding=NamedSharding(first.sharding.mesh, PartitionSpec()),
+            )
+            for shape in shapes(*inner, **params)
+        ]
+
+    def lowered(function: Callable[..., Any]) -> Any:
+        def run(*operands: Array, mapped: Mapped, precision: Any, **params: Any) -> list[Array]:
+            with jax.default_matmul_precision(precision):
+                return _over_examples(partial(function, **params), mapped)(*operands)
+
+        return mlir.lower_fun(run, multiple_results=True)
+
+    new.def_impl(partial(xla.apply_primitive, new))
+    new.def_abstract_eval(abstract)
+    mlir.register_lowering(new, lowered(elsewhere))
+    mlir.register_lowering(new, lowered(cpu), platform="cpu")
+    batching.primitive_batchers[new] = partial(_batched, new)
+    return new
+
+
+def bind(new: Primitive, *operands: Any, **params: Any) -> list[Array]:
+    """The primitive's results.
+
+    The precision of matrix products that the user has set holds where it is bound, not where it
+    is compiled.
+    """
+    precision = jax.config.jax_default_matmul_precision
+    return new.bind(*operands, mapped=(), precision=precision, **params)
+
+
+def select(mapped: Mapped, chosen: Sequence[int | None]) -> Mapped:
+    """As `mapped`, for another list of operands.
+
+    Args:
+      mapped: for the operands of one primitive.
+      chosen: for each operand of another primitive, which of those it is like; None for what is
+        like a result, which has all axes.
+    """
+    return tuple((size, tuple(i is None or flags[i] for i in chosen)) for size, flags in mapped)
+
+
+def summed(x: Any, mapped: Mapped, operand: int) -> Any:
+    """The sum over examples that share an operand: from a result's axes to the operand's."""
+    axes = tuple(i for i, (_, flags) in enumerate(mapped) if not flags[operand])
+    return x.sum(axes) if axes else x
+
+
+def add(*terms: Any) -> Any:
+    """The sum of tangents, or of cotangents, some of which may be symbolic zeros."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = ad.add_tangents(total, term)
+    return total
+
+
+def is_zero(x: Any) -> bool:
+    """Whether a tangent or cotangent is a symbolic zero."""
+    return type(x) is ad.Zero
+
+
+def zero_like(x: Any) -> ad.Zero:
+    """The symbolic zero that is the tangent of a constant."""
+    return ad.Zero(jax.typeof(x).to_tangent_aval())
+
+
+def _over_examples(function: Callable[..., Any], mapped: Mapped) -> Callable[..., Any]:
+    for size, flags in reversed(mapped):
+        if any(flags):
+            axes = tuple(0 if flag else None for flag in flags)
+            function = jax.vmap(function, in_axes=axes, axis_size=size)
+        else:
+            function = partial(_repeated, function, size)
+    return function
+
+
+def _repeated(function: Callable[..., Any], size: int, *operands: Array) -> list[Array]:
+    return [jnp.broadcast_to(x, (size, *x.shape)) for x in function(*operands)]
+
+
+def _batched(
+    new: Primitive, operands: Sequence[Any], axes: Sequence[Any], *, mapped: Mapped, **params: Any
+) -> tuple[list[Array], list[int]]:
+    flags = tuple(axis is not None for axis in axes)
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    moved = [
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    results = new.bind(*moved, mapped=((size, flags), *mapped), **params)
+    return results, [0] * len(results)
