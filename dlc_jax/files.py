@@ -169,12 +169,14 @@ def cache_folder() -> Path:
 
     Where there is no home folder, `NOWHERE`.
     """
-    # A machine that only measures may lack it.
-    import platformdirs
-
     told = os.environ.get("DLC_JAX_CACHE_DIR")
+    if not told:
+        # A machine that only measures may lack it.
+        import platformdirs
+
+        told = platformdirs.user_cache_dir("dlc_jax")
     try:
-        folder = Path(told or platformdirs.user_cache_dir("dlc_jax")).expanduser()
+        folder = Path(told).expanduser()
     except RuntimeError:
         return NOWHERE
     return NOWHERE if str(folder).startswith("~") else folder

@@ -209,6 +209,7 @@ RECIPES: dict[str, Entry] = {
             dataset="cifar10",
             model="resnet18",
             model_options={"stem": "small"},
+            dtype="bfloat16",
             epochs=60,
             batch_size=128,
             schedule="cosine",

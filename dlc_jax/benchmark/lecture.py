@@ -1,10 +1,11 @@
 """The lecture's epoch, against other programs of the same network and against its 7 seconds."""
 
+import contextlib
 import importlib.util
 import statistics
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,7 @@ def run(
     if unknown:
         raise InputError(f"there is no rival {unknown[0]!r}; choose from {', '.join(RIVALS)}")
     names = ["dlc_jax", *rivals, *(["seeds"] if seeds else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = Path(folder) / "arrays.npz"
-        with atomic_writer(arrays) as file:
-            (x_train, y_train), (x_test, y_test) = splits
-            np.savez(file, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    with arrays_file(splits) as arrays:
         factories = [_factory(name, arrays, seeds) for name in names]
         with contenders(partial(Contender, "dot"), *factories) as (dot, *started):
             measured, dot_rates = _measure(
@@ -123,6 +120,17 @@ def run(
             )
     images = len(splits[0].labels)
     return machine.describe() | _summary(measured, dot_rates, images, seeds)
+
+
+@contextlib.contextmanager
+def arrays_file(splits: tuple[Examples, Examples]) -> Iterator[Path]:
+    """A file for `read_arrays` that is there until the context ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "arrays.npz"
+        with atomic_writer(arrays) as file:
+            (x_train, y_train), (x_test, y_test) = splits
+            np.savez(file, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+        yield arrays
 
 
 def _factory(name: str, arrays: Path, seeds: int) -> Any:

@@ -28,6 +28,7 @@ def bench(ctx: click.Context) -> None:
       dlc-jax bench ops --rounds 5
       dlc-jax bench cifar10 --seeds 3
       dlc-jax bench scaling
+      dlc-jax bench gpu
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(bench_lecture)
@@ -210,6 +211,65 @@ def bench_ops(
         )
     kept = report.keep_operations(Path(output_dir), results)
     _print_bench(report.operations_lines(results), kept, results, as_json)
+
+
+@bench.command("gpu")
+@click.option(
+    "--budget",
+    type=PositiveNumber(),
+    default=480,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take in all.",
+)
+@click.option("--only", type=Names(), help="Some of the parts, with commas between them.")
+@click.option(
+    "--arrays",
+    metavar="FOLDER",
+    help="Exported datasets, mnist-*.npz and cifar10-*.npz, instead of TFDS's.",
+)
+@click.option("--rehearse", is_flag=True, help="Run everything tiny, on any device.")
+@click.option("--profile", metavar="FOLDER", help="Also profile, and keep the profiles here.")
+@results_dir_option
+@json_option
+def bench_gpu(
+    budget: float,
+    only: tuple[str, ...] | None,
+    arrays: str | None,
+    rehearse: bool,
+    profile: str | None,
+    output_dir: str,
+    as_json: bool,
+) -> None:
+    """Measure a GPU: the lecture's ten epochs, CIFAR-10 in seconds, ResNet-50, and more.
+
+    The parts run in order of worth, each in a process of its own, until the budget is spent:
+    lecture, cifar10, seeds, throughput, operations, correctness, resnet20, resnet18. Results are
+    written after each part; parts measured earlier on the same device are kept.
+
+    \b
+    Examples:
+      dlc-jax bench gpu
+      dlc-jax bench gpu --only lecture,cifar10 --arrays exported --budget 240
+      dlc-jax bench gpu --rehearse
+    """
+    from dlc_jax import terminal
+    from dlc_jax.benchmark.gpu import report, suite
+    from dlc_jax.files import make_folder
+
+    make_folder(Path(output_dir))
+    with terminal.stages() as progress:
+        results, kept = suite.run(
+            budget=budget,
+            output_dir=Path(output_dir),
+            folder=Path(arrays) if arrays else None,
+            only=only or (),
+            rehearse=rehearse,
+            profile=Path(profile) if profile else None,
+            report=progress,
+        )
+    lines = report.markdown(results).splitlines() if results else []
+    _print_bench(lines, kept, results, as_json)
 
 
 @bench.command("startup")

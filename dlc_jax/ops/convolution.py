@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from dlc_jax.ops import patches, spectral, strided, winograd
+from dlc_jax.ops import columns, patches, spectral, strided, winograd
 from dlc_jax.ops.differentiation import Parts, differentiable
 from dlc_jax.ops.patches import out_shape
 from dlc_jax.ops.windows import (
@@ -236,30 +236,6 @@ def _transposed(convolve: Callable[[Array], Array], shape: Sequence[int], grad: 
     return result
 
 
-def _input_gradient(
-    kernel: Array, grad: Array, x_shape: Sequence[int], strides: tuple[int, int], pads: Pads
-) -> Array:
-    chosen = _formulation(x_shape, kernel.shape, strides, pads, grad.dtype)
-    function = chosen.input_gradient if chosen else _xla_input_gradient
-    return function(kernel, grad, x_shape, strides, pads)
-
-
-def _kernel_gradient(
-    x: Array, grad: Array, kernel_shape: Sequence[int], strides: tuple[int, int], pads: Pads
-) -> Array:
-    chosen = _formulation(x.shape, kernel_shape, strides, pads, grad.dtype)
-    function = chosen.kernel_gradient if chosen else _xla_kernel_gradient
-    return function(x, grad, kernel_shape, strides, pads)
-
-
-def _gradients(
-    x: Array, kernel: Array, grad: Array, strides: tuple[int, int], pads: Pads
-) -> tuple[Array, Array]:
-    chosen = _formulation(x.shape, kernel.shape, strides, pads, grad.dtype)
-    function = chosen.gradients if chosen else _xla_gradients
-    return function(x, kernel, grad, strides, pads)
-
-
 def _xla_gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
@@ -267,19 +243,17 @@ def _xla_gradients(
     return grad_x, _xla_kernel_gradient(x, grad, kernel.shape, strides, pads)
 
 
-def _value(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    chosen = _formulation(x.shape, kernel.shape, strides, pads, x.dtype)
-    return (chosen.convolve if chosen else _xla_conv2d)(x, kernel, strides, pads)
-
-
-def _formulation(
+def _on_cpu(
     x_shape: Sequence[int],
     kernel_shape: Sequence[int],
     strides: tuple[int, int],
     pads: Pads,
+    *,
     dtype: Any,
+    apart: bool,
 ) -> Any:
     """The module whose functions are fastest on a CPU; None for XLA's own operations."""
+    del apart
     shapes = (x_shape, kernel_shape, strides, pads)
     if spectral.pays(*shapes):
         return spectral
@@ -292,9 +266,59 @@ def _formulation(
     return None
 
 
+def _on_gpu(
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: tuple[int, int],
+    pads: Pads,
+    *,
+    dtype: Any,
+    apart: bool,
+) -> Any:
+    """The same on a GPU."""
+    shapes = (x_shape, kernel_shape, strides, pads)
+    return (
+        columns if columns.pays(*shapes, itemsize=jnp.dtype(dtype).itemsize, apart=apart) else None
+    )
+
+
+def _parts(choose: Callable[..., Any]) -> Parts:
+    """The parts of a convolution by the formulation that is chosen for each of its shapes.
+
+    Args:
+      choose: as `_on_cpu`.
+    """
+
+    def convolve(x: Array, kernel: Array, strides: Any, pads: Pads, apart: bool) -> Array:
+        chosen = choose(x.shape, kernel.shape, strides, pads, dtype=x.dtype, apart=apart)
+        return (chosen.convolve if chosen else _xla_conv2d)(x, kernel, strides, pads)
+
+    def input_gradient(
+        kernel: Array, grad: Array, x_shape: Any, strides: Any, pads: Pads, apart: bool
+    ) -> Array:
+        chosen = choose(x_shape, kernel.shape, strides, pads, dtype=grad.dtype, apart=apart)
+        function = chosen.input_gradient if chosen else _xla_input_gradient
+        return function(kernel, grad, x_shape, strides, pads)
+
+    def kernel_gradient(
+        x: Array, grad: Array, kernel_shape: Any, strides: Any, pads: Pads, apart: bool
+    ) -> Array:
+        chosen = choose(x.shape, kernel_shape, strides, pads, dtype=grad.dtype, apart=apart)
+        function = chosen.kernel_gradient if chosen else _xla_kernel_gradient
+        return function(x, grad, kernel_shape, strides, pads)
+
+    def gradients(
+        x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, apart: bool
+    ) -> tuple[Array, Array]:
+        chosen = choose(x.shape, kernel.shape, strides, pads, dtype=grad.dtype, apart=apart)
+        function = chosen.gradients if chosen else _xla_gradients
+        return function(x, kernel, grad, strides, pads)
+
+    return Parts(convolve, input_gradient, kernel_gradient, gradients)
+
+
 # What a formulation makes of its arguments is not kept for the backward pass: on a CPU XLA finds
 # that the latter makes the same of them, and does it once.
 _convolve = differentiable(
-    cpu=Parts(_value, _input_gradient, _kernel_gradient, _gradients),
-    elsewhere=Parts(_xla_conv2d, _xla_input_gradient, _xla_kernel_gradient, _xla_gradients),
+    cpu=_parts(_on_cpu), gpu=_parts(_on_gpu), elsewhere=_parts(lambda *shapes, dtype, apart: None)
 )

@@ -25,7 +25,9 @@ from dlc_jax.ops.windows import Pads
 
 
 class Parts(NamedTuple):
-    """The three parts of the form; all take strides and padding as keywords.
+    """The three parts of the form; all take strides and padding as keywords, and `apart`.
+
+    The latter tells whether there are several networks, each with operands of its own.
 
     Attributes:
       convolve: (x, kernel).
@@ -40,10 +42,12 @@ class Parts(NamedTuple):
     gradients: Callable[..., tuple[Array, Array]]
 
 
-def differentiable(cpu: Parts, elsewhere: Parts) -> Callable[..., Array]:
+def differentiable(cpu: Parts, gpu: Parts, elsewhere: Parts) -> Callable[..., Array]:
     """A convolution (x, kernel, strides, padding) with the parts given for each platform."""
-    conv2d = primitive("conv2d", _conv2d_shapes, _sum(cpu), _sum(elsewhere))
-    gradients = primitive("conv2d_gradients", _gradients_shapes, _asked(cpu), _asked(elsewhere))
+    conv2d = primitive("conv2d", _conv2d_shapes, *map(_sum, (cpu, gpu, elsewhere)))
+    gradients = primitive(
+        "conv2d_gradients", _gradients_shapes, *map(_asked, (cpu, gpu, elsewhere))
+    )
     rules = _Rules(conv2d, gradients)
     ad.primitive_jvps[conv2d] = rules.conv2d_jvp
     ad.primitive_transposes[conv2d] = rules.conv2d_transpose
@@ -68,9 +72,10 @@ def _gradients_shapes(
 
 
 def _sum(parts: Parts) -> Callable[..., list[Array]]:
-    def conv2d(*operands: Array, strides: Any, padding: Pads) -> list[Array]:
+    def conv2d(*operands: Array, strides: Any, padding: Pads, apart: bool) -> list[Array]:
         pairs = zip(operands[::2], operands[1::2], strict=True)
-        terms = [parts.convolve(*pair, strides=strides, pads=padding) for pair in pairs]
+        window = {"strides": strides, "pads": padding, "apart": apart}
+        terms = [parts.convolve(*pair, **window) for pair in pairs]
         return [add(*terms)]
 
     return conv2d
@@ -78,9 +83,15 @@ def _sum(parts: Parts) -> Callable[..., list[Array]]:
 
 def _asked(parts: Parts) -> Callable[..., list[Array]]:
     def gradients(
-        *operands: Array, x_shape: Any, kernel_shape: Any, asked: Any, strides: Any, padding: Pads
+        *operands: Array,
+        x_shape: Any,
+        kernel_shape: Any,
+        asked: Any,
+        strides: Any,
+        padding: Pads,
+        apart: bool,
     ) -> list[Array]:
-        window = {"strides": strides, "pads": padding}
+        window = {"strides": strides, "pads": padding, "apart": apart}
         if all(asked):
             return list(parts.gradients(*operands, **window))
         if asked[0]:

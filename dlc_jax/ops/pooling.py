@@ -155,6 +155,41 @@ def _cpu_gradient(
     return _to_windows(places, grad, window, strides, padding, x.shape)
 
 
+def _gpu_gradient(
+    x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
+) -> Array:
+    # XLA's own adds up gradients by atomic operations, which are slow for numbers of 16 bits.
+    if window[0] * window[1] > _MOST_PLACES:
+        return _xla_gradient(x, maxima, grad, window, strides, padding)
+    if _touch(window, strides, padding):
+        return _to_own_tiles(x, maxima, grad, window)
+    fast = _xla_gradient if x.dtype.itemsize > 2 else _cpu_gradient
+    return fast(x, maxima, grad, window, strides, padding)
+
+
+def _to_own_tiles(x: Array, maxima: Array, grad: Array, window: tuple[int, int]) -> Array:
+    """The gradient where windows touch, each pixel of which looks at its own window."""
+    rows, columns = window
+    taps = _taps(x, window, maxima.shape, window)
+    places = jnp.full(maxima.shape, len(taps) - 1, jnp.int32)
+    for place in reversed(range(len(taps) - 1)):
+        places = jnp.where(taps[place] == maxima, place, places)
+
+    def enlarged(array: Array, rest: Array) -> Array:
+        batch, height, width, channels = array.shape
+        tiles = jnp.broadcast_to(
+            array[:, :, None, :, None], (batch, height, rows, width, columns, channels)
+        )
+        tiles = tiles.reshape(batch, height * rows, width * columns, channels)
+        config = [(0, x.shape[i] - tiles.shape[i], 0) for i in range(4)]
+        return lax.pad(tiles, rest, config)
+
+    down, across = (jnp.arange(x.shape[1 + axis]) % window[axis] for axis in (0, 1))
+    own = (down[:, None] * columns + across)[None, :, :, None]
+    zero = jnp.zeros((), grad.dtype)
+    return jnp.where(enlarged(places, jnp.int32(-1)) == own, enlarged(grad, zero), zero)
+
+
 def _at_maxima(
     x: Array, maxima: Array, values: Array, window: Any, strides: Any, padding: Pads
 ) -> Array:
@@ -290,25 +325,28 @@ def _linear_transpose(
 
 
 def _listed(function: Callable[..., Array]) -> Callable[..., list[Array]]:
-    return lambda *operands, **params: [function(*operands, **params)]
+    return lambda *operands, apart, **params: [function(*operands, **params)]
 
 
 _max_pool_p = primitive(
     "max_pool",
     lambda x, **window: [_pooled_shape(x, **window)],
     cpu=_listed(_cpu_max_pool),
+    gpu=_listed(_xla_max_pool),
     elsewhere=_listed(_xla_max_pool),
 )
 _gradient_p = primitive(
     "max_pool_gradient",
     lambda x, maxima, grad, **window: [x],
     cpu=_listed(_cpu_gradient),
+    gpu=_listed(_gpu_gradient),
     elsewhere=_listed(_xla_gradient),
 )
 _at_maxima_p = primitive(
     "max_pool_tangent",
     lambda x, maxima, values, **window: [maxima],
     cpu=_listed(_at_maxima),
+    gpu=_listed(_at_maxima),
     elsewhere=_listed(_at_maxima),
 )
 ad.primitive_jvps[_max_pool_p] = _jvp

@@ -1,7 +1,7 @@
 """What operations of our own need to be operations for JAX: primitives.
 
-A primitive is one equation of a jaxpr. It is lowered by one function on a CPU and by another
-elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the same primitive,
+A primitive is one equation of a jaxpr. It is lowered by one function on a CPU, by another on
+a GPU and by a third elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the same primitive,
 which remembers which of its operands have gained an axis, so that its rules of differentiation
 hold for it as well.
 """
@@ -26,6 +26,7 @@ def primitive(
     name: str,
     shapes: Callable[..., Sequence[tuple[int, ...]]],
     cpu: Callable[..., Sequence[Array]],
+    gpu: Callable[..., Sequence[Array]],
     elsewhere: Callable[..., Sequence[Array]],
 ) -> Primitive:
     """A primitive without rules of differentiation.
@@ -36,8 +37,10 @@ def primitive(
       name: as it is shown in a jaxpr.
       shapes: the results' shapes, from those of the operands.
       cpu: the results on a CPU, from the operands.
+      gpu: likewise on a GPU.
       elsewhere: the results on other platforms.
-      All take the primitive's parameters as keywords.
+      All take the primitive's parameters as keywords; those of results also `apart`, whether
+        they are mapped over several operands at once.
     """
     new = Primitive(name)
     new.multiple_results = True
@@ -59,8 +62,9 @@ def primitive(
 
     def lowered(function: Callable[..., Any]) -> Any:
         def run(*operands: Array, mapped: Mapped, precision: Any, **params: Any) -> list[Array]:
+            apart = any(sum(flags) > 1 for _, flags in mapped)
             with jax.default_matmul_precision(precision):
-                return _over_examples(partial(function, **params), mapped)(*operands)
+                return _over_examples(partial(function, apart=apart, **params), mapped)(*operands)
 
         return mlir.lower_fun(run, multiple_results=True)
 
@@ -68,6 +72,7 @@ def primitive(
     new.def_abstract_eval(abstract)
     mlir.register_lowering(new, lowered(elsewhere))
     mlir.register_lowering(new, lowered(cpu), platform="cpu")
+    mlir.register_lowering(new, lowered(gpu), platform="gpu")
     batching.primitive_batchers[new] = partial(_batched, new)
     return new
 

@@ -1,0 +1,114 @@
+"""Single convolutions and poolings of ours against XLA's own."""
+
+import statistics
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from dlc_jax import ops
+from dlc_jax.benchmark.gpu.part import Keep, Settings, seconds_of
+from dlc_jax.benchmark.operations import OPERATIONS, Operation
+
+_ROUNDS = 7
+# Each is repeated in a loop on the device, as training does it.
+_TIMES = 40
+
+
+class Case(NamedTuple):
+    """An operation on so many images of a type."""
+
+    operation: Operation
+    batch: int
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """As in `conv3x3 32x32x64 to 64, batch 256, float32`."""
+        return f"{self.operation.name}, batch {self.batch}, {self.dtype}"
+
+
+CASES = [
+    Case(Operation("lecture", 28, 1, 32, window=5), 100),
+    Case(Operation("lecture", 8, 32, 64, window=5), 100),
+    Case(Operation("lecture", 24, 32, 0, window=3, stride=3), 100),
+    Case(Operation("lecture", 4, 64, 0, window=2, stride=2), 100),
+    Case(Operation("airbench", 31, 64, 0, window=2, stride=2), 1024, "bfloat16"),
+    Case(Operation("resnet50", 112, 64, 0, window=3, stride=2), 128, "bfloat16"),
+    Case(Operation("small", 16, 64, 64), 8),
+    Case(Operation("small", 32, 16, 16), 8),
+    Case(Operation("small", 8, 128, 128), 16),
+    *(Case(operation, 256) for operation in OPERATIONS[::-1]),
+]
+
+
+def measure(settings: Settings, keep: Keep) -> None:
+    """Forward pass and both gradients, in turn; the ratio is XLA's time over ours."""
+    results: dict[str, Any] = {"operations": {}}
+    for case in CASES[: settings.size(len(CASES), 3)]:
+        if settings.left < 5:
+            break
+        results["operations"][case.name] = _compared(case, settings)
+        ratios = [row["ratio"] for row in results["operations"].values()]
+        results["geometric_mean_ratio"] = statistics.geometric_mean(ratios)
+        results["least_ratio"] = min(ratios)
+        keep(results)
+
+
+def _compared(case: Case, settings: Settings) -> dict[str, Any]:
+    operation, dtype = case.operation, jnp.dtype(case.dtype)
+    batch = settings.size(case.batch, 2)
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(
+        keys[0], (batch, operation.size, operation.size, operation.channels), dtype
+    )
+    shape = (operation.window, operation.window, operation.channels, max(operation.features, 1))
+    kernel = jax.random.normal(keys[1], shape, dtype) / (shape[0] * shape[1] * shape[2]) ** 0.5
+    programs = {
+        name: jax.jit(partial(_repeated, partial(_operation, operation, name == "xla")))
+        .lower(x, kernel)
+        .compile()
+        for name in ("ours", "xla")
+    }
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(settings.size(_ROUNDS, 2) + 1):
+        for name, program in programs.items():
+            times[name].append(1e6 * seconds_of(partial(program, x, kernel)) / _TIMES)
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    return {
+        "ours_us": medians["ours"],
+        "xla_us": medians["xla"],
+        "ratio": medians["xla"] / medians["ours"],
+    }
+
+
+def _operation(operation: Operation, xla: bool, x: Array, kernel: Array) -> Array:
+    strides = (operation.stride, operation.stride)
+    window = (operation.window, operation.window)
+    if not operation.features:
+        pool = nnx.max_pool if xla else ops.max_pool
+        return pool(x, window, strides)
+    before = (operation.window - 1) // 2
+    pads = ((before, before), (before, before))
+    if not xla:
+        return ops.conv2d(x, kernel, strides, pads)
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _repeated(function: Any, x: Array, kernel: Array) -> Any:
+    """Forward pass and gradients several times, each of which needs the one before."""
+
+    def once(arrays: tuple[Array, Array], _: None) -> Any:
+        y, vjp = jax.vjp(function, *arrays)
+        gradients = vjp(y)
+        return tuple(
+            array + jnp.asarray(1e-6, array.dtype) * gradient
+            for array, gradient in zip(arrays, gradients, strict=True)
+        ), None
+
+    return lax.scan(once, (x, kernel), length=_TIMES)[0]
