@@ -170,12 +170,12 @@ def cache_folder() -> Path:
     Where there is no home folder, `NOWHERE`.
     """
     told = os.environ.get("DLC_JAX_CACHE_DIR")
-    if not told:
-        # A machine that only measures may lack it.
-        import platformdirs
-
-        told = platformdirs.user_cache_dir("dlc_jax")
     try:
+        if not told:
+            # A machine that only measures may lack it.
+            import platformdirs
+
+            told = platformdirs.user_cache_dir("dlc_jax")
         folder = Path(told).expanduser()
     except RuntimeError:
         return NOWHERE
