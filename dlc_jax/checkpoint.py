@@ -21,7 +21,7 @@ import xxhash
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.files import make_folder
+from dlc_jax.files import check_encodable, make_folder
 from dlc_jax.interruption import deferred
 from dlc_jax.training.state import TrainState
 
@@ -70,6 +70,7 @@ class Checkpoints:
         from dlc_jax import checkpoint_arrays
 
         self._orbax, self._arrays, self._folder = orbax, checkpoint_arrays, folder
+        check_encodable(folder)
         make_folder(folder)
         # Of several processes one alone keeps them, and waits for no other.
         alone = orbax.options.MultiprocessingOptions(

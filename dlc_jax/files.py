@@ -215,6 +215,17 @@ def _can_make_files(folder: Path) -> bool:
         return False
 
 
+def check_encodable(folder: Path) -> None:
+    """Raises an InputError where a folder's name is not UTF-8, which checkpoints need."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the folder {str(folder)!r} has a name that is not UTF-8, and checkpoints can't be "
+            "written into it; choose another name"
+        ) from error
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder, and those above it, where they are missing, and sees that it is writable.
 

@@ -15,7 +15,7 @@ from flax import nnx
 from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.files import half_written, lock, make_folder, named, write_atomically
+from dlc_jax.files import check_encodable, half_written, lock, make_folder, named, write_atomically
 from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
@@ -130,6 +130,7 @@ class Run:
         Raises:
           InputError: it can't be made, or there is one of that name.
         """
+        check_encodable(parent / (name or ""))
         make_folder(parent)
         folder = _new_folder(parent, name, f"{config.dataset}-{config.model}")
         write_atomically(folder / CONFIG, config.to_json().encode())
@@ -144,7 +145,7 @@ class Run:
         """
         path = folder / CONFIG
         try:
-            return cls(folder, RunConfig.from_json(path.read_text()))
+            return cls(folder, RunConfig.from_json(path.read_text("utf-8")))
         except OSError as error:
             raise InputError(
                 f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
@@ -169,7 +170,7 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; of a last one that is torn, none."""
         path, lines = self.folder / METRICS, []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
             try:
                 lines.append(json.loads(line))
             except ValueError:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -28,7 +29,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _run(arguments)
         failure = streams.settle(sys.stdout)
         if failure is not None and not status:
-            status = _told(failure)
+            if not isinstance(failure, BrokenPipeError):
+                failure.filename = "standard output"
+            status = _told(failure) or BAD_INPUT
     sys.exit(status)
 
 
@@ -38,7 +41,9 @@ def _run(arguments: list[str] | None) -> int:
         prepare_program()
         status = commands.main(arguments, prog_name="dlc-jax", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        # Where it can't be said, the exit code tells.
+        with suppress(OSError):
+            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         status = BAD_INPUT
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "dlc-jax"

@@ -225,11 +225,17 @@ def bench_ops(
 @click.option("--only", type=Names(), help="Some of the parts, with commas between them.")
 @click.option(
     "--arrays",
+    type=Location(),
     metavar="FOLDER",
     help="Exported datasets, mnist-*.npz and cifar10-*.npz, instead of TFDS's.",
 )
 @click.option("--rehearse", is_flag=True, help="Run everything tiny, on any device.")
-@click.option("--profile", metavar="FOLDER", help="Also profile, and keep the profiles here.")
+@click.option(
+    "--profile",
+    type=Location(),
+    metavar="FOLDER",
+    help="Also profile, and keep the profiles here.",
+)
 @results_dir_option
 @json_option
 def bench_gpu(

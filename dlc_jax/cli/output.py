@@ -9,6 +9,11 @@ LOST, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
 
 
+def of_one_line(path: str) -> str:
+    """A file's name as it is, but for newlines."""
+    return path.replace("\n", "\\x0a")
+
+
 def say(text: object) -> None:
     """Prints a line, or several, on standard output."""
     # Not `click.echo`, which takes another encoding than that of an output of ASCII.

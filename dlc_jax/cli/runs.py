@@ -8,7 +8,7 @@ import click
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import load_again
 from dlc_jax.cli.options import data_dir_option, json_option
-from dlc_jax.cli.output import complain, say
+from dlc_jax.cli.output import complain, of_one_line, say
 from dlc_jax.cli.types import Integer, Location
 from dlc_jax.errors import InputError
 from dlc_jax.text import printable
@@ -58,6 +58,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
 @click.option("--as-is", is_flag=True, help="Only scale pictures, even of digits.")
 @click.option(
     "--show",
+    type=Location(),
     metavar="FILE.png",
     help="Draw each picture (the first 200), what the network gets of it, and its answers.",
 )
@@ -110,9 +111,10 @@ def predict(
         return
     for prediction in predictions:
         first, *others = list(prediction["probabilities"].items())[:3]
-        also = ", ".join(f"{name} {100 * p:.1f} %" for name, p in others)
+        also = ", ".join(f"{printable(name)} {100 * p:.1f} %" for name, p in others)
         note = "; inverted" if prediction["inverted"] else ""
-        say(f"{prediction['image']}: {first[0]} {100 * first[1]:.1f} %  ({also}{note})")
+        best = f"{printable(first[0])} {100 * first[1]:.1f} %"
+        say(f"{of_one_line(prediction['image'])}: {best}  ({also}{note})")
 
 
 @commands.command()
@@ -201,6 +203,6 @@ def explain(
     for table in result["tables"].values():
         say(terminal.table(table))
     for file in result["files"]:
-        say(file)
+        say(of_one_line(file))
     if as_json:
         say(json.dumps(result))

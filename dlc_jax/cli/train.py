@@ -18,7 +18,7 @@ from dlc_jax.cli.loading import (
     streams,
 )
 from dlc_jax.cli.options import data_dir_option, json_option, model_options_option, recipe_options
-from dlc_jax.cli.output import INTERRUPTED, complain, say
+from dlc_jax.cli.output import INTERRUPTED, complain, of_one_line, say
 from dlc_jax.cli.types import Devices, Integer, Location
 from dlc_jax.errors import InputError
 from dlc_jax.interruption import terminable
@@ -406,7 +406,7 @@ def _epoch_line(report: "EpochReport", images: int) -> str:
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    summary, folder = outcome.summary, outcome.run.folder
+    summary, folder = outcome.summary, of_one_line(str(outcome.run.folder))
     if outcome.interrupted:
         complain(
             f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
