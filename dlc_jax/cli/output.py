@@ -17,7 +17,11 @@ def of_one_line(path: str) -> str:
 def say(text: object) -> None:
     """Prints a line, or several, on standard output."""
     # Not `click.echo`, which takes another encoding than that of an output of ASCII.
-    print(str(text).translate(_ESCAPES), flush=True)
+    try:
+        print(str(text).translate(_ESCAPES), flush=True)
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
 
 
 def complain(message: str) -> None:

@@ -61,6 +61,8 @@ def usable() -> Iterator[None]:
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=handler)  # type: ignore[attr-defined]
         for name, stream in before.items():
+            if getattr(sys, name) is not stream:
+                getattr(sys, name).close()
             setattr(sys, name, stream)
 
 

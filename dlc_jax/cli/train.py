@@ -190,7 +190,7 @@ def train(
       srun dlc-jax train --distributed
     """
     from dlc_jax import experiment, hosts, models, recipes
-    from dlc_jax.files import make_folder
+    from dlc_jax.files import check_encodable, make_folder
 
     _join(distributed, coordinator_address, num_processes, process_id)
     devices = _count_devices(devices)
@@ -208,6 +208,7 @@ def train(
             asked["model_options"] = dict(model_options)
         return _resume(resume, asked, data_dir, saving, devices, as_json)
     if hosts.is_first():
+        check_encodable(Path(output_dir, name or ""))
         make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
     if model is not None:
