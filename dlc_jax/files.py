@@ -45,7 +45,11 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             part = _PART_NAME.fullmatch(path.name)
-            if part and (name is None or part["of"] == name[:_LONGEST]) and untouched(path, _ABANDONED):
+            if (
+                part
+                and (name is None or part["of"] == name[:_LONGEST])
+                and untouched(path, _ABANDONED)
+            ):
                 path.unlink(missing_ok=True)
 
 

@@ -34,7 +34,7 @@ def state_of_the_process() -> dict[str, Any]:
         },
         "matplotlib": dict(matplotlib.rcParams),
         "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
-        "jax": {name: getattr(jax.config, name) for name in jax.config.values},
+        "jax": dict(jax.config.values),
         "python": random.getstate(),
         "numpy": (numpy_state[1].tolist(), numpy_state[2:]),
         "printing": np.get_printoptions(),
