@@ -58,6 +58,15 @@ def test_names_are_drawn_without_formulas_and_warnings() -> None:
     assert {"cost $5", "$x^2$", "a_b", r"\frac{", "[bold]x[/bold]", "<b>x</b>"} < {*shown}
 
 
+def test_legends_have_every_curve_by_its_name() -> None:
+    names = ["_hidden", "$x^2$", "a"]
+    x = np.arange(2.0)
+    figure = pictures.curves(x, np.ones((2, 3)), names, title="t")
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == names
+
+
 def test_characters_that_no_font_has_are_escaped() -> None:
     assert displayed("\U0010fffd", 30) == "\\U0010fffd"
     assert displayed("é", 30) == "é"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 # First, as it sees to it that Matplotlib can be imported.
-from dlc_jax.drawing import own_style  # isort: skip
+from dlc_jax.drawing import displayed, own_style  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -201,12 +201,17 @@ def curves(
     """
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for curve, name in zip(values.T, names, strict=True):
-        axes.plot(x, curve, label=name, linewidth=1.2, marker="." if len(x) < 20 else "")
+    for curve in values.T:
+        axes.plot(x, curve, linewidth=1.2, marker="." if len(x) < 20 else "")
     axes.set(**settings)
     axes.set_title(title, fontsize="medium", parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Names are set afterwards: Matplotlib leaves out those that begin with an underscore.
+    places = [str(place) for place in range(len(names))]
+    legend = axes.legend(axes.lines, places, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(displayed(name, 40))
+        text.set_parse_math(False)
     return figure
 
 
