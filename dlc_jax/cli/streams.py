@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Literal, TextIO
 
 from dlc_jax.cli.output import complain
 
@@ -106,7 +106,7 @@ def _open_descriptors() -> set[int]:
 
 
 def _stand_in(number: int, ours: bool) -> TextIO:
-    mode = "w" if number else "r"
+    mode: Literal["r", "w"] = "w" if number else "r"
     if ours:
         return open(number, mode, encoding="utf-8", errors="replace", closefd=False)
     return open(os.devnull, mode, encoding="utf-8", errors="replace")
