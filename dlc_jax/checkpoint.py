@@ -21,7 +21,7 @@ import xxhash
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.files import make_folder
+from dlc_jax.files import check_encodable, make_folder
 from dlc_jax.interruption import deferred
 from dlc_jax.training.state import TrainState
 
@@ -69,9 +69,8 @@ class Checkpoints:
 
         from dlc_jax import checkpoint_arrays
 
-        # What it does is no news to a person; what goes wrong, it raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._orbax, self._arrays, self._folder = orbax, checkpoint_arrays, folder
+        check_encodable(folder)
         make_folder(folder)
         # Of several processes one alone keeps them, and waits for no other.
         alone = orbax.options.MultiprocessingOptions(
@@ -89,7 +88,13 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         self._describe = describe
-        self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
+        # What Orbax does is no news to a person; what goes wrong, it raises.
+        logging.getLogger("absl").addFilter(self._is_others)
+        try:
+            self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
+        except BaseException:
+            logging.getLogger("absl").removeFilter(self._is_others)
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,8 +105,15 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with deferred(), self._told():
-            self._manager.close()
+        try:
+            with deferred(), self._told():
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(self._is_others)
+
+    def _is_others(self, record: logging.LogRecord) -> bool:
+        """Whether something else than Orbax logs with the logger that it uses, too."""
+        return "orbax" not in Path(record.pathname).parts
 
     def save(self, progress: Progress) -> None:
         """Begins to write a checkpoint, and goes on meanwhile."""

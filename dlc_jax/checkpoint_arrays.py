@@ -13,6 +13,8 @@ import orbax.checkpoint as orbax
 import safetensors.numpy
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
+from dlc_jax.files import sync
+
 _FILE = "arrays.safetensors"
 
 
@@ -36,8 +38,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):  # type: ignore[misc]
         content = safetensors.numpy.save(args.arrays)
         with open(Path(directory) / _FILE, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def restore(
         self, directory: os.PathLike[str], args: "ArraysRestore | None" = None

@@ -47,6 +47,7 @@ def initialize(
     """
     _check(coordinator_address, num_processes, process_id)
     # It would take SIGTERM for itself, which then ended nothing.
+    preemption = jax.config.jax_enable_preemption_service
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -61,6 +62,8 @@ def initialize(
             f"the processes can't be joined ({one_line(error, 500)}); tell the address of the "
             "first one, how many there are, and which one this is"
         ) from error
+    finally:
+        jax.config.update("jax_enable_preemption_service", preemption)
 
 
 def _check(address: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,7 +28,7 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         if signal.getsignal(signal.SIGTERM) is terminate:
-            signal.signal(signal.SIGTERM, previous)
+            _restore(signal.SIGTERM, previous)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def deferred() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             if signal.getsignal(number) is hold:
-                signal.signal(number, handler)
+                _restore(number, handler)
         if held:
             signal.raise_signal(held[0])
 
@@ -66,6 +66,11 @@ def ignore() -> None:
     if _in_main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _restore(number: int, handler: Any) -> None:
+    # None stands for a handler that is not Python's own, which can't be set again from here.
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _in_main_thread() -> bool:

@@ -1,6 +1,5 @@
 """Pictures of training and its results, as Matplotlib figures; `save` writes one."""
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +7,19 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+# First, as it sees to it that Matplotlib can be imported.
+from dlc_jax.drawing import displayed, own_style, png  # isort: skip
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dlc_jax.files import write_atomically
+from dlc_jax.text import width
 
 _TRAIN, _TEST = "#1f77b4", "#d62728"
+# Of more of them only colours are shown.
+_READABLE_CLASSES = 50
 
 
 class Images(Protocol):
@@ -26,11 +30,10 @@ class Images(Protocol):
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG file, atomically."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, png(figure))
 
 
+@own_style()
 def curves(
     losses: Sequence[Float[np.ndarray, " steps"]], test_errors: Sequence[float], title: str
 ) -> Figure:
@@ -43,7 +46,7 @@ def curves(
     """
     figure = Figure(figsize=(8, 3.4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(_title(title), parse_math=False)
     epochs = np.arange(1, len(test_errors) + 1)
     for epoch, of_epoch in zip(epochs, losses, strict=True):
         steps = epoch - 1 + np.arange(1, len(of_epoch) + 1) / len(of_epoch)
@@ -63,6 +66,7 @@ def curves(
     return figure
 
 
+@own_style()
 def confusion(
     labels: Int[np.ndarray, " examples"],
     predictions: Int[np.ndarray, " examples"],
@@ -72,13 +76,16 @@ def confusion(
     classes = len(class_names)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
-    figure = Figure(figsize=(1.6 + 0.55 * classes, 1.4 + 0.5 * classes), dpi=120)
+    # Of many classes neither names nor numbers can be read.
+    readable = classes <= _READABLE_CLASSES
+    side = classes if readable else 0.25 * _READABLE_CLASSES
+    figure = Figure(figsize=(1.6 + 0.55 * side, 1.4 + 0.5 * side), dpi=120)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     # The diagonal would drown the mistakes, which are what one looks for.
     mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
     axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=max(mistakes.max(), 1))
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts) if readable else ():
         if count:
             bright = mistakes[row, column] > mistakes.max() / 2
             weight = "bold" if row == column else "normal"
@@ -86,15 +93,18 @@ def confusion(
                 column, row, f"{count}", ha="center", va="center", fontsize=8, weight=weight,
                 color="white" if bright else "black",
             )  # fmt: skip
-    rotation = 0 if max(map(len, class_names)) <= 2 else 45
-    axes.set_xticks(range(classes), class_names, rotation=rotation)
-    axes.set_yticks(range(classes), class_names)
+    if readable:
+        names = [displayed(name, 24) for name in class_names]
+        rotation = 0 if max(map(width, names)) <= 2 else 45
+        axes.set_xticks(range(classes), names, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(classes), names, parse_math=False)
     wrong = counts.sum() - counts.trace()
     axes.set(xlabel="prediction", ylabel="truth")
     axes.set_title(f"{wrong:,} of {counts.sum():,} test images misclassified", fontsize="medium")
     return figure
 
 
+@own_style()
 def mistakes(
     images: Images,
     labels: Int[np.ndarray, " examples"],
@@ -131,13 +141,17 @@ def mistakes(
         axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255, extent=extent)
         predicted = predictions[index]
         percent = 100 * probabilities[index, predicted]
-        text = f"{class_names[predicted]}: {percent:.0f} %\n({class_names[labels[index]]})"
-        axes.text(column + 0.5, top - 0.03, text, ha="center", va="bottom", fontsize=7)
+        said, truth = (displayed(class_names[label], 10) for label in (predicted, labels[index]))
+        axes.text(
+            column + 0.5, top - 0.03, f"{said}: {percent:.0f} %\n({truth})",
+            ha="center", va="bottom", fontsize=7, parse_math=False,
+        )  # fmt: skip
     # Each imshow fitted the axes to its own image.
     axes.set(xlim=(0, columns), ylim=(1.27 * rows, 0), aspect="equal")
     return figure
 
 
+@own_style()
 def grid(images: UInt8[np.ndarray, "examples height width channels"], title: str) -> Figure:
     """Images side by side, twelve in a row.
 
@@ -154,13 +168,14 @@ def grid(images: UInt8[np.ndarray, "examples height width channels"], title: str
         top, left = (height + 1) * (place // columns), (width + 1) * (place % columns)
         canvas[top : top + height, left : left + width] = images[place]
     figure = Figure(figsize=(0.75 * columns, 0.5 + 0.75 * rows), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(_title(title), fontsize="medium", parse_math=False)
     axes = figure.subplots()
     axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255)
     axes.axis("off")
     return figure
 
 
+@own_style()
 def answers(
     pictures: Sequence[tuple[np.ndarray, np.ndarray]], predictions: Sequence[Mapping[str, Any]]
 ) -> Figure:
@@ -182,10 +197,9 @@ def answers(
                 vmax=255,
             )
             place.axis("off")
-        name = str(prediction["image"]).encode("utf8", "replace").decode()
-        name = name if len(name) <= 45 else "..." + name[-42:]
+        name = displayed(str(prediction["image"]), 45)
         best = list(prediction["probabilities"].items())[:3]
-        lines = [name, *(f"{label}  {100 * p:.1f} %" for label, p in best)]
+        lines = [name, *(f"{displayed(label, 30)}  {100 * p:.1f} %" for label, p in best)]
         axes[2].axis("off")
         axes[2].text(0, 0.5, "\n".join(lines), va="center", fontsize="small", parse_math=False)
     rows[0][0].set_title("the picture", fontsize="small")
@@ -193,6 +207,7 @@ def answers(
     return figure
 
 
+@own_style()
 def epoch_bars(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
     """Seconds of ten epochs by contender, with a reference as the line to beat.
 
@@ -217,10 +232,11 @@ def epoch_bars(seconds: dict[str, Sequence[float]], reference: float, title: str
     axes.text(reference, -0.62, f" GTX 1080: {reference:.3g} s", fontsize=8, va="bottom")
     axes.set(xlabel="seconds for ten epochs (median; lines from least to most)", xlim=(0, None))
     axes.set_ylim(len(names) - 0.5, -0.9)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(_title(title), fontsize="medium", parse_math=False)
     return figure
 
 
+@own_style()
 def ratio_bars(ratios: dict[str, float], mean: float, rival: str, title: str) -> Figure:
     """How many times a rival's time is of ours, by operation, on a logarithmic axis.
 
@@ -248,7 +264,7 @@ def ratio_bars(ratios: dict[str, float], mean: float, rival: str, title: str) ->
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", labelsize=7)
     axes.set_xlabel(f"{rival}'s time over ours, forward and both gradients")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(_title(title), fontsize="medium", parse_math=False)
     return figure
 
 
@@ -270,6 +286,7 @@ class Bound(NamedTuple):
     links: Mapping[str, tuple[float, float]]
 
 
+@own_style()
 def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figure:
     """Images a second against the number of devices, which share a batch or have one each.
 
@@ -279,7 +296,11 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
       device: what it was measured on.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
-    figure.suptitle(f"The lecture network's training on {device}", fontsize="medium")
+    figure.suptitle(
+        f"The lecture network's training on {displayed(device, 80)}",
+        fontsize="medium",
+        parse_math=False,
+    )
     most = max(row["count"] for row in measured)
     single = measured[0]["weak"]["images_per_s"]
     for axes, (scaling, title) in zip(
@@ -314,6 +335,7 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
     return figure
 
 
+@own_style()
 def bounds(panels: Sequence[Sequence[Bound]]) -> Figure:
     """Time to compute and to communicate against the number of devices that share a batch.
 
@@ -361,12 +383,13 @@ def _bound(
                 str(counts[at]), (counts[at], reducing[at]), xytext=(4, 4),
                 textcoords="offset points", fontsize=8,
             )  # fmt: skip
-    axes.set_title(panel.title, fontsize="small")
+    axes.set_title(panel.title, fontsize="small", parse_math=False)
     axes.set_xlabel(f"devices that share {panel.images} images", fontsize="small")
     axes.set_ylabel("milliseconds", fontsize="small")
     axes.grid(alpha=0.3)
 
 
+@own_style()
 def history(
     described: Sequence[dict[str, Any]], errors: Mapping[str, Mapping[str, float]]
 ) -> Figure:
@@ -438,3 +461,7 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
+
+
+def _title(title: str) -> str:
+    return "\n".join(displayed(line, 90) for line in title.split("\n"))

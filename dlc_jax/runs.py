@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from flax import nnx
 
 from dlc_jax import models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.files import half_written, make_folder, named, write_atomically
+from dlc_jax.files import check_encodable, half_written, lock, make_folder, named, write_atomically
 from dlc_jax.recipes import Recipe
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
@@ -131,6 +130,7 @@ class Run:
         Raises:
           InputError: it can't be made, or there is one of that name.
         """
+        check_encodable(parent / (name or ""))
         make_folder(parent)
         folder = _new_folder(parent, name, f"{config.dataset}-{config.model}")
         write_atomically(folder / CONFIG, config.to_json().encode())
@@ -145,7 +145,7 @@ class Run:
         """
         path = folder / CONFIG
         try:
-            return cls(folder, RunConfig.from_json(path.read_text()))
+            return cls(folder, RunConfig.from_json(path.read_text("utf-8")))
         except OSError as error:
             raise InputError(
                 f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
@@ -161,18 +161,8 @@ class Run:
         Raises:
           InputError: another process does.
         """
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"can't write to the folder {str(self.folder)!r} ({error.strerror})"
-            ) from error
-        with lock:
+        training = f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
+        with lock(self.folder, LOCK, training):
             for left in half_written(self.folder):
                 left.unlink(missing_ok=True)
             yield
@@ -180,7 +170,7 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; of a last one that is torn, none."""
         path, lines = self.folder / METRICS, []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
             try:
                 lines.append(json.loads(line))
             except ValueError:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dlc_jax.errors import InputError
-from dlc_jax.files import make_folder, named
+from dlc_jax.files import is_unsupported, make_folder, named
 
 if TYPE_CHECKING:
     from dlc_jax.training import EpochReport
@@ -68,7 +68,9 @@ class Board:
     def close(self) -> None:
         """Ends the event file."""
         with named(self._folder):
-            self._file.close()
+            self._flush()
+            # Its own `close` would first have the file be on the disk, once more.
+            self._file._py_recordio_writer.close()
 
     def epoch(self, report: "EpochReport") -> None:
         """Adds an epoch's scalars."""
@@ -82,7 +84,7 @@ class Board:
             if report.epoch:
                 rate = self._images / report.train_seconds
                 self._scalar("train/images_per_second", rate, last)
-            self._file.flush()
+            self._flush()
 
     def pictures(self, files: Sequence[Path], step: int) -> None:
         """Adds pictures by their files' names.
@@ -97,7 +99,15 @@ class Board:
             shown = self._summary.image(file.stem, pixels, dataformats="HWC")
             with named(self._folder):
                 self._write(step, summary=shown)
-                self._file.flush()
+                self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            # By then all is written; that it is on the disk, not every file system can tell.
+            if not is_unsupported(error):
+                raise
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._write(step, summary=self._summary.scalar(tag, value))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dlc_jax.text import printable, width
 from dlc_jax.training import EpochReport
 
 # A training step costs about three times as much as a forward pass: it computes the
@@ -31,14 +33,28 @@ def _progress(*columns: ProgressColumn) -> Progress:
         *columns,
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not _is_terminal(sys.stderr),
     )
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _spinner() -> SpinnerColumn:
+    # The usual one needs more characters than ASCII has.
+    return SpinnerColumn("dots" if "utf" in Console(stderr=True).encoding.lower() else "line")
+
+
+def _text(template: str) -> TextColumn:
+    # Brackets in a name are no markup.
+    return TextColumn(template, markup=False)
 
 
 @contextmanager
 def counting(description: str) -> Iterator["Counter"]:
     """A bar for work of which one learns only later how much there is."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    columns = (_spinner(), _text("{task.description}"), BarColumn())
     with _progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         yield Counter(progress, description)
 
@@ -48,7 +64,7 @@ class Counter:
 
     def __init__(self, progress: Progress, description: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(description, total=None)
+        self._task = progress.add_task(printable(description), total=None)
 
     def __call__(self, done: int, total: int) -> None:
         """Shows that `done` of `total` pieces are done."""
@@ -58,26 +74,29 @@ class Counter:
 @contextmanager
 def stages() -> Iterator[Callable[[str, float, int], None]]:
     """A bar over a known number of steps, each with a name of its own."""
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed:.0f}/{task.total}"))
-    named = TextColumn("{task.description}")
+    columns = (_spinner(), BarColumn(), _text("{task.completed:.0f}/{task.total}"))
+    named = _text("{task.description}")
     with _progress(*columns, named, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=None)
 
         def report(what: str, done: float, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+            progress.update(task, description=printable(what), completed=done, total=total)
 
         yield report
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same keys, aligned under these; the first column to the left."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    lines = [[*map(printable, cells)] for cells in (rows[0], *(row.values() for row in rows))]
+    first, *rest = (max(map(width, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         "  ".join(
             [
-                name.ljust(first),
-                *(text.rjust(width) for text, width in zip(texts, rest, strict=True)),
+                name + " " * (first - width(name)),
+                *(
+                    " " * (most - width(text)) + text
+                    for text, most in zip(texts, rest, strict=True)
+                ),
             ]
         )
         for name, *texts in lines
@@ -166,10 +185,10 @@ def epochs(count: int, images: int, test_images: int) -> Iterator[EpochProgress]
       test_images: how many it is tested on.
     """
     columns = (
-        SpinnerColumn(),
+        _spinner(),
         TextColumn("epoch {task.completed}/{task.total}"),
         _EpochBar(),
-        TextColumn("{task.fields[numbers]}"),
+        _text("{task.fields[numbers]}"),
         _TimeLeft(),
     )
     with _progress(*columns) as progress:

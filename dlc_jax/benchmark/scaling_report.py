@@ -120,7 +120,7 @@ def check(page: Path) -> str:
       InputError: it can't be read, or a marker is missing.
     """
     try:
-        text = page.read_text()
+        text = page.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't read the page {str(page)!r} ({error}); name another") from error
     for block in _BLOCKS:

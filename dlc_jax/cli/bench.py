@@ -9,7 +9,8 @@ import click
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import DEFAULT_DATASET, load
 from dlc_jax.cli.options import data_dir_option, json_option, results_dir_option
-from dlc_jax.cli.types import Counts, Integer, Names, PositiveNumber
+from dlc_jax.cli.output import say
+from dlc_jax.cli.types import Counts, Integer, Location, Names, PositiveNumber
 from dlc_jax.errors import InputError
 
 
@@ -52,6 +53,7 @@ def bench(ctx: click.Context) -> None:
 )
 @click.option(
     "--arrays",
+    type=Location(),
     metavar="FILE",
     help="An .npz file of x_train, y_train, x_test, y_test instead of TFDS's MNIST.",
 )
@@ -110,6 +112,7 @@ def bench_lecture(
 @click.option("--epochs", type=Integer(1), help="Passes over the training images.")
 @click.option(
     "--arrays",
+    type=Location(),
     metavar="FILE",
     help="An .npz file of x_train, y_train, x_test, y_test instead of TFDS's CIFAR-10.",
 )
@@ -222,11 +225,17 @@ def bench_ops(
 @click.option("--only", type=Names(), help="Some of the parts, with commas between them.")
 @click.option(
     "--arrays",
+    type=Location(),
     metavar="FOLDER",
     help="Exported datasets, mnist-*.npz and cifar10-*.npz, instead of TFDS's.",
 )
 @click.option("--rehearse", is_flag=True, help="Run everything tiny, on any device.")
-@click.option("--profile", metavar="FOLDER", help="Also profile, and keep the profiles here.")
+@click.option(
+    "--profile",
+    type=Location(),
+    metavar="FOLDER",
+    help="Also profile, and keep the profiles here.",
+)
 @results_dir_option
 @json_option
 def bench_gpu(
@@ -334,11 +343,13 @@ def bench_startup(rounds: int, output_dir: str, as_json: bool) -> None:
 )
 @click.option(
     "--on-paper",
+    type=Location(),
     metavar="FILE",
     help="Measure nothing: work on the results that an earlier run has kept in this file.",
 )
 @click.option(
     "--page",
+    type=Location(),
     metavar="FILE",
     help="Also renew the tables of a page of Markdown, as benchmarks/README.md.",
 )
@@ -386,7 +397,7 @@ def _print_bench(
     lines: list[str], files: list[Path], results: dict[str, Any], as_json: bool
 ) -> None:
     for line in lines:
-        click.echo(line)
-    click.echo(f"results: {', '.join(map(str, files))}")
+        say(line)
+    say(f"results: {', '.join(map(str, files))}")
     if as_json:
-        click.echo(json.dumps(results))
+        say(json.dumps(results))

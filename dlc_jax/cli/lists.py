@@ -7,6 +7,7 @@ import click
 
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.options import data_dir_option, json_option, model_options_option
+from dlc_jax.cli.output import say
 from dlc_jax.cli.types import Integer, Shape
 
 
@@ -24,7 +25,7 @@ def list_recipes(as_json: bool) -> None:
     from dlc_jax import recipes
 
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 {
                     name: {
@@ -39,8 +40,8 @@ def list_recipes(as_json: bool) -> None:
         return
     for name, entry in recipes.RECIPES.items():
         recipe = entry.recipe
-        click.echo(f"{name:18} {entry.summary} ({entry.source})")
-        click.echo(f"{'':18} {recipe.model} on {recipe.dataset}, {recipe.epochs} epochs")
+        say(f"{name:18} {entry.summary} ({entry.source})")
+        say(f"{'':18} {recipe.model} on {recipe.dataset}, {recipe.epochs} epochs")
 
 
 @commands.command("data")
@@ -54,22 +55,23 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
       dlc-jax data --data-dir ~/tensorflow_datasets
     """
     from dlc_jax import data
-    from dlc_jax.files import cache_folder
+    from dlc_jax.files import NOWHERE, cache_folder
 
     statuses = [data.status(name, data_dir) for name in data.names()]
-    places = {
-        "data_folder": str(data.data_folder(data_dir)),
-        "cache_folder": str(cache_folder()),
-    }
+    folders = {"data_folder": data.data_folder(data_dir), "cache_folder": cache_folder()}
+    places = {name: None if path == NOWHERE else str(path) for name, path in folders.items()}
     if as_json:
-        click.echo(json.dumps({**places, "datasets": statuses}))
+        say(json.dumps({**places, "datasets": statuses}))
         return
     for status in statuses:
-        click.echo(f"{status['name']:14} {status['summary']} ({status['reference']})")
-        click.echo(f"{'':14} {status['where']}")
+        say(f"{status['name']:14} {status['summary']} ({status['reference']})")
+        say(f"{'':14} {status['where']}")
         if status["cache"]:
-            click.echo(f"{'':14} decoded: {status['cache']}")
-    click.echo(f"prepared datasets: {places['data_folder']}    cache: {places['cache_folder']}")
+            say(f"{'':14} decoded: {status['cache']}")
+    say(
+        f"prepared datasets: {places['data_folder'] or 'no folder'}    "
+        f"cache: {places['cache_folder'] or 'no folder'}"
+    )
 
 
 @commands.command("models")
@@ -120,6 +122,6 @@ def list_models(
         described = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
         lines = report.table_lines(rows)
     if as_json:
-        click.echo(json.dumps(described))
+        say(json.dumps(described))
     else:
-        click.echo("\n".join(lines))
+        say("\n".join(lines))

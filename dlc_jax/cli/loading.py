@@ -19,17 +19,24 @@ def load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
 
     if name is not None or jax.process_count() > 1:
         return load(name or DEFAULT_DATASET, data_dir)
-    from dlc_jax import data
-
     try:
         return load(DEFAULT_DATASET, data_dir)
     except InputError as error:
         # A folder that the user named, or what is prepared but damaged, is theirs to mend.
-        theirs = data_dir is not None or data.find(DEFAULT_DATASET) is not None
+        theirs = data_dir is not None or _is_prepared(DEFAULT_DATASET)
         if theirs and not isinstance(error, DatasetUnavailable):
             raise
         complain(f"{error}; training on {FALLBACK_DATASET} meanwhile")
         return load(FALLBACK_DATASET, None)
+
+
+def _is_prepared(name: str) -> bool:
+    from dlc_jax import data
+
+    try:
+        return data.find(name) is not None
+    except InputError:  # there is no home folder in which it could be
+        return False
 
 
 def load(name: str, data_dir: str | None) -> "Dataset":

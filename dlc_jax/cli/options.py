@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dlc_jax.cli.types import Assignment, Integer, Part, PositiveNumber
+from dlc_jax.cli.types import Assignment, Integer, Location, Part, PositiveNumber
 
 model_options_option = click.option(
     "--option",
@@ -17,11 +17,13 @@ model_options_option = click.option(
 )
 data_dir_option = click.option(
     "--data-dir",
+    type=Location(),
     metavar="DIR",
     help="Where TFDS keeps its datasets.  [default: $TFDS_DATA_DIR, else ~/tensorflow_datasets]",
 )
 results_dir_option = click.option(
     "--output-dir",
+    type=Location(),
     metavar="DIR",
     default="benchmarks/results",
     show_default=True,

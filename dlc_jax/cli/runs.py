@@ -8,13 +8,14 @@ import click
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import load_again
 from dlc_jax.cli.options import data_dir_option, json_option
-from dlc_jax.cli.output import complain
-from dlc_jax.cli.types import Integer
+from dlc_jax.cli.output import complain, of_one_line, say
+from dlc_jax.cli.types import Integer, Location
 from dlc_jax.errors import InputError
+from dlc_jax.text import printable
 
 
 @commands.command("eval")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=Location(), metavar="RUN...")
 @data_dir_option
 @json_option
 def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
@@ -34,20 +35,20 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
     dataset = load_again(opened[0].config, data_dir)
     result = experiment.evaluate(opened, dataset)
     if not as_json:
-        click.echo(
+        say(
             f"test error {result['test_error_percent']:.2f} %, loss {result['test_loss']:.4f}, "
             f"on {result['test_images']:,} test images of {result['dataset']}"
         )
         for name, error in result["error_percent_by_class"].items():
             told = "no images" if error is None else f"{error:6.2f} %"
-            click.echo(f"  {name:12} {told}")
+            say(f"  {printable(name):12} {told}")
     else:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))
 
 
 @commands.command()
-@click.argument("run")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("run", type=Location())
+@click.argument("images", nargs=-1, required=True, type=Location(), metavar="IMAGE...")
 @click.option(
     "--invert/--no-invert",
     default=None,
@@ -57,6 +58,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
 @click.option("--as-is", is_flag=True, help="Only scale pictures, even of digits.")
 @click.option(
     "--show",
+    type=Location(),
     metavar="FILE.png",
     help="Draw each picture (the first 200), what the network gets of it, and its answers.",
 )
@@ -105,24 +107,29 @@ def predict(
         pairs = [(picture.original, picture.pixels) for picture in shown]
         plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:
-        click.echo(json.dumps({"run": run, "predictions": predictions}))
+        say(json.dumps({"run": run, "predictions": predictions}))
         return
     for prediction in predictions:
         first, *others = list(prediction["probabilities"].items())[:3]
-        also = ", ".join(f"{name} {100 * p:.1f} %" for name, p in others)
+        also = ", ".join(f"{printable(name)} {100 * p:.1f} %" for name, p in others)
         note = "; inverted" if prediction["inverted"] else ""
-        click.echo(f"{prediction['image']}: {first[0]} {100 * first[1]:.1f} %  ({also}{note})")
+        best = f"{printable(first[0])} {100 * first[1]:.1f} %"
+        say(f"{of_one_line(prediction['image'])}: {best}  ({also}{note})")
 
 
 @commands.command()
 @click.argument("method")
-@click.argument("run")
-@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.argument("run", type=Location())
+@click.argument("images", nargs=-1, type=Location(), metavar="[IMAGE]...")
 @click.option(
-    "--output-dir", metavar="DIR", help="Where to write pictures.  [default: RUN/explain]"
+    "--output-dir",
+    type=Location(),
+    metavar="DIR",
+    help="Where to write pictures.  [default: RUN/explain]",
 )
 @click.option(
     "--transfer",
+    type=Location(),
     metavar="RUN",
     help="A second run: do adversarial images made for one network mislead the other?",
 )
@@ -194,8 +201,8 @@ def explain(
     for name, refusal in result["refusals"].items():
         complain(f"no {name}: {refusal}")
     for table in result["tables"].values():
-        click.echo(terminal.table(table))
+        say(terminal.table(table))
     for file in result["files"]:
-        click.echo(file)
+        say(of_one_line(file))
     if as_json:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))

@@ -18,8 +18,8 @@ from dlc_jax.cli.loading import (
     streams,
 )
 from dlc_jax.cli.options import data_dir_option, json_option, model_options_option, recipe_options
-from dlc_jax.cli.output import INTERRUPTED, complain
-from dlc_jax.cli.types import Devices, Integer
+from dlc_jax.cli.output import INTERRUPTED, complain, of_one_line, say
+from dlc_jax.cli.types import Devices, Integer, Location
 from dlc_jax.errors import InputError
 from dlc_jax.interruption import terminable
 
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 @data_dir_option
 @click.option(
     "--output-dir",
+    type=Location(),
     metavar="DIR",
     default="runs",
     show_default=True,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--resume",
+    type=Location(),
     metavar="RUN",
     help="Go on with a run that was stopped, from its newest checkpoint; what becomes of it is "
     "what would have become of it otherwise.",
@@ -188,7 +190,7 @@ def train(
       srun dlc-jax train --distributed
     """
     from dlc_jax import experiment, hosts, models, recipes
-    from dlc_jax.files import make_folder
+    from dlc_jax.files import check_encodable, make_folder
 
     _join(distributed, coordinator_address, num_processes, process_id)
     devices = _count_devices(devices)
@@ -206,6 +208,7 @@ def train(
             asked["model_options"] = dict(model_options)
         return _resume(resume, asked, data_dir, saving, devices, as_json)
     if hosts.is_first():
+        check_encodable(Path(output_dir, name or ""))
         make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
     if model is not None:
@@ -404,19 +407,19 @@ def _epoch_line(report: "EpochReport", images: int) -> str:
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    summary, folder = outcome.summary, outcome.run.folder
+    summary, folder = outcome.summary, of_one_line(str(outcome.run.folder))
     if outcome.interrupted:
         complain(
             f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
             f"the network so far is in {folder}; to go on: dlc-jax train --resume {folder}"
         )
     else:
-        click.echo(
+        say(
             f"test error {summary['test_error_percent']:.2f} % on {summary['dataset']} after "
             f"{summary['epochs']} epochs: {summary['train_seconds']:.1f} s of training, "
             f"{summary['compile_seconds']:.1f} s of compiling"
         )
-        click.echo(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")
+        say(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")
 
 
 def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
@@ -429,11 +432,11 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
 
         result = experiment.over_seeds(summaries)
         error = result["test_error_percent"]
-        click.echo(
+        say(
             f"test error {error['mean']:.2f} % over {len(summaries)} seeds: standard deviation "
             f"{error['standard_deviation']:.2f}, standard error of the mean "
             f"{error['standard_error']:.2f}"
         )
     if as_json:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))
     return INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0

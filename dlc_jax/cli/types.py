@@ -5,6 +5,21 @@ from typing import Any
 
 import click
 
+from dlc_jax.errors import InputError
+from dlc_jax.files import expand_home
+
+
+class Location(click.ParamType):  # type: ignore[type-arg]
+    """A file or a folder, of which a leading `~` is the home folder, as in a shell."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return expand_home(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
 
 class PositiveNumber(click.ParamType):  # type: ignore[type-arg]
     """A number above 0."""

@@ -19,6 +19,7 @@ from dlc_jax.experiment.results import SAMPLE, error_by_class, percent
 from dlc_jax.explain.view import View
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.runs import Run, RunConfig
+from dlc_jax.text import told_apart
 
 if TYPE_CHECKING:
     from dlc_jax.explain.gallery.subject import Named
@@ -199,7 +200,7 @@ def explain(
             [picture.pixels for picture in read_images(config, paths, invert=invert)]
         )
         pixels = pictures.astype(np.float32) / 255
-        names = tuple(Path(path).name for path in paths)
+        names = tuple(told_apart(paths))
     else:
         pixels, names = first_of_each_class(shown)
     subject = Subject.of(
@@ -243,4 +244,5 @@ def _rival(run: Run, other: Run | None) -> "Named | None":
                 f"{str(other.folder)!r} has the {what} {theirs}, not {ours}; give a run on "
                 f"{run.config.dataset}"
             )
-    return Named(other.folder.name, View.of_run(other))
+    folders = [str(each.folder.absolute()) for each in (run, other)]
+    return Named(told_apart(folders)[1], View.of_run(other))

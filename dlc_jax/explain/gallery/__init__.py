@@ -1,13 +1,15 @@
 """Explanations of a trained network as pictures, tables and a report."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain.gallery import report
 from dlc_jax.explain.gallery.methods import METHODS
-from dlc_jax.explain.gallery.report import Section, Table
+from dlc_jax.explain.gallery.report import Picture, Section, Table
 from dlc_jax.explain.gallery.subject import Subject, Tick
 from dlc_jax.files import make_folder, write_atomically
 
@@ -61,7 +63,7 @@ def make(
         tick(0)
         section = _section(name, subject, tick, alone=len(methods) == 1)
         for item in section.items:
-            files.append(folder / f"{item.name}{item.suffix}")
+            files.append(folder / _file_name(item, {file.name for file in files}))
             write_atomically(files[-1], item.content)
         sections.append(section)
     progress("", len(methods), len(methods))
@@ -71,6 +73,14 @@ def make(
     tables = [item for section in sections for item in section.items if isinstance(item, Table)]
     refusals = {section.name: section.refusal for section in sections if section.refusal}
     return Gallery(files, tables, refusals)
+
+
+def _file_name(item: Picture | Table, taken: Collection[str]) -> str:
+    """The name of its file; stages, which may be called as their network likes, are part of it."""
+    stem = re.sub(r"[^\w.-]", "_", item.name)[:100]
+    numbered = (f"{stem}-{number}{item.suffix}" for number in itertools.count(2))
+    names = itertools.chain([f"{stem}{item.suffix}"], numbered)
+    return next(name for name in names if name not in taken)
 
 
 def _section(name: str, subject: Subject, tick: Tick, *, alone: bool) -> Section:

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+
+# First, as it sees to it that Matplotlib can be imported.
+from dlc_jax.drawing import displayed, own_style  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -66,6 +69,7 @@ def cells(
     ]
 
 
+@own_style()
 def rows_of_images(
     rows: Sequence[Sequence[Cell]], title: str, *, row_titles: Sequence[str] = ()
 ) -> Figure:
@@ -86,7 +90,7 @@ def rows_of_images(
     width = max(left + (_SIZE + _MARGIN) * columns, 4.6)
     height = top + sum(heights) + bottom
     figure = Figure(figsize=(width, height), dpi=110)
-    figure.suptitle(title, fontsize="large", y=1 - 0.12 / height, va="top")
+    figure.suptitle(title, fontsize="large", y=1 - 0.12 / height, va="top", parse_math=False)
     figure.text(0.5, 0.06 / height, legend, ha="center", va="bottom", fontsize=8, color="#555555")
     start = (width - left - (_SIZE + _MARGIN) * columns) / 2 + left
     base = height - top
@@ -108,6 +112,7 @@ def rows_of_images(
                 ha="right",
                 va="center",
                 fontsize=9,
+                parse_math=False,
             )
     return figure
 
@@ -139,6 +144,7 @@ def _range(cell: Cell) -> str:
     return f"±{largest}" if cell.kind == "signed" else f"0 to {largest}"
 
 
+@own_style()
 def draw(axes: Axes, cell: Cell) -> None:
     """Draws one image, with its title and its range."""
     values = np.asarray(cell.values, np.float32)
@@ -161,7 +167,7 @@ def draw(axes: Axes, cell: Cell) -> None:
         xs = np.array([left, right, right, left, left]) - 0.5
         ys = np.array([top, top, bottom, bottom, top]) - 0.5
         axes.plot(xs, ys, color="#d62728", linewidth=1)
-    axes.set_title("\n".join(_lines(cell)), fontsize=8, pad=2)
+    axes.set_title("\n".join(_lines(cell)), fontsize=8, pad=2, parse_math=False)
 
 
 def maps_in_a_square(maps: Float[np.ndarray, "height width maps"]) -> Cell:
@@ -176,6 +182,7 @@ def maps_in_a_square(maps: Float[np.ndarray, "height width maps"]) -> Cell:
     return Cell(canvas, "signed" if maps.min() < 0 else "heat")
 
 
+@own_style()
 def curves(
     x: Float[np.ndarray, " points"],
     values: Float[np.ndarray, "points curves"],
@@ -194,12 +201,17 @@ def curves(
     """
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for curve, name in zip(values.T, names, strict=True):
-        axes.plot(x, curve, label=name, linewidth=1.2, marker="." if len(x) < 20 else "")
+    for curve in values.T:
+        axes.plot(x, curve, linewidth=1.2, marker="." if len(x) < 20 else "")
     axes.set(**settings)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Names are set afterwards: Matplotlib leaves out those that begin with an underscore.
+    places = [str(place) for place in range(len(names))]
+    legend = axes.legend(axes.lines, places, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(displayed(name, 40))
+        text.set_parse_math(False)
     return figure
 
 

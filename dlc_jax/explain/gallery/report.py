@@ -7,11 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from dlc_jax.drawing import png
 from dlc_jax.files import write_atomically
+from dlc_jax.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
@@ -37,22 +40,20 @@ class Picture:
     """
 
     name: str
-    figure: Figure
+    figure: "Figure"
     caption: str
     suffix = ".png"
 
     @property
     def content(self) -> bytes:
         """The figure as the content of a PNG file."""
-        buffer = io.BytesIO()
-        FigureCanvasAgg(self.figure).print_png(buffer)
-        return buffer.getvalue()
+        return png(self.figure)
 
     @property
     def element(self) -> str:
         """It as HTML, without its caption."""
         data = base64.b64encode(self.content).decode()
-        return f'<img alt="{html.escape(self.name)}" src="data:image/png;base64,{data}">'
+        return f'<img alt="{_escape(self.name)}" src="data:image/png;base64,{data}">'
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Table:
         """The table as the content of a CSV file."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
-        return buffer.getvalue().encode()
+        return buffer.getvalue().encode("utf-8", "backslashreplace")
 
     @property
     def element(self) -> str:
@@ -112,29 +113,33 @@ def write(path: Path, title: str, facts: str, sections: Sequence[Section]) -> No
       facts: a line below the title.
       sections: what it consists of.
     """
-    names = [html.escape(section.name) for section in sections]
+    names = [_escape(section.name) for section in sections]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     body = "\n".join(map(_section, sections))
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n"
-        f'<p class="facts">{html.escape(facts)}</p>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n'
+        f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{_escape(title)}</h1>\n"
+        f'<p class="facts">{_escape(facts)}</p>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n'
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode("utf-8", "backslashreplace"))
 
 
 def _section(section: Section) -> str:
-    parts = [f'<h2 id="{html.escape(section.name)}">{html.escape(section.name)}</h2>']
-    parts.append(f"<p>{html.escape(section.summary)}</p>")
+    parts = [f'<h2 id="{_escape(section.name)}">{_escape(section.name)}</h2>']
+    parts.append(f"<p>{_escape(section.summary)}</p>")
     if section.refusal:
-        parts.append(f"<p>Not here: {html.escape(section.refusal)}</p>")
+        parts.append(f"<p>Not here: {_escape(section.refusal)}</p>")
     for item in section.items:
-        caption = f"<figcaption>{html.escape(item.caption)}</figcaption>"
+        caption = f"<figcaption>{_escape(item.caption)}</figcaption>"
         parts.append(f"<figure>{item.element}{caption}</figure>")
     return "\n".join(parts)
 
 
 def _row(tag: str, texts: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+
+def _escape(text: str) -> str:
+    return html.escape(printable(text))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data import Dataset
+from dlc_jax.drawing import displayed
 from dlc_jax.errors import InputError
 from dlc_jax.explain.view import View
 
@@ -78,7 +79,7 @@ class Subject:
     def titles(self) -> list[str]:
         """Each image's name, and what the network says of it."""
         return [
-            f"{_short(name)}\n{answer}"
+            f"{displayed(name, 20)}\n{answer}"
             for name, answer in zip(self.names, self.answers(self.probabilities), strict=True)
         ]
 
@@ -86,13 +87,13 @@ class Subject:
         """For each image the most probable class, and its probability."""
         names = self.dataset.class_names
         rows = np.asarray(probabilities)
-        return [f"{names[row.argmax()]}, {_percent(row.max())}" for row in rows]
+        return [_answer(names[row.argmax()], row.max()) for row in rows]
 
     def confidences(self, images: Any) -> list[str]:
         """For one image of each class its class, and the probability of that."""
         probabilities = np.asarray(jax.nn.softmax(self.view.logits(images)))
         names = self.dataset.class_names
-        return [f"{names[i]}, {_percent(row[i])}" for i, row in enumerate(probabilities)]
+        return [_answer(names[i], row[i]) for i, row in enumerate(probabilities)]
 
     @property
     def classes(self) -> list[str]:
@@ -181,5 +182,5 @@ def _percent(probability: float) -> str:
     return f"{shown} %"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"
+def _answer(name: str, probability: float) -> str:
+    return f"{displayed(name, 14)}, {_percent(probability)}"

@@ -1,0 +1,126 @@
+"""As a library it leaves no traces in the process, and minds no settings of its host."""
+
+import logging
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+from dlc_jax import experiment, interruption, plots
+from dlc_jax.cli import streams
+from dlc_jax.data import Dataset
+from dlc_jax.drawing import png
+from dlc_jax.runs import Run
+
+
+def state_of_the_process() -> dict[str, Any]:
+    """What a library must not change."""
+    loggers = {
+        name: logging.getLogger(name)
+        for name in ("root", "absl", "jax", "matplotlib", "orbax", "dlc_jax", "filelock")
+    }
+    numpy_state: Any = np.random.get_state()
+    return {
+        "loggers": {
+            name: (log.level, log.disabled, log.propagate, [*log.filters], [*log.handlers])
+            for name, log in loggers.items()
+        },
+        "matplotlib": dict(matplotlib.rcParams),
+        "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+        "jax": dict(jax.config.values),
+        "python": random.getstate(),
+        "numpy": (numpy_state[1].tolist(), numpy_state[2:]),
+        "printing": np.get_printoptions(),
+        "errors": np.geterr(),
+    }
+
+
+@pytest.fixture
+def unchanged() -> Iterator[None]:
+    before = state_of_the_process()
+    yield
+    for name, value in state_of_the_process().items():
+        assert value == before[name], name
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_training_and_asking_leave_no_traces(few_digits: Dataset, tmp_path: Path) -> None:
+    levels = {name: logging.getLogger(name).level for name in ("absl", "matplotlib")}
+    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    run = experiment.train(config, few_digits, tmp_path, "run").run
+    experiment.evaluate([run], few_digits)
+    experiment.explain(run, few_digits, ["filters"], folder=tmp_path / "explain")
+    assert levels == {name: logging.getLogger(name).level for name in levels}
+
+
+def test_pictures_are_the_same_whatever_the_user_has_set() -> None:
+    def draw() -> bytes:
+        figure = plots.curves([np.linspace(2, 1, 5)], [0.5], "a title")
+        return png(figure)
+
+    expected = draw()
+    for settings in (
+        {"text.usetex": True},
+        {"savefig.dpi": 10, "savefig.bbox": "tight", "savefig.transparent": True},
+        {"figure.autolayout": True, "figure.facecolor": "black"},
+        {"font.family": "No Such Font", "font.size": 40},
+        {"axes.prop_cycle": matplotlib.cycler(color=["k"]), "image.cmap": "hot"},
+        {"lines.linestyle": "--", "axes.spines.top": False, "axes.formatter.use_locale": True},
+    ):
+        with matplotlib.rc_context(settings):
+            mine = dict(matplotlib.rcParams)
+            assert draw() == expected, settings
+            assert dict(matplotlib.rcParams) == mine
+    with matplotlib.style.context("dark_background"):
+        assert draw() == expected
+    with matplotlib.style.context("grayscale"):
+        assert draw() == expected
+
+
+def test_no_figure_is_left_to_pyplot(run: Run) -> None:
+    import matplotlib.pyplot as plt
+
+    open_figures = plt.get_fignums()
+    png(plots.curves([np.ones(2)], [0.5], "a title"))
+    assert plt.get_fignums() == open_figures
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with interruption.terminable(), interruption.deferred():
+                assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+        except BaseException as error:  # shown by the assertion below
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+def test_a_handler_that_is_not_of_python_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What `signal.signal` returns where C code has installed the handler.
+    replaced: list[Any] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: replaced.append(handler))
+    monkeypatch.setattr(signal, "getsignal", lambda number: replaced[0])
+    with interruption.terminable():
+        pass
+    assert replaced[1] is signal.SIG_DFL
+
+
+def test_the_command_leaves_streams_and_loggers_as_they_were() -> None:
+    before = state_of_the_process()["loggers"]
+    with streams.usable():
+        assert state_of_the_process()["loggers"] != before
+    assert state_of_the_process()["loggers"] == before
