@@ -5,23 +5,37 @@ what only it can know, it shares with the others.
 """
 
 import dataclasses
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 from jax.experimental import multihost_utils
 
+from dlc_jax import json_text
 from dlc_jax.data.examples import Dataset, Examples
+from dlc_jax.data.records import RecordDataset, Records
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.interruption import Terminated, deferred, ignore
 
 # JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
+_LIBRARIES = ("dlc_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
 _FINE, _FAILED = b"+", b"-"
 # How the messages begin of errors in sending and receiving.
 _LOSSES = ("UNKNOWN: ", "INTERNAL: ", "ABORTED: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ")
@@ -189,6 +203,78 @@ def ending_together() -> Iterator[Callable[[], None]]:
                 held.clear()
 
 
+def check_agreement(told: Mapping[str, Any]) -> None:
+    """Sees that all processes were told the same; all of them must call it, at the same point.
+
+    Args:
+      told: what this one was told, by its name, as JSON.
+
+    Raises:
+      InputError: in all processes, where they differ; it names what does.
+    """
+    if jax.process_count() == 1:
+        return
+    content = json_text.dumps(dict(sorted(told.items()))).encode()
+    everyones = [json.loads(each) for each in _from_all(content)]
+    differences = []
+    for name in sorted(set().union(*everyones)):
+        ranks: dict[str, int] = {}
+        for rank, each in enumerate(everyones):
+            ranks.setdefault(repr(each.get(name)), rank)
+        if len(ranks) > 1:
+            told_by = (f"{_short(value)} (process {rank})" for value, rank in ranks.items())
+            differences.append(f"{name} {', '.join(told_by)}")
+    if differences:
+        error = InputError(
+            f"the processes were told different things: {'; '.join(differences)}; start all of "
+            "them with the same options, data and versions"
+        )
+        error.common = True
+        raise error
+
+
+def _short(value: str, most: int = 60) -> str:
+    return value if len(value) <= most else value[: most - 3] + "..."
+
+
+def _from_all(content: bytes) -> list[bytes]:
+    """What each process has to say, in their order."""
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
+    # All must send arrays of one shape.
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    everyones = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(each[:size]) for each, size in zip(everyones, sizes, strict=True)]
+
+
+def versions() -> dict[str, Any]:
+    """The libraries' versions and JAX's settings, which decide what a training comes to."""
+    libraries = {name: metadata.version(name) for name in _LIBRARIES}
+    settings = {name: str(jax.config.read(name)) for name in _SETTINGS}
+    return {**libraries, **settings}
+
+
+def identity(dataset: Dataset | RecordDataset) -> dict[str, Any]:
+    """What tells a dataset from others, wherever it is kept."""
+    facts: dict[str, Any] = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "image shape": list(dataset.image_shape),
+        "classes": list(dataset.class_names),
+        "sizes": list(dataset.sizes),
+    }
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        if isinstance(split, Records):
+            # Of what stays on disk a few examples stand for all.
+            places = np.unique(np.linspace(0, len(split) - 1, min(len(split), 8)).astype(np.int64))
+            split = split.read(places)
+        digest = xxhash.xxh3_64()
+        for array in split:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        facts[f"{name} examples"] = digest.hexdigest()
+    return facts
+
+
 def gather(part: Dataset) -> Dataset:
     """The whole of a dataset of which each process has read a part.
 
@@ -197,6 +283,14 @@ def gather(part: Dataset) -> Dataset:
     """
     if jax.process_count() == 1:
         return part
+    check_agreement(
+        {
+            "dataset": part.name,
+            "dataset's version": part.version,
+            "dataset's image shape": list(part.image_shape),
+            "dataset's classes": list(part.class_names),
+        }
+    )
     return dataclasses.replace(part, train=_gather(part.train), test=_gather(part.test))
 
 

@@ -1,11 +1,11 @@
 """dlc-jax bench."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import DEFAULT_DATASET, load
 from dlc_jax.cli.options import data_dir_option, json_option, results_dir_option
@@ -329,4 +329,4 @@ def _print_bench(
         click.echo(line)
     click.echo(f"results: {', '.join(map(str, files))}")
     if as_json:
-        click.echo(json.dumps(results))
+        click.echo(json_text.dumps(results))

@@ -1,10 +1,10 @@
 """What there is: dlc-jax recipes, data and models."""
 
-import json
 from typing import Any
 
 import click
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.options import data_dir_option, json_option, model_options_option
 from dlc_jax.cli.types import Integer, Shape
@@ -25,7 +25,7 @@ def list_recipes(as_json: bool) -> None:
 
     if as_json:
         click.echo(
-            json.dumps(
+            json_text.dumps(
                 {
                     name: {
                         "summary": entry.summary,
@@ -62,7 +62,7 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
         "cache_folder": str(cache_folder()),
     }
     if as_json:
-        click.echo(json.dumps({**places, "datasets": statuses}))
+        click.echo(json_text.dumps({**places, "datasets": statuses}))
         return
     for status in statuses:
         click.echo(f"{status['name']:14} {status['summary']} ({status['reference']})")
@@ -120,6 +120,6 @@ def list_models(
         described = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
         lines = report.table_lines(rows)
     if as_json:
-        click.echo(json.dumps(described))
+        click.echo(json_text.dumps(described))
     else:
         click.echo("\n".join(lines))

@@ -1,12 +1,12 @@
 """dlc-jax train."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import (
     DEFAULT_DATASET,
@@ -30,6 +30,22 @@ if TYPE_CHECKING:
     from dlc_jax.recipes import Recipe
     from dlc_jax.runs import Run, RunConfig
     from dlc_jax.training import EpochReport
+
+
+# What processes that train together may be told differently: what concerns each one's machine, or
+# only the first one.
+_OF_ONE_PROCESS = {
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "data_dir",
+    "output_dir",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "profile",
+    "tensorboard",
+    "as_json",
+}
 
 
 @commands.command()
@@ -191,6 +207,10 @@ def train(
     from dlc_jax.files import make_folder
 
     _join(distributed, coordinator_address, num_processes, process_id)
+    if distributed:
+        told = click.get_current_context().params
+        kept = {name: told[name] for name in told.keys() - _OF_ONE_PROCESS}
+        hosts.check_agreement({**kept, **hosts.versions()})
     devices = _count_devices(devices)
     saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
     changes = {field: value for field, value in fields.items() if value is not None}
@@ -405,7 +425,7 @@ def _epoch_line(report: "EpochReport", images: int) -> str:
 
 def _print_outcome(outcome: "Outcome") -> None:
     summary, folder = outcome.summary, outcome.run.folder
-    if outcome.interrupted:
+    if outcome.interrupted and summary["epochs"] < outcome.run.config.epochs:
         complain(
             f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
             f"the network so far is in {folder}; to go on: dlc-jax train --resume {folder}"
@@ -435,5 +455,5 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
             f"{error['standard_error']:.2f}"
         )
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(json_text.dumps(result))
     return INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0
