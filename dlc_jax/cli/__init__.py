@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         complain(str(error))
         status = BAD_INPUT
         if not error.common:
-            _leave_others(status)
+            _leave_others(status, error)
     except (click.Abort, KeyboardInterrupt) as error:
         # Click makes an Abort of what interrupts. Of SIGTERM whoever keeps the run has said how
         # to go on with it.
@@ -58,10 +58,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (RuntimeError, ValueError) as error:
         if not _is_loss(error):
             raise
-        complain(
-            f"the processes can't go on together ({one_line(error)}); if one of them has died, "
-            "start all of them again, with --resume RUN"
-        )
+        from dlc_jax import hosts
+
+        complain(hosts.loss(one_line(error)))
         _leave_others(LOST)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -75,13 +74,13 @@ def _is_loss(error: Exception) -> bool:
     return hosts.is_loss(error)
 
 
-def _leave_others(status: int) -> None:
+def _leave_others(status: int, error: Exception | None = None) -> None:
     """Exits at once where other processes, that know of no failure, would be waited for."""
     if "dlc_jax.hosts" not in sys.modules:
         return
     from dlc_jax import hosts
 
-    if hosts.are_waiting():
+    if isinstance(error, hosts.NotJoined) or hosts.are_waiting():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -38,6 +38,7 @@ _OF_ONE_PROCESS = {
     "coordinator_address",
     "num_processes",
     "process_id",
+    "join_seconds",
     "data_dir",
     "output_dir",
     "checkpoint_seconds",
@@ -147,6 +148,13 @@ _OF_ONE_PROCESS = {
 @click.option("--num-processes", type=Integer(1), help="How many there are, likewise.")
 @click.option("--process-id", type=Integer(0), help="Which one this is, from 0 on, likewise.")
 @click.option(
+    "--join-seconds",
+    type=Integer(1),
+    default=300,
+    show_default=True,
+    help="How long to wait for the others at the start.",
+)
+@click.option(
     "--profile",
     is_flag=True,
     help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
@@ -181,6 +189,7 @@ def train(
     coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
+    join_seconds: int,
     profile: bool,
     tensorboard: bool,
     as_json: bool,
@@ -206,7 +215,7 @@ def train(
     from dlc_jax import experiment, hosts, models, recipes
     from dlc_jax.files import make_folder
 
-    _join(distributed, coordinator_address, num_processes, process_id)
+    _join(distributed, coordinator_address, num_processes, process_id, join_seconds)
     if distributed:
         told = click.get_current_context().params
         kept = {name: told[name] for name in told.keys() - _OF_ONE_PROCESS}
@@ -250,7 +259,11 @@ def train(
 
 
 def _join(
-    distributed: bool, address: str | None, num_processes: int | None, process_id: int | None
+    distributed: bool,
+    address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    join_seconds: int,
 ) -> None:
     """Joins this process with others, if it is to be."""
     given = {
@@ -266,7 +279,7 @@ def _join(
     from dlc_jax import hosts
 
     hosts.print_apart()
-    hosts.initialize(address, num_processes, process_id)
+    hosts.initialize(address, num_processes, process_id, join_seconds)
 
 
 def _count_devices(devices: int | None) -> int | None:

@@ -54,8 +54,7 @@ def _whole_ending() -> Iterator[_Ending]:
             raise
         terminated = isinstance(late, Terminated)
         ending.outcomes = [
-            replace(outcome, interrupted=True, terminated=terminated)
-            for outcome in ending.outcomes
+            replace(outcome, interrupted=True, terminated=terminated) for outcome in ending.outcomes
         ]
 
 
