@@ -20,6 +20,7 @@ import safetensors.numpy
 import xxhash
 from jaxtyping import Float
 
+from dlc_jax import json_text
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.files import check_encodable, make_folder
 from dlc_jax.interruption import deferred
@@ -186,7 +187,7 @@ class Checkpoints:
 
     def _compare(self, step: int, facts: dict[str, Any], complain: Callable[[str], None]) -> None:
         """Tells what is not as it was when a checkpoint was made."""
-        now = json.loads(json.dumps(self._describe(step)))
+        now = json.loads(json_text.dumps(self._describe(step)))
         recipe = _differences(facts.get("recipe", {}), now.get("recipe", {}))
         if recipe:
             raise InputError(
@@ -221,7 +222,9 @@ class Keeper:
           steps: of an epoch.
         """
         self._checkpoints, self._every, self._steps = checkpoints, every, steps
-        self._latest, self._saved = begun, begun
+        self._latest = begun
+        # The step alone: what is written need not stay in memory.
+        self._saved = begun.step if begun else None
         self._since = time.monotonic()
 
     def after_part(
@@ -240,11 +243,11 @@ class Keeper:
 
     def write(self) -> None:
         """Writes down the latest that it was told of."""
-        if self._latest is not None and self._latest is not self._saved:
+        if self._latest is not None and self._latest.step != self._saved:
             # An interruption must not come between what is written and what is known of it.
             with deferred():
                 self._checkpoints.save(self._latest)
-                self._saved, self._since = self._latest, time.monotonic()
+                self._saved, self._since = self._latest.step, time.monotonic()
 
 
 def to_bytes(progress: Progress) -> bytes:

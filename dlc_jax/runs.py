@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from dlc_jax import models, parameters
+from dlc_jax import json_text, models, parameters
 from dlc_jax.data.examples import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.files import check_encodable, half_written, lock, make_folder, named, write_atomically
@@ -87,7 +87,7 @@ class RunConfig(Recipe):
 
     def to_json(self) -> str:
         """All fields, as they stand in `config.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def create_model(self) -> models.Network:
         """The network with the weights that the seed gives."""
@@ -168,18 +168,21 @@ class Run:
             yield
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; of a last one that is torn, none."""
-        path, lines = self.folder / METRICS, []
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-            try:
+        """The lines of `metrics.jsonl` that can be read; none where it is missing or damaged."""
+        try:
+            written = (self.folder / METRICS).read_bytes().splitlines()
+        except OSError:
+            return []
+        lines = []
+        for line in written:
+            # Whatever is not JSON, as the last line of a process that was killed.
+            with suppress(ValueError, RecursionError):
                 lines.append(json.loads(line))
-            except ValueError:
-                break
         return lines
 
     def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Replaces all lines of `metrics.jsonl`."""
-        content = "".join(json.dumps(line) + "\n" for line in lines)
+        content = "".join(json_text.dumps(line) + "\n" for line in lines)
         write_atomically(self.folder / METRICS, content.encode())
 
     @property
@@ -203,11 +206,11 @@ class Run:
         """Adds a line to `metrics.jsonl`."""
         path = self.folder / METRICS
         with named(path), path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json_text.dumps(metrics) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes what became of the run."""
-        content = json.dumps(summary, indent=2) + "\n"
+        content = json_text.dumps(summary, indent=2) + "\n"
         write_atomically(self.folder / SUMMARY, content.encode())
 
 

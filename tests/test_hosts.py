@@ -256,8 +256,10 @@ def test_a_pair_of_which_one_is_ended_or_killed_goes_on_as_if_it_had_not_been(
     pair = resume(start, tmp_path)
     pair.advances()
     pair.processes[0].kill()
-    # By its own complaint, unless JAX's runtime notices it first.
-    assert pair.processes[1].wait(60) != 0
+    # By its own complaint, or where JAX's runtime notices it first.
+    assert pair.processes[1].wait(60) == 1
+    (told,) = pair.complaints(1)
+    assert "start all of them again, with --resume RUN" in told
 
     assert pair.checkpoint() < LAST_STEP
     resume(start, tmp_path).ends([0, 0])
@@ -300,6 +302,34 @@ def test_what_is_wrong_for_both_processes_ends_both_in_one_line_each(
     for rank in range(2):
         (complaint,) = pair.complaints(rank)
         assert "there is already a run in 'runs/run'; choose another --name" in complaint
+
+
+def test_processes_with_other_seeds_and_data_are_refused_in_one_line_each(
+    begin: Start, tmp_path: Path
+) -> None:
+    train = ("-m", "dlc_jax", "train", "--distributed", "--num-processes", 2, "--name", "run")
+    train += ("--coordinator-address", f"127.0.0.1:{free_port()}", "--process-id")
+    others = ("--seed", 1, "--dataset", "mnist-5k", "--epochs", 2)
+    pair = begin(tmp_path, [(*train, 0, *SHORT), (*train, 1, *others)])
+    pair.ends([2, 2])
+    for rank in range(2):
+        (complaint,) = pair.complaints(rank)
+        assert "seed 0 (process 0), 1 (process 1)" in complaint
+        assert "dataset 'mnist' (process 0), 'mnist-5k' (process 1)" in complaint
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_others_do_not_come_says_so_after_a_while(
+    dlc_jax_process: Command, rank: int
+) -> None:
+    where = ("--coordinator-address", f"127.0.0.1:{free_port()}", "--join-seconds", 1)
+    done = dlc_jax_process(
+        "train", "--distributed", *where, "--num-processes", 2, "--process-id", rank
+    )
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert "not all processes came within 1 s" in line
 
 
 def test_options_that_are_not_enough_are_refused_in_one_line(dlc_jax_process: Command) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import venv
@@ -29,6 +30,8 @@ KUBERNETES = [code for language, code in BLOCKS if language == "yaml"]
 def shell(code: str, folder: Path, **environment: str) -> str:
     """Runs a block as a user would, who has activated the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        code = code.replace("127.0.0.1:12345", f"127.0.0.1:{free.getsockname()[1]}")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code],
         cwd=folder,

@@ -65,7 +65,7 @@ def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset
 
 def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
     other = dataclasses.replace(few_digits, class_names=("a", "b"))
-    with pytest.raises(InputError, match="was not trained for few"):
+    with pytest.raises(InputError, match=r"the dataset few has .a. as class 0"):
         experiment.evaluate([run], other)
 
 

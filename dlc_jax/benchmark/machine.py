@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import __version__
+from dlc_jax import __version__, json_text
 from dlc_jax.environment import usable_cores
 from dlc_jax.files import make_folder, write_atomically
 
@@ -74,7 +74,7 @@ def _file(folder: Path, results: dict[str, Any], suffix: str = "") -> Path:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(path, (json_text.dumps(content, indent=2) + "\n").encode())
 
 
 def _processor() -> str:

@@ -70,17 +70,16 @@ def _told(error: Exception) -> int | None:
     if isinstance(error, InputError):
         complain(str(error))
         if not error.common:
-            _leave_others(BAD_INPUT)
+            _leave_others(BAD_INPUT, error)
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone, and wants no more.
         streams.settle(sys.stdout)
         return 1
     if isinstance(error, (RuntimeError, ValueError)) and _is_loss(error):
-        complain(
-            f"the processes can't go on together ({one_line(error)}); if one of them has died, "
-            "start all of them again, with --resume RUN"
-        )
+        from dlc_jax import hosts
+
+        complain(hosts.loss(one_line(error)))
         _leave_others(LOST)
         return LOST
     cause = _surroundings(error)
@@ -138,13 +137,13 @@ def _is_loss(error: Exception) -> bool:
     return hosts.is_loss(error)
 
 
-def _leave_others(status: int) -> None:
+def _leave_others(status: int, error: Exception | None = None) -> None:
     """Exits at once where other processes, that know of no failure, would be waited for."""
     if "dlc_jax.hosts" not in sys.modules:
         return
     from dlc_jax import hosts
 
-    if hosts.are_waiting():
+    if isinstance(error, hosts.NotJoined) or hosts.are_waiting():
         streams.settle(sys.stdout)
         streams.settle(sys.stderr)
         os._exit(status)

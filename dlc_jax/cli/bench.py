@@ -1,11 +1,11 @@
 """dlc-jax bench."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import DEFAULT_DATASET, load
 from dlc_jax.cli.options import data_dir_option, json_option, results_dir_option
@@ -400,4 +400,4 @@ def _print_bench(
         say(line)
     say(f"results: {', '.join(map(str, files))}")
     if as_json:
-        say(json.dumps(results))
+        say(json_text.dumps(results))

@@ -1,10 +1,10 @@
 """What there is: dlc-jax recipes, data and models."""
 
-import json
 from typing import Any
 
 import click
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.options import data_dir_option, json_option, model_options_option
 from dlc_jax.cli.output import say
@@ -26,7 +26,7 @@ def list_recipes(as_json: bool) -> None:
 
     if as_json:
         say(
-            json.dumps(
+            json_text.dumps(
                 {
                     name: {
                         "summary": entry.summary,
@@ -61,7 +61,7 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
     folders = {"data_folder": data.data_folder(data_dir), "cache_folder": cache_folder()}
     places = {name: None if path == NOWHERE else str(path) for name, path in folders.items()}
     if as_json:
-        say(json.dumps({**places, "datasets": statuses}))
+        say(json_text.dumps({**places, "datasets": statuses}))
         return
     for status in statuses:
         say(f"{status['name']:14} {status['summary']} ({status['reference']})")
@@ -122,6 +122,6 @@ def list_models(
         described = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
         lines = report.table_lines(rows)
     if as_json:
-        say(json.dumps(described))
+        say(json_text.dumps(described))
     else:
         say("\n".join(lines))

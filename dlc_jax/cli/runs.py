@@ -1,10 +1,10 @@
 """What is asked of a run that there is: dlc-jax eval, predict and explain."""
 
-import json
 from pathlib import Path
 
 import click
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import load_again
 from dlc_jax.cli.options import data_dir_option, json_option
@@ -43,7 +43,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
             told = "no images" if error is None else f"{error:6.2f} %"
             say(f"  {printable(name):12} {told}")
     else:
-        say(json.dumps(result))
+        say(json_text.dumps(result))
 
 
 @commands.command()
@@ -107,7 +107,7 @@ def predict(
         pairs = [(picture.original, picture.pixels) for picture in shown]
         plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:
-        say(json.dumps({"run": run, "predictions": predictions}))
+        say(json_text.dumps({"run": run, "predictions": predictions}))
         return
     for prediction in predictions:
         first, *others = list(prediction["probabilities"].items())[:3]
@@ -205,4 +205,4 @@ def explain(
     for file in result["files"]:
         say(of_one_line(file))
     if as_json:
-        say(json.dumps(result))
+        say(json_text.dumps(result))

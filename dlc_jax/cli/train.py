@@ -1,12 +1,12 @@
 """dlc-jax train."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import (
     DEFAULT_DATASET,
@@ -30,6 +30,23 @@ if TYPE_CHECKING:
     from dlc_jax.recipes import Recipe
     from dlc_jax.runs import Run, RunConfig
     from dlc_jax.training import EpochReport
+
+
+# What processes that train together may be told differently: what concerns each one's machine, or
+# only the first one.
+_OF_ONE_PROCESS = {
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "join_seconds",
+    "data_dir",
+    "output_dir",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "profile",
+    "tensorboard",
+    "as_json",
+}
 
 
 @commands.command()
@@ -133,6 +150,13 @@ if TYPE_CHECKING:
 @click.option("--num-processes", type=Integer(1), help="How many there are, likewise.")
 @click.option("--process-id", type=Integer(0), help="Which one this is, from 0 on, likewise.")
 @click.option(
+    "--join-seconds",
+    type=Integer(1),
+    default=300,
+    show_default=True,
+    help="How long to wait for the others at the start.",
+)
+@click.option(
     "--profile",
     is_flag=True,
     help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
@@ -167,6 +191,7 @@ def train(
     coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
+    join_seconds: int,
     profile: bool,
     tensorboard: bool,
     as_json: bool,
@@ -192,7 +217,11 @@ def train(
     from dlc_jax import experiment, hosts, models, recipes
     from dlc_jax.files import check_encodable, make_folder
 
-    _join(distributed, coordinator_address, num_processes, process_id)
+    _join(distributed, coordinator_address, num_processes, process_id, join_seconds)
+    if distributed:
+        told = click.get_current_context().params
+        kept = {name: told[name] for name in told.keys() - _OF_ONE_PROCESS}
+        hosts.check_agreement({**kept, **hosts.versions()})
     devices = _count_devices(devices)
     saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
     changes = {field: value for field, value in fields.items() if value is not None}
@@ -233,7 +262,11 @@ def train(
 
 
 def _join(
-    distributed: bool, address: str | None, num_processes: int | None, process_id: int | None
+    distributed: bool,
+    address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    join_seconds: int,
 ) -> None:
     """Joins this process with others, if it is to be."""
     given = {
@@ -249,7 +282,7 @@ def _join(
     from dlc_jax import hosts
 
     hosts.print_apart()
-    hosts.initialize(address, num_processes, process_id)
+    hosts.initialize(address, num_processes, process_id, join_seconds)
 
 
 def _count_devices(devices: int | None) -> int | None:
@@ -408,7 +441,7 @@ def _epoch_line(report: "EpochReport", images: int) -> str:
 
 def _print_outcome(outcome: "Outcome") -> None:
     summary, folder = outcome.summary, of_one_line(str(outcome.run.folder))
-    if outcome.interrupted:
+    if outcome.interrupted and summary["epochs"] < outcome.run.config.epochs:
         complain(
             f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
             f"the network so far is in {folder}; to go on: dlc-jax train --resume {folder}"
@@ -438,5 +471,5 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
             f"{error['standard_error']:.2f}"
         )
     if as_json:
-        say(json.dumps(result))
+        say(json_text.dumps(result))
     return INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0

@@ -13,11 +13,11 @@ from flax import nnx
 from dlc_jax import training
 from dlc_jax.data import Dataset, Examples, RecordDataset
 from dlc_jax.data.images import Picture, read_picture
-from dlc_jax.errors import InputError
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.results import SAMPLE, error_by_class, percent
 from dlc_jax.explain.view import View
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
+from dlc_jax.meaning import Meaning, check_same
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.text import told_apart
 
@@ -36,8 +36,13 @@ def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
       dataset: with the test split.
 
     Raises:
-      InputError: the dataset's images or classes are not those of the network.
+      InputError: the dataset's images or classes are not those of the network, or not in the
+        same order, or the networks' differ; or (`training.Diverged`) its outputs are not finite.
     """
+    meanings = [_meaning(run) for run in runs]
+    for other in meanings[1:]:
+        check_same(meanings[0], other)
+    check_same(meanings[0], Meaning.of(f"the dataset {dataset.name}", dataset))
     every, labels = zip(*(_test_logits(run, dataset) for run in runs), strict=True)
     logits = every[0] if len(every) == 1 else average_probabilities(jnp.stack(every))
     folders = [str(run.folder) for run in runs]
@@ -54,17 +59,31 @@ def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
 def _test_logits(run: Run, dataset: AnyDataset) -> tuple[Any, Any]:
     """A run's network's logits of a dataset's test split, and the labels."""
     config = run.config
-    if (config.image_shape, len(config.class_names)) != (
-        dataset.image_shape,
-        len(dataset.class_names),
-    ):
-        raise InputError(f"the run in {str(run.folder)!r} was not trained for {dataset.name}")
     state = training.create_state(run.model(), optax.identity())
     looks: dict[str, Any] = {"mirrored": config.mirrored_test, "translated": config.translated_test}
     if isinstance(dataset, RecordDataset):
-        return training.evaluate_records(state, dataset.test, config.normalise, **looks)[:2]
-    logits, _ = training.evaluate(state, jax.device_put(dataset.test), config.normalise, **looks)
-    return logits, jnp.asarray(dataset.test.labels)
+        logits, labels, _ = training.evaluate_records(
+            state, dataset.test, config.normalise, **looks
+        )
+    else:
+        test = jax.device_put(dataset.test)
+        logits, _ = training.evaluate(state, test, config.normalise, **looks)
+        labels = jnp.asarray(dataset.test.labels)
+    _check_finite(run, logits)
+    return logits, labels
+
+
+def _meaning(run: Run) -> Meaning:
+    return Meaning.of(f"the run in {str(run.folder)!r}", run.config)
+
+
+def _check_finite(run: Run, logits: Any) -> None:
+    """Raises `Diverged` where a network's outputs are no numbers."""
+    if not np.isfinite(np.asarray(logits)).all():
+        raise training.Diverged(
+            f"the network in {str(run.folder)!r} gives outputs that are not finite, since its "
+            "training diverged; train it again with a smaller learning rate"
+        )
 
 
 # Pictures are asked about so many at a time, which compiles one program and bounds the memory.
@@ -97,7 +116,8 @@ def predict(
       largest first.
 
     Raises:
-      InputError: a picture can't be read, or has no ink.
+      InputError: a picture can't be read, or has no ink, or (`training.Diverged`) the network's
+        outputs are not finite.
     """
     config = run.config
     state = training.create_state(model, optax.identity())
@@ -110,6 +130,7 @@ def predict(
         images[: len(some)] = [picture.pixels for picture in pictures]
         batch = Examples(config.normalise(images), np.zeros(size, np.int32))
         logits, _ = training.eval_step(state, batch)
+        _check_finite(run, logits[: len(some)])
         rows = np.asarray(jax.nn.softmax(logits))[: len(some)]
         for path, picture, row in zip(some, pictures, rows, strict=True):
             seen(picture)
@@ -187,13 +208,14 @@ def explain(
       that does not suit the network, why.
 
     Raises:
-      InputError: a picture can't be read, the network can't be explained, or the other one takes
-        other images.
+      InputError: a picture can't be read, the network can't be explained, or the dataset or the
+        other one has other images or classes.
     """
     from dlc_jax.explain import gallery
     from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
 
     config = run.config
+    check_same(_meaning(run), Meaning.of(f"the dataset {dataset.name}", dataset))
     shown = dataset if isinstance(dataset, Dataset) else dataset.sample(SAMPLE)
     if paths:
         pictures = np.stack(
@@ -237,12 +259,6 @@ def _rival(run: Run, other: Run | None) -> "Named | None":
 
     if other is None:
         return None
-    for what in ("image_shape", "class_names"):
-        ours, theirs = (tuple(getattr(each.config, what)) for each in (run, other))
-        if ours != theirs:
-            raise InputError(
-                f"{str(other.folder)!r} has the {what} {theirs}, not {ours}; give a run on "
-                f"{run.config.dataset}"
-            )
+    check_same(_meaning(run), _meaning(other))
     folders = [str(each.folder.absolute()) for each in (run, other)]
     return Named(told_apart(folders)[1], View.of_run(other))

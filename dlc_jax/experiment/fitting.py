@@ -12,12 +12,13 @@ import numpy as np
 import xxhash
 from jax.sharding import Mesh
 
-from dlc_jax import sharding, training
+from dlc_jax import hosts, sharding, training
 from dlc_jax.checkpoint import Progress
 from dlc_jax.data import RecordDataset
 from dlc_jax.data import order as orders
 from dlc_jax.errors import InputError
 from dlc_jax.experiment.configuration import AnyDataset
+from dlc_jax.meaning import Meaning, check_same
 from dlc_jax.runs import RunConfig
 from dlc_jax.training import EpochReport
 from dlc_jax.training.fit import check_batch_size
@@ -26,6 +27,8 @@ from dlc_jax.training.fit import check_batch_size
 _UNLABELLED, _UNLABELLED_PIXELS = 5000, 10**8
 # What may differ between the checkpoint of a run and those who go on with it.
 _NOT_OF_THE_RECIPE = {"dlc_jax", "jax", "device", "devices", "provenance", "stream"}
+# What may differ between processes of one training: where each has its data from, and its device.
+_OF_EACH_PROCESS = {"device", "devices", "provenance"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ class Fitting:
 
     @classmethod
     def of(cls, config: RunConfig, dataset: AnyDataset, devices: int | None = None) -> "Fitting":
-        """What `train` is told, made ready; raises as that does."""
+        """What `train` is told, made ready; raises as that does.
+
+        Several processes compare what they were told first.
+        """
+        hosts.check_agreement(_told(config, dataset, devices))
         dataset = dataset.first(config.examples)
         check_batch_size(config.batch_size, dataset)
         [state] = new_states([config], dataset)
@@ -101,6 +108,20 @@ class Fitting:
         yield from fitted
 
 
+def _told(config: RunConfig, dataset: AnyDataset, devices: int | None) -> dict[str, Any]:
+    """All that processes must agree on before they train."""
+    if jax.process_count() == 1:
+        return {}
+    fields = dataclasses.asdict(config)
+    data = {f"dataset's {name}": value for name, value in hosts.identity(dataset).items()}
+    return {
+        **{name: fields[name] for name in fields.keys() - _OF_EACH_PROCESS},
+        **data,
+        "devices": devices,
+        **hosts.versions(),
+    }
+
+
 def _mesh(
     config: RunConfig, state: training.TrainState, devices: int | None, *, streams: bool
 ) -> Mesh | None:
@@ -122,11 +143,9 @@ def _mesh(
 
 def new_states(configs: Sequence[RunConfig], dataset: AnyDataset) -> list[training.TrainState]:
     """The new networks, with what they learn of the first training images without labels."""
-    if dataset.image_shape != configs[0].image_shape:
-        raise InputError(
-            f"{dataset.name}'s images are {dataset.image_shape}, but the network is configured "
-            f"for {configs[0].image_shape}; configure it with this dataset"
-        )
+    data = Meaning.of(f"the dataset {dataset.name}", dataset)
+    for config in configs:
+        check_same(Meaning.of("the network's configuration", config), data)
     optimizer = configs[0].create_optimizer(dataset.sizes[0])
     most = max(min(_UNLABELLED, _UNLABELLED_PIXELS // math.prod(dataset.image_shape)), 1)
     unlabelled = jnp.asarray(dataset.sample(most).train.images)

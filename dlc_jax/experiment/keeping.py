@@ -1,5 +1,7 @@
 """What is kept of a run while it is in training, and found again."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -7,15 +9,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 
 from dlc_jax import training
 from dlc_jax.checkpoint import Checkpoints, Keeper, Progress
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting
 from dlc_jax.experiment.results import draw, metrics_of, summarise
-from dlc_jax.runs import CHECKPOINTS, EVENTS, Run
+from dlc_jax.runs import CHECKPOINTS, EVENTS, METRICS, Run
 from dlc_jax.tensorboard import Board, check_library
 from dlc_jax.training import EpochReport
+
+_NO_LABELS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class OpenRun:
       run: the folder.
       begun: where training goes on from; None where it begins.
       keeper: of checkpoints.
-      history: what is known of all epochs.
+      history: what is known of all epochs; of the last one alone also its network and outputs.
       board: where event files are asked for.
     """
 
@@ -67,6 +73,9 @@ class OpenRun:
 
     def add(self, report: EpochReport, images: int) -> None:
         """Keeps what an epoch of so many images came to."""
+        if self.history:
+            # Every epoch's network would fill the memory.
+            self.history[-1] = without_network(self.history[-1])
         self.history.append(report)
         if report.epoch:
             self.run.save_model(report.state.model)
@@ -100,7 +109,7 @@ def open_run(
         checkpoints = Checkpoints(run.folder / CHECKPOINTS, saving.keep, fitting.describe)
         stack.enter_context(checkpoints)
         begun = checkpoints.newest(fitting.state, complain)
-        history = _history(run, begun, fitting.steps)
+        history = _history(run, begun, fitting.steps, complain)
         board, events = None, run.folder / EVENTS
         if saving.tensorboard or events.exists():
             done = (begun.step - 1) // fitting.steps if begun else 0
@@ -111,27 +120,61 @@ def open_run(
         yield OpenRun(run, begun, keeper, history, board)
 
 
-def _history(run: Run, begun: Progress | None, steps: int) -> list[EpochReport]:
+def without_network(report: EpochReport) -> EpochReport:
+    """A report with the numbers alone: its state, but for the step, and its outputs are empty."""
+    state = dataclasses.replace(
+        report.state, params=nnx.State({}), stats=nnx.State({}), opt_state=optax.EmptyState()
+    )
+    return dataclasses.replace(
+        report, state=state, test_logits=report.test_logits[:0].copy(), test_labels=_NO_LABELS
+    )
+
+
+def _history(
+    run: Run, begun: Progress | None, steps: int, complain: Callable[[str], None]
+) -> list[EpochReport]:
     """What is known of the epochs before the one that is now in progress, or evaluated again."""
     done = (begun.step - 1) // steps if begun else 0
-    lines = [line for line in run.read_metrics() if line["epoch"] <= done]
+    known = {line["epoch"]: line for line in run.read_metrics() if _is_whole(line)}
+    lines = [known[epoch] for epoch in sorted(known) if epoch <= done]
     run.write_metrics(lines)
+    missing = done - len(lines)
+    if missing:
+        complain(
+            f"{str(run.folder / METRICS)!r} no longer tells of {missing} of the {done} epochs "
+            "done; going on without their numbers"
+        )
     if begun is None or not done:
         return []
     losses = begun.losses[: done * steps].reshape(done, steps)
     return [
-        EpochReport(
-            line["epoch"],
-            begun.state,
-            losses[line["epoch"] - 1],
-            training.Metrics(
-                jnp.float32(line["test_loss"]), jnp.float32(line["test_error_percent"] / 100)
-            ),
-            np.zeros((0, len(run.config.class_names)), np.float32),
-            np.zeros(0, np.int32),
-            line["train_seconds"],
-            0.0,
-            0.0,
+        without_network(
+            EpochReport(
+                line["epoch"],
+                begun.state,
+                losses[line["epoch"] - 1],
+                training.Metrics(
+                    jnp.float32(line["test_loss"]), jnp.float32(line["test_error_percent"] / 100)
+                ),
+                np.zeros((0, len(run.config.class_names)), np.float32),
+                _NO_LABELS,
+                line["train_seconds"],
+                0.0,
+                0.0,
+            )
         )
         for line in lines
     ]
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether a line of `metrics.jsonl` tells what is needed of an epoch."""
+    if not isinstance(line, dict):
+        return False
+    values = [line.get(name) for name in ("test_loss", "test_error_percent", "train_seconds")]
+    epoch = line.get("epoch")
+    return (
+        type(epoch) is int
+        and epoch > 0
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from dlc_jax import parameters, plots
 from dlc_jax.experiment.configuration import AnyDataset
@@ -41,8 +42,14 @@ def summarise(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> dict
         "images_per_second": round(images / seconds, 1) if epochs else None,
         "device": config.device,
         "run": str(run.folder),
-        "parameters_sha256": parameters.fingerprint(history[-1].state.params) if history else None,
+        "parameters_sha256": _fingerprint(run, history[-1]) if history else None,
     }
+
+
+def _fingerprint(run: Run, last: EpochReport) -> str:
+    """Of the last network; of that in the run's folder where the report is without."""
+    params = last.state.params or nnx.state(run.model(), nnx.Param)
+    return parameters.fingerprint(params)
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,44 @@ from dlc_jax.errors import InputError, one_line
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting, how_to_fit, key_of, new_states
 from dlc_jax.experiment.keeping import DEFAULT_SAVING, OpenRun, Saving, open_run
-from dlc_jax.interruption import Terminated
+from dlc_jax.interruption import Terminated, deferred
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.training import EpochReport
+
+
+class _Ending:
+    """What came of runs whose results are being written, in which no signal comes between.
+
+    Attributes:
+      outcomes: none before they are known.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.outcomes: list[Outcome] = []
+
+    def begin(self) -> None:
+        """From now on Ctrl-C and SIGTERM wait until all is written."""
+        # Those of several processes wait already, so that all end together.
+        if jax.process_count() == 1:
+            self._stack.enter_context(deferred())
+
+
+@contextmanager
+def _whole_ending() -> Iterator[_Ending]:
+    """Has a signal that comes when training is over make the outcomes interrupted ones."""
+    stack = ExitStack()
+    ending = _Ending(stack)
+    try:
+        with stack:
+            yield ending
+    except KeyboardInterrupt as late:
+        if not ending.outcomes:
+            raise
+        terminated = isinstance(late, Terminated)
+        ending.outcomes = [
+            replace(outcome, interrupted=True, terminated=terminated) for outcome in ending.outcomes
+        ]
 
 
 @dataclass(frozen=True)
@@ -140,7 +175,7 @@ def _train(
     complain: Callable[[str], None],
 ) -> Outcome:
     """Trains in a run's folder from where its checkpoints say."""
-    with ExitStack() as stack:
+    with _whole_ending() as ending, ExitStack() as stack:
         # To be left last, when all is written.
         go_on = stack.enter_context(hosts.ending_together())
         opened: list[OpenRun] = []
@@ -159,7 +194,8 @@ def _train(
 
         how = fitting, run.begun, after_part
         alone = _fit_profiled(run.run.folder, *how) if saving.profile else fitting.reports(*how[1:])
-        return _keep([run], ([report] for report in alone), fitting.dataset, watch)[0]
+        _keep([run], ([report] for report in alone), fitting.dataset, watch, ending)
+    return ending.outcomes[0]
 
 
 def _fit_profiled(
@@ -248,12 +284,13 @@ def train_together(
     together = training.fit_ensemble(
         stacked, dataset, config.normalise, keys=keys, **how_to_fit(config)
     )
-    with ExitStack() as stack:
+    with _whole_ending() as ending, ExitStack() as stack:
         opened = [
             stack.enter_context(open_run(run, Fitting(run.config, dataset, state, None), saving))
             for run, state in zip(_new_runs(configs, output_dir, names), states, strict=True)
         ]
-        return _keep(opened, _checkpointed(opened, together), dataset, watch)
+        _keep(opened, _checkpointed(opened, together), dataset, watch, ending)
+    return ending.outcomes
 
 
 def _checkpointed(
@@ -272,9 +309,9 @@ def _keep(
     reports: Iterable[list[EpochReport]],
     dataset: AnyDataset,
     watch: Callable[[Run, EpochReport], None],
-) -> list[Outcome]:
+    ending: _Ending,
+) -> None:
     """Trains by going through the reports, and keeps what they tell."""
-    summaries = []
     interrupted: KeyboardInterrupt | None = None
     try:
         for together in reports:
@@ -284,8 +321,9 @@ def _keep(
     except KeyboardInterrupt as interruption:
         interrupted = interruption
     finally:
+        ending.begin()
         summaries = [run.end(dataset) for run in runs]
-    return [
+    ending.outcomes = [
         Outcome(run.run, summary, interrupted is not None, isinstance(interrupted, Terminated))
         for run, summary in zip(runs, summaries, strict=True)
     ]

@@ -10,12 +10,13 @@ from dlc_jax.training.epoch import (
     train_ensemble,
     train_epoch,
 )
-from dlc_jax.training.fit import EpochReport, NoRoom, fit, fit_ensemble
+from dlc_jax.training.fit import Diverged, EpochReport, NoRoom, fit, fit_ensemble
 from dlc_jax.training.programs import evaluate_records
 from dlc_jax.training.state import TrainState, create_state, stack, unstack
 from dlc_jax.training.step import Metrics, couples_examples, eval_step, train_step
 
 __all__ = [
+    "Diverged",
     "EpochReport",
     "Metrics",
     "NoRoom",

@@ -28,7 +28,7 @@ _NO_LOSSES = np.zeros(0, np.float32)
 
 
 class Diverged(InputError):
-    """The loss is no longer a number."""
+    """A loss, or a parameter or statistic of the network, is no longer finite."""
 
     common = True
 
@@ -107,8 +107,8 @@ def fit(
 
     Returns:
       An iterator of reports: one on the network as it is, unless that is within an epoch, then
-      one after each epoch. It raises `Diverged` when a loss is not finite; what it gave before
-      stays valid.
+      one after each epoch. It raises `Diverged` when a loss, the test loss, a parameter or a
+      statistic is not finite; what it gave before stays valid.
 
     Raises:
       InputError: the batch size is not between 1 and the number of training examples, or the
@@ -130,7 +130,8 @@ def fit(
             for examples in parts.left(int(state.step)):
                 (state, metrics), taken = _timed(programs.train, state, examples)
                 so_far.append(np.asarray(metrics.loss))
-                if after_part is not None and np.isfinite(so_far[-1]).all():
+                _check_training(state, np.concatenate(so_far), parts.epoch(int(state.step)))
+                if after_part is not None:
                     after_part(state, np.concatenate(so_far), taken)
             return state, np.concatenate(so_far)
 
@@ -187,7 +188,9 @@ def fit_ensemble(
 
     def losses_of_epoch(states: TrainState) -> tuple[TrainState, Float[Array, "networks steps"]]:
         states, metrics = run_epoch(states, train, normalise, keys=keys)
-        return states, metrics.loss
+        losses = np.asarray(metrics.loss)
+        _check_training(states, losses, int(states.step[0]) // losses.shape[-1])
+        return states, losses
 
     def test_of_each(states: TrainState) -> tuple[Array, np.ndarray, Metrics]:
         logits, metrics = run_test(states, test, normalise)
@@ -222,9 +225,13 @@ class _Parts:
             )
         return self.examples[within // self._part :]
 
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 1, of which `step` is a part."""
+        return -(-step // self._steps)
+
     def place(self, step: int) -> tuple[int, bool]:
-        """The epoch, counted from 1, of which `step` is a part, and whether there is more of it."""
-        return -(-step // self._steps), step % self._steps > 0
+        """The epoch of which `step` is a part, and whether there is more of it."""
+        return self.epoch(step), step % self._steps > 0
 
 
 def check_batch_size(batch_size: int, dataset: Dataset | RecordDataset) -> None:
@@ -263,13 +270,14 @@ def _reports(
     first: int = 0,
     within: bool = False,
 ) -> Iterator[EpochReport]:
+    _check_state(state, "before training")
     losses, train_seconds = np.zeros((*state.step.shape, 0), np.float32), 0.0
     for epoch in range(first, epochs + 1):
         if epoch > first or within:
             (state, losses), train_seconds = _timed(run_epoch, state)
             losses = np.asarray(losses)
-            _check_finite(losses, epoch)
         (logits, labels, test_metrics), test_seconds = _timed(run_test, state)
+        _check_test(test_metrics, len(labels), epoch)
         yield EpochReport(
             epoch,
             state,
@@ -314,13 +322,54 @@ def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     return results, time.perf_counter() - start
 
 
-def _check_finite(losses: Float[np.ndarray, "*networks steps"], epoch: int) -> None:
+def _check_training(
+    state: TrainState, losses: Float[np.ndarray, "*networks steps"], epoch: int
+) -> None:
+    """Raises `Diverged` unless the losses up to a state, and the state, are finite."""
+    last = int(np.max(state.step))
     broken = np.argwhere(~np.isfinite(losses))
     if broken.size:
         place = tuple(broken[0])
-        step = (epoch - 1) * losses.shape[-1] + place[-1] + 1
-        whose = f" of network {place[0] + 1}" if len(place) > 1 else ""
-        raise Diverged(
-            f"the loss{whose} became {losses[place]} at step {step} (epoch {epoch}); "
-            "try a smaller learning rate"
+        step = last - losses.shape[-1] + place[-1] + 1
+        raise _diverged(
+            f"the loss{_whose(place[:-1])} became {losses[place]} at step {step} (epoch {epoch})"
         )
+    _check_state(state, f"after step {last} (epoch {epoch})")
+
+
+def _check_state(state: TrainState, when: str) -> None:
+    """Raises `Diverged` unless parameters and statistics of each network are finite."""
+    # On the host, to which a run's parameters come anyway; a program would have to be compiled.
+    for kind, variables in (("parameter", state.params), ("statistic", state.stats)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact):
+                continue
+            values = np.asarray(leaf)
+            broken = np.argwhere(~np.isfinite(values))
+            if broken.size:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                whose = _whose(tuple(broken[0])[: state.step.ndim])
+                value = values[tuple(broken[0])]
+                raise _diverged(
+                    f"the {kind} {name.removesuffix('.value')}{whose} is {value} {when}"
+                )
+
+
+def _check_test(test: Metrics, examples: int, epoch: int) -> None:
+    """Raises `Diverged` unless the test loss of each network is finite."""
+    losses = np.asarray(test.loss)
+    broken = np.argwhere(~np.isfinite(losses))
+    # The mean over no examples is not a number, whatever the network.
+    if examples and len(broken):
+        place = tuple(broken[0])
+        when = f"after epoch {epoch}" if epoch else "before training"
+        raise _diverged(f"the test loss{_whose(place)} is {losses[place]} {when}")
+
+
+def _whose(place: tuple[int, ...]) -> str:
+    """Of which of several networks, in words."""
+    return f" of network {place[0] + 1}" if place else ""
+
+
+def _diverged(what: str) -> Diverged:
+    return Diverged(f"{what}; try a smaller learning rate")

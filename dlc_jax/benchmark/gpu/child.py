@@ -2,10 +2,10 @@
 
 import argparse
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
+from dlc_jax import json_text
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.gpu.part import Settings
 from dlc_jax.errors import one_line
@@ -28,7 +28,7 @@ def main() -> None:
 
     def keep(results: dict[str, Any]) -> None:
         found.update(results)
-        text = json.dumps({"machine": described, "results": found}, allow_nan=False)
+        text = json_text.dumps({"machine": described, "results": found})
         write_atomically(arguments.results, text.encode())
 
     module, name = arguments.function.split(":")

@@ -1,0 +1,57 @@
+"""Networks and datasets that are about other images or classes are never taken for the same."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlc_jax import experiment
+from dlc_jax.data import Dataset
+from dlc_jax.errors import InputError
+from dlc_jax.runs import Run
+
+CLOTHES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "shoe", "bag", "boot")
+
+
+def with_classes(run: Run, names: tuple[str, ...]) -> Run:
+    return Run(run.folder, dataclasses.replace(run.config, class_names=names))
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (CLOTHES, "'top' as class 0"),
+        (tuple("0123456798"), "'9' as class 8"),
+        (tuple("012345678"), "9 classes"),
+        (tuple("0123456789a"), "11 classes"),
+    ],
+)
+def test_other_classes_or_another_order_are_refused_wherever_two_meet(
+    run: Run, few_digits: Dataset, tmp_path: Path, names: tuple[str, ...], first: str
+) -> None:
+    other = with_classes(run, names)
+    data = dataclasses.replace(few_digits, class_names=names)
+    meetings: list[Callable[[], Any]] = [
+        lambda: experiment.evaluate([run, other], few_digits),
+        lambda: experiment.evaluate([run], data),
+        lambda: experiment.explain(run, data, ["filters"], folder=tmp_path),
+        lambda: experiment.explain(run, few_digits, ["adversarial"], folder=tmp_path, other=other),
+        lambda: experiment.train(run.config, data, tmp_path),
+        lambda: experiment.resume(run, data),
+        lambda: experiment.train_together(
+            [run.config, other.config], few_digits, tmp_path, [None, None]
+        ),
+    ]
+    for meet in meetings:
+        with pytest.raises(InputError) as refusal:
+            meet()
+        assert first in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_another_shape_are_refused(run: Run, few_digits: Dataset) -> None:
+    other = Run(run.folder, dataclasses.replace(run.config, image_shape=(32, 32, 3)))
+    with pytest.raises(InputError, match=r"images of 32x32x3, while .* has images of 28x28x1"):
+        experiment.evaluate([run, other], few_digits)
