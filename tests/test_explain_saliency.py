@@ -38,7 +38,7 @@ def inside_scan(x: Array) -> Array:
         return carry, carry.sum()
 
     factors = jnp.stack([jnp.asarray(FIRST), jnp.ones(3)])
-    return (SECOND * lax.scan(step, x, factors)[0]).sum()
+    return jnp.sum(SECOND * lax.scan(step, x, factors)[0])
 
 
 def inside_cond(x: Array) -> Array:
