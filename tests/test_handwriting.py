@@ -98,7 +98,7 @@ def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
         paths.append(f"{tmp_path}/{index}.png")
         Image.fromarray(photograph(digit, kind, np.random.default_rng(index))).save(paths[-1])
     answers = experiment.predict(lecture_run, lecture_run.model(), paths)
-    right = [int(answer["class"]) for answer in answers] == labels[chosen]
+    right = np.array([int(answer["class"]) for answer in answers]) == labels[chosen]
     assert right.sum() >= 8
 
 

@@ -179,3 +179,14 @@ def test_dropout_differs_from_step_to_step_and_is_the_same_for_the_same_state() 
     assert first.loss != second.loss
     logits = [training.eval_step(s, batch())[0] for s in (state, state)]
     np.testing.assert_array_equal(*logits)
+
+
+def test_initial_weights_are_those_of_the_initialisers_for_kernels() -> None:
+    key, shape = jax.random.key(3), (2, 3, 4)
+    he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_array_equal(layers.he_normal(key, shape), he_normal(key, shape))
+    lecun_normal = nnx.initializers.lecun_normal()
+    ours = layers.as_matrix(lecun_normal, "fan_in")(key, shape)
+    np.testing.assert_array_equal(ours, lecun_normal(key, shape))
+    ours = layers.uniform(0.5)(key, shape)
+    np.testing.assert_array_equal(ours, jax.random.uniform(key, shape, minval=-0.5, maxval=0.5))

@@ -22,7 +22,7 @@ def _grey(path: Path, shape: tuple[int, int, int] = (28, 28, 1)) -> np.ndarray:
 def test_damaged_exif_leaves_the_picture_as_it_is(
     format: str, block: bytes, tmp_path: Path
 ) -> None:
-    picture = Image.fromarray(np.repeat(np.arange(0, 252, 9, np.uint8)[None], 28, 0))
+    picture = Image.fromarray(np.repeat(np.arange(0, 252, 9, dtype=np.uint8)[None], 28, 0))
     picture.save(tmp_path / "a", format=format, exif=block)
     np.testing.assert_allclose(_grey(tmp_path / "a"), np.asarray(picture), atol=12)
 

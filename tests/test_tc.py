@@ -21,7 +21,7 @@ def network(size: int = 6, seed: int = 0, **options: Any) -> TC:
     return TC(image_shape=(size, size, 1), num_classes=2, rngs=nnx.Rngs(seed), **options)
 
 
-def squares(image: np.ndarray) -> list[tuple[int, int]]:
+def squares(image: Any) -> list[tuple[int, int]]:
     return [(int(row), int(column)) for row, column in np.argwhere(image[..., 0])]
 
 

@@ -101,6 +101,7 @@ def _scaled(gradient: Images) -> Images:
     return gradient / jnp.where(size > 0, size, 1)
 
 
+@jax.jit
 def total_variation(pixels: Pixels) -> Float[Array, " batch"]:
     """How much each image changes from pixel to pixel.
 
@@ -120,6 +121,7 @@ def total_variation(pixels: Pixels) -> Float[Array, " batch"]:
     return lengths.sum((1, 2, 3))
 
 
+@jax.jit
 def blur(pixels: Pixels, deviation: Float[AnyArray, ""] | float) -> Images:
     """Images convolved with a Gaussian, which beyond the border is renormalised.
 

@@ -23,10 +23,12 @@ def check_pixels(view: View, pixels: Any) -> tuple[int, int, int]:
             f"pixels of shape {shape} are no images; give [batch, height, width, channels] of at "
             "least one image"
         )
-    if not isinstance(pixels, jax.core.Tracer) and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise InputError(
-            f"pixels go from {pixels.min():g} to {pixels.max():g}; scale them to go from 0 to 1"
-        )
+    if not isinstance(pixels, jax.core.Tracer):
+        # By NumPy: JAX would compile two programs for each shape.
+        values = np.asarray(pixels)
+        least, most = float(values.min()), float(values.max())
+        if not (least >= 0 and most <= 1):
+            raise InputError(f"pixels go from {least:g} to {most:g}; scale them to go from 0 to 1")
     height, width, channels = shape[1:]
     if not ascent.accepts(view, (height, width, channels)):
         raise ascent.refused((height, width, channels))

@@ -6,6 +6,7 @@ et al. 2016 ("Learning deep features for discriminative localization"), divided 
 positions.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,19 +42,24 @@ def grad_cam(
       InputError: pixels or labels do not suit the network, or it has no such stage with feature
         maps.
     """
-    height, width, channels = check_labels(view, pixels, labels)
-    check_spatial_stage(view, (height, width, channels), stage)
+    image_shape = check_labels(view, pixels, labels)
+    check_spatial_stage(view, image_shape, stage)
+    return _grad_cam(view, jnp.asarray(pixels), jnp.asarray(labels), stage=stage)
+
+
+@partial(jax.jit, static_argnames="stage")
+def _grad_cam(view: View, pixels: Array, labels: Array, *, stage: str) -> Array:
     activations, gradients = _at_stage(view, pixels, labels, stage)
     weights = gradients.mean((1, 2))
     heat = jax.nn.relu(jnp.einsum("bhwm,bm->bhw", activations, weights))
-    return jax.image.resize(heat, (len(heat), height, width), "bilinear")
+    return jax.image.resize(heat, pixels.shape[:3], "bilinear")
 
 
 def _at_stage(
-    view: View, pixels: Pixels, labels: Int[AnyArray, " batch"], stage: str
+    view: View, pixels: Array, labels: Array, stage: str
 ) -> tuple[Float[Array, "batch rows columns maps"], Float[Array, "batch rows columns maps"]]:
     """A stage's activations, and the gradient of the labels' logits with respect to them."""
-    closed, args, structure = jaxprs.trace(view.stages, jnp.asarray(pixels))
+    closed, args, structure = jaxprs.trace(view.traced_stages, pixels)
     by_name = jax.tree.unflatten(structure, closed.jaxpr.outvars)
 
     # A view only shows a stage. What the rest of the network makes of another value is asked by
@@ -65,7 +71,7 @@ def _at_stage(
 
         results = jaxprs.evaluate(closed, args, change=change)
         stages = jax.tree.unflatten(structure, results)
-        of_labels = jnp.take_along_axis(stages["logits"], jnp.asarray(labels)[:, None], 1)
+        of_labels = jnp.take_along_axis(stages["logits"], labels[:, None], 1)
         return of_labels.sum(), stages[stage]
 
     aval = by_name[stage].aval

@@ -20,7 +20,7 @@ from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import jaxprs
 from dlc_jax.explain.checks import check_choices, check_counts, check_pixels, check_stage
-from dlc_jax.explain.rectifiers import Rule, with_rectifiers
+from dlc_jax.explain.rectifiers import Rule, check_rule, with_rectifiers
 from dlc_jax.explain.view import Pixels, View
 
 
@@ -63,22 +63,25 @@ def project(
     """
     shape = check_stage(view, check_pixels(view, pixels), stage)
     check_choices("map", maps, len(pixels), shape[-1])
-    to_stage = with_rectifiers(lambda pixels: view.activations(pixels, stage), rule)
-    activations, back = jax.vjp(to_stage, jnp.asarray(pixels))
+    check_rule(rule)
+    return _project(view, jnp.asarray(pixels), jnp.asarray(maps), stage=stage, rule=rule)
 
-    images, maps = jnp.arange(len(pixels)), jnp.asarray(maps)
-    flat = activations.reshape(len(pixels), -1, shape[-1])
+
+@partial(jax.jit, static_argnames=("stage", "rule"))
+def _project(view: View, pixels: Array, maps: Array, *, stage: str, rule: Rule) -> Projection:
+    to_stage = with_rectifiers(lambda pixels: view.activations(pixels, stage), rule)
+    activations, back = jax.vjp(to_stage, pixels)
+
+    images = jnp.arange(len(pixels))
+    flat = activations.reshape(len(pixels), -1, activations.shape[-1])
     of_maps = flat[images, :, maps]
     positions = of_maps.argmax(1)
     values = of_maps[images, positions]
     alone = jnp.zeros_like(flat).at[images, positions, maps].set(values)
     (projected,) = back(alone.reshape(activations.shape))
-    place = jnp.stack(jnp.divmod(positions, _columns(shape)), 1)
+    columns = activations.shape[2] if activations.ndim == 4 else 1
+    place = jnp.stack(jnp.divmod(positions, columns), 1)
     return Projection(projected, place, values)
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) == 3 else 1
 
 
 def strongest(
@@ -104,12 +107,18 @@ def strongest(
     if not 1 <= count <= len(pixels):
         raise InputError(f"count is {count}; choose from 1 to {len(pixels)}, the number of images")
     check_counts(batch_size=batch_size)
+    return _strongest(view, jnp.asarray(pixels), stage=stage, count=count, batch_size=batch_size)
 
+
+@partial(jax.jit, static_argnames=("stage", "count", "batch_size"))
+def _strongest(
+    view: View, pixels: Array, *, stage: str, count: int, batch_size: int
+) -> tuple[Array, Array]:
     def largest(image: Array) -> Array:
         activations = view.activations(image[None], stage)[0]
         return activations.reshape(-1, activations.shape[-1]).max(0)
 
-    values = lax.map(largest, jnp.asarray(pixels), batch_size=batch_size)
+    values = lax.map(largest, pixels, batch_size=batch_size)
     values, indices = lax.top_k(values.T, count)
     return indices, values
 

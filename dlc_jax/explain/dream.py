@@ -96,10 +96,34 @@ def dream(
     shapes = octave_shapes(check_pixels(view, pixels), octaves, octave_scale)
     _check_octaves(view, shapes)
     ascent.check(view, stage, shapes[-1], steps, jitter)
-    pixels = jnp.asarray(pixels, float)
+    return _dream(
+        view,
+        jnp.asarray(pixels),
+        key,
+        learning_rate,
+        stage=stage,
+        shapes=tuple(shapes),
+        steps=steps,
+        jitter=jitter,
+    )
+
+
+@partial(jax.jit, static_argnames=("stage", "shapes", "steps", "jitter"))
+def _dream(
+    view: View,
+    pixels: Array,
+    key: PRNGKeyArray,
+    learning_rate: Float[AnyArray, ""] | float,
+    *,
+    stage: str,
+    shapes: tuple[tuple[int, int, int], ...],
+    steps: int,
+    jitter: int,
+) -> Dream:
+    pixels = pixels.astype(float)
     images, objectives = pixels, []
     details = jnp.zeros((len(pixels), *shapes[0]), pixels.dtype)
-    for shape, octave_key in zip(shapes, jax.random.split(key, octaves), strict=True):
+    for shape, octave_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
         base = _resized(pixels, shape)
         first = (base + _resized(details, shape)).clip(0, 1)
         images, of_octave = _ascend(view, first, stage, octave_key, steps, jitter, learning_rate)
@@ -126,7 +150,6 @@ def _resized(images: ascent.Images, shape: tuple[int, int, int]) -> ascent.Image
     return jax.image.resize(images, (len(images), *shape), "linear")
 
 
-@partial(jax.jit, static_argnames=("stage", "steps", "jitter"))
 def _ascend(
     view: View,
     first: ascent.Images,

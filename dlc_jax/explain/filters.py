@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
@@ -49,5 +50,10 @@ def feature_maps(
       InputError: the pixels do not suit the network.
     """
     check_pixels(view, pixels)
+    return _feature_maps(view, jnp.asarray(pixels))
+
+
+@jax.jit
+def _feature_maps(view: View, pixels: Array) -> OrderedDict[str, Array]:
     stages = view.stages(pixels)
     return OrderedDict((name, stage) for name, stage in stages.items() if stage.ndim == 4)

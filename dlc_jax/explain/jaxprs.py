@@ -6,10 +6,15 @@ equations that JAX makes of it, so that no network has to provide for it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
+
+if TYPE_CHECKING:
+    ClosedJaxpr: TypeAlias = Any  # JAX 0.12 has it, but not for type checkers
+else:
+    from jax.extend.core import ClosedJaxpr
 
 # What computes the results of an equation from its arguments.
 Call: TypeAlias = Callable[[JaxprEqn, list[Any]], list[Any]]

@@ -3,6 +3,8 @@
 ("Visualizing and understanding convolutional networks".)
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,19 +47,41 @@ def occlusion(
     image_shape = check_labels(view, pixels, labels)
     rows, columns = positions(image_shape, size=size, stride=stride)
     check_counts(batch_size=batch_size)
-    images = jnp.asarray(pixels)
-    indices = jnp.meshgrid(jnp.arange(len(images)), rows, columns, indexing="ij")
-
-    def of_square(index: Array, row: Array, column: Array) -> Array:
-        image = images[index]
-        square = _square(image_shape, jnp.stack([row, column]), size)
-        hidden = jnp.where(square, fill, image).astype(image.dtype)
-        return jax.nn.softmax(view.logits(hidden[None])[0])[jnp.asarray(labels)[index]]
-
+    indices = np.meshgrid(np.arange(len(pixels)), rows, columns, indexing="ij")
     # One vmap over the squares of all images, as many at once as memory has room for.
     squares = tuple(axis.reshape(-1) for axis in indices)
-    probabilities = lax.map(lambda square: of_square(*square), squares, batch_size=batch_size)
+    probabilities = _behind(
+        view,
+        jnp.asarray(pixels),
+        jnp.asarray(labels),
+        squares,
+        fill,
+        size=size,
+        batch_size=batch_size,
+    )
     return probabilities.reshape(indices[0].shape)
+
+
+@partial(jax.jit, static_argnames=("size", "batch_size"))
+def _behind(
+    view: View,
+    pixels: Array,
+    labels: Array,
+    squares: tuple[Array, Array, Array],
+    fill: Array | float,
+    *,
+    size: int,
+    batch_size: int,
+) -> Float[Array, " squares"]:
+    """The labels' probabilities behind squares, given as image, row and column of their centres."""
+
+    def of_square(index: Array, row: Array, column: Array) -> Array:
+        image = pixels[index]
+        square = _square(pixels.shape[1:], jnp.stack([row, column]), size)
+        hidden = jnp.where(square, fill, image).astype(image.dtype)
+        return jax.nn.softmax(view.logits(hidden[None])[0])[labels[index]]
+
+    return lax.map(lambda square: of_square(*square), squares, batch_size=batch_size)
 
 
 def positions(
@@ -97,7 +121,7 @@ def _centres(length: int, size: int, stride: int) -> np.ndarray:
     return np.arange((left_over + 1 - size % 2) // 2, length, stride)
 
 
-def _square(image_shape: tuple[int, int, int], centre: Array, size: int) -> Array:
+def _square(image_shape: tuple[int, ...], centre: Array, size: int) -> Array:
     """Whether each pixel lies in the square, [height, width, 1]."""
     inside = [
         (first <= places) & (places < first + size)

@@ -44,8 +44,7 @@ def with_rectifiers(function: Callable[..., Any], rule: Rule) -> Callable[..., A
     Raises:
       InputError: there is no such rule.
     """
-    if rule not in RULES:
-        raise InputError(f"there is no rule {rule!r}; choose from {', '.join(RULES)}")
+    check_rule(rule)
     if rule == "gradient":
         return function
 
@@ -55,6 +54,12 @@ def with_rectifiers(function: Callable[..., Any], rule: Rule) -> Callable[..., A
         return jax.tree.unflatten(structure, _evaluate(rule, closed, *leaves))
 
     return changed
+
+
+def check_rule(rule: Rule) -> None:
+    """Raises an InputError unless there is such a rule."""
+    if rule not in RULES:
+        raise InputError(f"there is no rule {rule!r}; choose from {', '.join(RULES)}")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -81,7 +86,7 @@ def _rectified_backward(rule: Rule, x: Array, grad: Array) -> tuple[Array, None]
 _rectified.defvjp(_rectified_forward, _rectified_backward)
 
 
-def _evaluate(rule: Rule, closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
+def _evaluate(rule: Rule, closed: jaxprs.ClosedJaxpr, *args: Any) -> list[Any]:
     inputs = _rectifiers(closed.jaxpr)
 
     def change(variable: core.Var, value: Any, read: Callable[[Any], Any]) -> Any:
@@ -109,14 +114,14 @@ def _call(rule: Rule, equation: core.JaxprEqn, args: list[Any]) -> list[Any]:
             return functions[0](*args)
 
 
-def _inner(equation: core.JaxprEqn) -> Sequence[core.ClosedJaxpr]:
+def _inner(equation: core.JaxprEqn) -> Sequence[jaxprs.ClosedJaxpr]:
     """What the rules reach inside an equation; not what has derivatives of its own."""
     params = equation.params
     match equation.primitive.name:
         case "cond":
             return params["branches"]
         case "checkpoint" | "remat2":
-            return [core.ClosedJaxpr(params["jaxpr"], [])]
+            return [jaxprs.ClosedJaxpr(params["jaxpr"], [])]
         case "jit" | "pjit" | "scan":
             return [params["jaxpr"]]
         case _:
@@ -124,12 +129,15 @@ def _inner(equation: core.JaxprEqn) -> Sequence[core.ClosedJaxpr]:
 
 
 def _scan(function: Callable[..., list[Any]], params: dict[str, Any], args: list[Any]) -> list[Any]:
-    first, carries = params["num_consts"], params["num_carry"]
-    consts, init, xs = args[:first], args[first : first + carries], args[first + carries :]
+    if "ft_in" in params:  # JAX 0.12
+        consts, init, xs = map(list, params["ft_in"].update(args).unpack())
+    else:
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        consts, init, xs = args[:first], args[first:last], args[last:]
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
         results = function(*consts, *carry, *x)
-        return results[:carries], results[carries:]
+        return results[: len(init)], results[len(init) :]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, ys = lax.scan(step, init, xs, **options)

@@ -3,6 +3,8 @@
 ("Deep inside convolutional networks: visualising image classification models and saliency maps".)
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -10,7 +12,7 @@ from jaxtyping import Float, Int
 
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.explain.checks import check_labels
-from dlc_jax.explain.rectifiers import Rule, with_rectifiers
+from dlc_jax.explain.rectifiers import Rule, check_rule, with_rectifiers
 from dlc_jax.explain.view import Pixels, View
 
 
@@ -32,11 +34,16 @@ def gradient(
       InputError: pixels or labels do not suit the network, or there is no such rule.
     """
     check_labels(view, pixels, labels)
+    check_rule(rule)
+    return _gradient(view, jnp.asarray(pixels), jnp.asarray(labels), rule=rule)
 
+
+@partial(jax.jit, static_argnames="rule")
+def _gradient(view: View, pixels: Array, labels: Array, *, rule: Rule) -> Array:
     def total(pixels: Array) -> Array:
-        return jnp.take_along_axis(view.logits(pixels), jnp.asarray(labels)[:, None], 1).sum()
+        return jnp.take_along_axis(view.logits(pixels), labels[:, None], 1).sum()
 
-    return jax.grad(with_rectifiers(total, rule))(jnp.asarray(pixels))
+    return jax.grad(with_rectifiers(total, rule))(pixels)
 
 
 def saliency(
@@ -53,4 +60,11 @@ def saliency(
     Raises:
       InputError: see `gradient`.
     """
-    return jnp.abs(gradient(view, pixels, labels, rule=rule)).max(-1)
+    check_labels(view, pixels, labels)
+    check_rule(rule)
+    return _saliency(view, jnp.asarray(pixels), jnp.asarray(labels), rule=rule)
+
+
+@partial(jax.jit, static_argnames="rule")
+def _saliency(view: View, pixels: Array, labels: Array, *, rule: Rule) -> Array:
+    return jnp.abs(_gradient(view, pixels, labels, rule=rule)).max(-1)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -81,6 +82,14 @@ class View:
         Args:
           pixels: from 0 to 1.
         """
+        return _stages(self, pixels)
+
+    def traced_stages(self, pixels: Pixels) -> OrderedDict[str, Array]:
+        """The same, operation by operation: a stage's value is then one of the traced equations'.
+
+        Args:
+          pixels: from 0 to 1.
+        """
         model = nnx.merge(self.graphdef, self.variables, copy=True)
         return model.stages(self.normalise(255 * pixels))
 
@@ -90,7 +99,7 @@ class View:
         Args:
           pixels: from 0 to 1.
         """
-        return self.stages(pixels)["logits"]
+        return _stage(self, pixels, stage="logits")
 
     def activations(self, pixels: Pixels, stage: str) -> Float[Array, "batch *positions maps"]:
         """What one stage makes of images.
@@ -102,10 +111,7 @@ class View:
         Raises:
           InputError: the network has no such stage.
         """
-        stages = self.stages(pixels)
-        if stage not in stages:
-            raise InputError(f"there is no stage {stage!r}; choose from {', '.join(stages)}")
-        return stages[stage]
+        return _stage(self, pixels, stage=stage)
 
     def stage_shapes(self, image_shape: tuple[int, int, int]) -> OrderedDict[str, tuple[int, ...]]:
         """The shape of each stage's activations for one image.
@@ -116,3 +122,17 @@ class View:
         image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
         stages = jax.eval_shape(self.stages, image)
         return OrderedDict((name, stage.shape[1:]) for name, stage in stages.items())
+
+
+# Compiled as a whole, what a caller does not ask for left out.
+@jax.jit
+def _stages(view: View, pixels: Array) -> OrderedDict[str, Array]:
+    return view.traced_stages(pixels)
+
+
+@partial(jax.jit, static_argnames="stage")
+def _stage(view: View, pixels: Array, *, stage: str) -> Array:
+    stages = view.traced_stages(pixels)
+    if stage not in stages:
+        raise InputError(f"there is no stage {stage!r}; choose from {', '.join(stages)}")
+    return stages[stage]

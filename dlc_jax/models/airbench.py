@@ -123,7 +123,7 @@ class Airbench(Network):
         if len(widths) != 3 or min(widths) < 1:
             raise InputError(f"airbench has three blocks, whose widths can't be {widths}")
         features = 2 * _PATCH**2 * channels
-        normal = nnx.initializers.lecun_normal()
+        normal = layers.as_matrix(nnx.initializers.lecun_normal(), "fan_in")
         self.whitening = Fixed(
             normal(rngs.params(), (_PATCH, _PATCH, channels, features), jnp.float32)
         )

@@ -142,7 +142,7 @@ class GoogLeNet(Network):
         stem: str = "imagenet",
     ) -> None:
         check_stem("GoogLeNet", stem, image_shape)
-        init = nnx.initializers.truncated_normal(0.01)
+        init = layers.as_matrix(nnx.initializers.truncated_normal(0.01), "fan_in")
         options = {"batch_norm": not original, "init": init, "dtype": dtype, "rngs": rngs}
         channels = image_shape[2]
         if stem == "imagenet":

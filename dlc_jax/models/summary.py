@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import Jaxpr, Literal, Var
 
 from dlc_jax.models.network import Network
 
@@ -72,7 +72,7 @@ def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
         return list(named.values())
 
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jaxpr = jax.make_jaxpr(stages)(state, image).jaxpr
+    jaxpr: Any = jax.make_jaxpr(stages)(state, image).jaxpr
     owners = [_Value(_module(path)) for path, _ in nnx.to_flat_state(state)]
     walk = _Walk()
     results = dict(zip(names, walk.run(jaxpr, [*owners, _Value(None)]), strict=True))
@@ -193,7 +193,7 @@ class _Walk:
     def _call(self, inner: Any, equation: Any, known: dict[Any, _Value]) -> list[_Value]:
         # Of several branches the last is the one for any platform: XLA's own operations.
         inner = inner[-1] if isinstance(inner, tuple) else inner
-        jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        jaxpr = getattr(inner, "jaxpr", inner)  # closed or not
         variables = equation.invars[len(equation.invars) - len(jaxpr.invars) :]
         inputs = [known.get(v, _Value()) if isinstance(v, Var) else _Value() for v in variables]
         return self.run(jaxpr, inputs)
