@@ -97,7 +97,8 @@ def test_more_images_than_fit_abreast_fill_more_pictures(
     dlc_jax: Command, trained: str, tmp_path: Path
 ) -> None:
     for number in range(11):
-        pixels = np.full((28, 28), 20 * number, np.uint8)
+        pixels = np.zeros((28, 28), np.uint8)
+        pixels[4:24, 8 + number : 12 + number] = 255
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     paths = [f"{number}.png" for number in range(11)]
     done = dlc_jax("explain", "grad-cam", trained, *paths, "--output-dir", "pictures")

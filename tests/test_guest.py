@@ -12,6 +12,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from cycler import cycler
 
 from dlc_jax import experiment, interruption, plots
 from dlc_jax.cli import streams
@@ -66,14 +67,15 @@ def test_pictures_are_the_same_whatever_the_user_has_set() -> None:
         return png(figure)
 
     expected = draw()
-    for settings in (
+    some: list[dict[Any, Any]] = [
         {"text.usetex": True},
         {"savefig.dpi": 10, "savefig.bbox": "tight", "savefig.transparent": True},
         {"figure.autolayout": True, "figure.facecolor": "black"},
         {"font.family": "No Such Font", "font.size": 40},
-        {"axes.prop_cycle": matplotlib.cycler(color=["k"]), "image.cmap": "hot"},
+        {"axes.prop_cycle": cycler(color=["k"]), "image.cmap": "hot"},
         {"lines.linestyle": "--", "axes.spines.top": False, "axes.formatter.use_locale": True},
-    ):
+    ]
+    for settings in some:
         with matplotlib.rc_context(settings):
             mine = dict(matplotlib.rcParams)
             assert draw() == expected, settings

@@ -22,7 +22,7 @@ import dlc_jax as package
 from dlc_jax import experiment, hosts, json_text, training
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.experiment import keeping
+from dlc_jax.experiment import keeping, results
 from dlc_jax.runs import Run
 from dlc_jax.training import EpochReport
 
@@ -59,7 +59,7 @@ def test_a_parameter_that_is_not_finite_is_told_by_its_name(
     # Of a class that no test image is taken for, the test loss alone would not tell it.
     model.fc2.bias[...] = model.fc2.bias[...].at[3].set(value)
     state = training.create_state(model, optax.sgd(0.1))
-    how = {"epochs": 1, "batch_size": 230}
+    how: dict[str, Any] = {"epochs": 1, "batch_size": 230}
     with pytest.raises(training.Diverged, match=f"parameter fc2.bias is {value} before training"):
         next(training.fit(state, few_digits, run.config.normalise, **how))
 
@@ -135,7 +135,7 @@ def test_a_run_whose_metrics_are_lost_goes_on_and_says_so(
 def test_a_signal_while_the_last_pictures_are_drawn_loses_no_result(
     dlc_jax: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, code: int
 ) -> None:
-    draw: Callable[..., Any] = keeping.draw
+    draw: Callable[..., Any] = results.draw
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -153,7 +153,7 @@ def test_a_signal_while_the_last_pictures_are_drawn_loses_no_result(
 def test_processes_that_were_told_different_things_name_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = [{"seed": 0, "rate": 0.1, "shuffle": None}, {"seed": 1, "rate": 0.1, "shuffle": True}]
+    told: list[dict[str, Any]] = [{"seed": 0, "rate": 0.1, "shuffle": None}, {"seed": 1, "rate": 0.1, "shuffle": True}]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts, "_from_all", lambda _: [json.dumps(each).encode() for each in told])
     with pytest.raises(InputError) as refusal:

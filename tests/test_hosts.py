@@ -307,8 +307,8 @@ def test_what_is_wrong_for_both_processes_ends_both_in_one_line_each(
 def test_processes_with_other_seeds_and_data_are_refused_in_one_line_each(
     begin: Start, tmp_path: Path
 ) -> None:
-    train = ("-m", "dlc_jax", "train", "--distributed", "--num-processes", 2, "--name", "run")
-    train += ("--coordinator-address", f"127.0.0.1:{free_port()}", "--process-id")
+    train: tuple[object, ...] = ("-m", "dlc_jax", "train", "--distributed")
+    train += ("--num-processes", 2, "--name", "run", "--coordinator-address", f"127.0.0.1:{free_port()}", "--process-id")
     others = ("--seed", 1, "--dataset", "mnist-5k", "--epochs", 2)
     pair = begin(tmp_path, [(*train, 0, *SHORT), (*train, 1, *others)])
     pair.ends([2, 2])

@@ -207,7 +207,8 @@ def test_codes_are_saved_and_not_trained(few_digits: Dataset, tmp_path: Any) -> 
     state = training.create_state(model, optax.sgd(1e-3))
     normalise = Normalise.fit(few_digits.train.images)
     state, _ = training.train_epoch(state, few_digits.train, normalise, batch_size=46)
-    np.testing.assert_array_equal(state.model.codes[...], model.codes[...])
+    trained: Any = state.model
+    np.testing.assert_array_equal(trained.codes[...], model.codes[...])
     parameters.save(tmp_path / "parameters", state.model)
     again = parameters.load(tmp_path / "parameters", lenet5(classes=12, seed=2))
     np.testing.assert_array_equal(again.codes[...], model.codes[...])

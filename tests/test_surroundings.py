@@ -216,8 +216,8 @@ def test_an_output_of_ascii_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert ending.value.code == 2
     with streams.usable():
         print("é \udcff")
-    assert out.buffer.getvalue() == b"\\xe9 \xff\n"  # type: ignore[attr-defined]
-    assert error.buffer.getvalue().startswith(b"dlc-jax: '\\u732b-\\udcff'")  # type: ignore[attr-defined]
+    assert out.buffer.getvalue() == b"\\xe9 \xff\n"
+    assert error.buffer.getvalue().startswith(b"dlc-jax: '\\u732b-\\udcff'")
     assert (out.errors, error.errors) == ("strict", "strict")
 
 

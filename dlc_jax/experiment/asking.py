@@ -68,7 +68,7 @@ def _test_logits(run: Run, dataset: AnyDataset) -> tuple[Any, Any]:
     else:
         test = jax.device_put(dataset.test)
         logits, _ = training.evaluate(state, test, config.normalise, **looks)
-        labels = jnp.asarray(dataset.test.labels)
+        labels = np.asarray(dataset.test.labels)
     _check_finite(run, logits)
     return logits, labels
 

@@ -176,5 +176,8 @@ def _is_whole(line: Any) -> bool:
     return (
         type(epoch) is int
         and epoch > 0
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            for value in values
+        )
     )

@@ -186,7 +186,9 @@ def fit_ensemble(
     run_test = test_all.lower(states, test, normalise).compile()
     _check_room([run_epoch, run_test])
 
-    def losses_of_epoch(states: TrainState) -> tuple[TrainState, Float[Array, "networks steps"]]:
+    def losses_of_epoch(
+        states: TrainState,
+    ) -> tuple[TrainState, Float[np.ndarray, "networks steps"]]:
         states, metrics = run_epoch(states, train, normalise, keys=keys)
         losses = np.asarray(metrics.loss)
         _check_training(states, losses, int(states.step[0]) // losses.shape[-1])

@@ -36,7 +36,7 @@ def _gradients(dataset: Dataset, precision: str) -> dict[str, float]:
     """For each parameter the relative error of its gradient, ||g - g64|| / ||g64||."""
     images = Normalise.fit(dataset.train.images)(dataset.train.images[:100])
     labels = jnp.asarray(dataset.train.labels[:100])
-    graphdef, params, rest = nnx.split(_model(dataset), nnx.Param, ...)
+    graphdef, params, rest = nnx.split(_model(dataset), nnx.Param, ...)  # type: ignore[misc]
 
     def loss(params: Any, images: Any) -> Any:
         logits = nnx.merge(graphdef, params, rest)(images)
@@ -46,7 +46,7 @@ def _gradients(dataset: Dataset, precision: str) -> dict[str, float]:
         found = jax.jit(jax.grad(loss))(params, images)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
-        graphdef, _, rest = nnx.split(_double(dataset), nnx.Param, ...)
+        graphdef, _, rest = nnx.split(_double(dataset), nnx.Param, ...)  # type: ignore[misc]
         exact = jax.jit(jax.grad(loss))(wide, jnp.asarray(np.asarray(images), jnp.float64))
         exact = jax.tree.map(np.asarray, exact)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(exact)]

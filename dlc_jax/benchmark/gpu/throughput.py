@@ -60,7 +60,7 @@ def measure(settings: Settings, keep: Keep) -> None:
 def _steps(state: Any, batch_size: int, size: int, classes: int, steps: int) -> tuple[Any, Any]:
     keys = jax.random.split(jax.random.key(0))
     images = jax.random.normal(keys[0], (batch_size, size, size, 3), jnp.bfloat16)
-    batch = Examples(images, jax.random.randint(keys[1], (batch_size,), 0, classes))  # type: ignore[arg-type]
+    batch = Examples(images, jax.random.randint(keys[1], (batch_size,), 0, classes))
 
     def several(state: Any, batch: Examples) -> Any:
         return jax.lax.scan(lambda state, _: training.train_step(state, batch), state, length=steps)

@@ -54,7 +54,8 @@ def make(
       InputError: the folder can't be written to, or the only method does not suit the network.
     """
     make_folder(folder)
-    files, sections = [], []
+    files: list[Path] = []
+    sections: list[Section] = []
     for done, name in enumerate(methods):
 
         def tick(fraction: float, name: str = name, done: int = done) -> None:
