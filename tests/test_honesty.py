@@ -153,7 +153,10 @@ def test_a_signal_while_the_last_pictures_are_drawn_loses_no_result(
 def test_processes_that_were_told_different_things_name_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[dict[str, Any]] = [{"seed": 0, "rate": 0.1, "shuffle": None}, {"seed": 1, "rate": 0.1, "shuffle": True}]
+    told: list[dict[str, Any]] = [
+        {"seed": 0, "rate": 0.1, "shuffle": None},
+        {"seed": 1, "rate": 0.1, "shuffle": True},
+    ]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts, "_from_all", lambda _: [json.dumps(each).encode() for each in told])
     with pytest.raises(InputError) as refusal:

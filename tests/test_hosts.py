@@ -308,7 +308,15 @@ def test_processes_with_other_seeds_and_data_are_refused_in_one_line_each(
     begin: Start, tmp_path: Path
 ) -> None:
     train: tuple[object, ...] = ("-m", "dlc_jax", "train", "--distributed")
-    train += ("--num-processes", 2, "--name", "run", "--coordinator-address", f"127.0.0.1:{free_port()}", "--process-id")
+    train += (
+        "--num-processes",
+        2,
+        "--name",
+        "run",
+        "--coordinator-address",
+        f"127.0.0.1:{free_port()}",
+        "--process-id",
+    )
     others = ("--seed", 1, "--dataset", "mnist-5k", "--epochs", 2)
     pair = begin(tmp_path, [(*train, 0, *SHORT), (*train, 1, *others)])
     pair.ends([2, 2])

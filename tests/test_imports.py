@@ -6,6 +6,7 @@ import pytest
 HEAVY = ("tensorflow_datasets", "grain", "tensorflow", "matplotlib", "pandas", "torch", "click")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("module", ["dlc_jax", "dlc_jax.ops", "dlc_jax.training", "dlc_jax.data"])
 def test_importing_for_research_loads_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
@@ -13,6 +14,7 @@ def test_importing_for_research_loads_nothing_heavy(module: str) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("module", ["dlc_jax", "dlc_jax.ops"])
 def test_operations_need_jax_alone(module: str) -> None:
     script = f"import sys, {module}; assert not {{'flax', 'optax'}} & set(sys.modules)"

@@ -111,6 +111,7 @@ def random_images_and_kernel(
     return normal(0, shape, dtype), normal(1, (*window, shape[3], features), dtype)
 
 
+@pytest.mark.versions
 @settings(max_examples=12, deadline=None)
 @given(windows(), st.integers(1, 3), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
@@ -261,6 +262,7 @@ def test_a_batch_spread_over_devices_gives_the_same(
         np.testing.assert_allclose(ours, plain, atol=1e-5 * float(abs(plain).max()))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("x_shape", "kernel_shape", "stride", "padding"), [case[1:] for case in CHOICES]
 )
@@ -322,6 +324,7 @@ def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:
     assert (jax.jit(ops.conv2d)(x, kernel) != results[0]).any()
 
 
+@pytest.mark.versions
 @settings(max_examples=12, deadline=None)
 @given(windows(), st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_max_pool_and_its_gradient_equal_xlas(

@@ -115,6 +115,7 @@ def plain(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: Any, p
     return (*arrays, (1, 1), padding), {"dimension_numbers": NHWC}
 
 
+@pytest.mark.versions
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(plain((8, 16, 16, 16), (3, 3, 16, 16), jnp.int8, "SAME"))
 @example(plain((4, 2, 2, 3), (3, 3, 3, 8), jnp.float32, "VALID"))

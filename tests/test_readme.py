@@ -51,12 +51,14 @@ def test_no_block_is_forgotten() -> None:
     assert README.count("```") == 2 * len(BLOCKS)
 
 
+@pytest.mark.versions
 def test_the_snippets_run_one_after_the_other() -> None:
     namespace: dict[str, object] = {}
     for code in SNIPPETS:
         exec(compile(code, "README.md", "exec"), namespace)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("code", COMMANDS)
 def test_the_commands_run(code: str, tmp_path: Path) -> None:
     for name in ("docs", "examples"):
