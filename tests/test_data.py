@@ -256,7 +256,7 @@ def test_where_the_cache_can_not_be_written_loading_works_and_leaves_nothing(
     cached.mkdir()
     where = {
         "mkdir": "pathlib.Path.mkdir",
-        "open": "tempfile.mkstemp",
+        "open": "os.open",
         "replace": "os.replace",
         "write": "os.fsync",
     }
