@@ -21,7 +21,7 @@ nox.options.sessions = [*(f"tests-{python}" for python in PYTHONS), "lower_bound
 def tests(session: nox.Session) -> None:
     """The tests, with the newest release of each dependency."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    _test(session)
 
 
 @nox.session(python=OLDEST)
@@ -30,7 +30,7 @@ def lower_bounds(session: nox.Session) -> None:
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("".join(f"{bound}\n" for bound in oldest()))
     session.install("-e", ".[test]", "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", *session.posargs)
+    _test(session)
 
 
 @nox.session(python=NEWEST)
@@ -40,6 +40,12 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+
+
+def _test(session: nox.Session) -> None:
+    """Runs what was asked for, by default all tests."""
+    for arguments in [session.posargs] if session.posargs else [[], ["-m", "slow"]]:
+        session.run("python", "-m", "pytest", *arguments)
 
 
 def oldest() -> list[str]:

@@ -337,6 +337,7 @@ def test_models_describes_a_network_layer_by_layer_as_it_is_told(dlc_jax: Comman
     )
 
 
+@pytest.mark.slow
 def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax: Command) -> None:
     trained = dlc_jax(
         *("train", "--dataset", "mnist-5k", "--model", "resnet20", "--option", "maps=4"),
@@ -348,6 +349,7 @@ def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax:
     assert dlc_jax("eval", "runs/small", "--json").json["test_error_percent"] == error
 
 
+@pytest.mark.slow
 def test_a_network_that_organises_itself_does_so_before_it_is_trained(dlc_jax: Command) -> None:
     arguments = ("--dataset", "mnist-5k", "--model", "neocognitron", "--epochs", "1", "--json")
     error = dlc_jax("train", *arguments, "--name", "organised").json["test_error_percent"]

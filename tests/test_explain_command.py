@@ -122,6 +122,7 @@ def test_a_method_that_does_not_suit_a_network_is_left_out_of_many_and_told(
         make(["filters"])
 
 
+@pytest.mark.slow
 def test_adversarial_images_are_counted_on_a_second_network(
     dlc_jax: Command, trained: str, lecture_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

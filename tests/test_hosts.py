@@ -235,6 +235,7 @@ def test_two_processes_that_slurm_tells_of_each_other_learn_from_a_stream_what_o
     check_equal(tmp_path / "runs" / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_pair_of_which_one_is_ended_or_killed_goes_on_as_if_it_had_not_been(
     start: Start, tmp_path: Path, never_stopped: Path
 ) -> None:

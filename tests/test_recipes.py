@@ -257,6 +257,7 @@ def test_kernels_that_begin_as_the_identity_copy_their_inputs(inputs: int, featu
     np.testing.assert_allclose(y[..., :same], x[..., :same], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path: Any) -> None:
     recipe = recipes.find("cifar10-cpu")
     # Digits are not what they are in a mirror.
@@ -268,6 +269,7 @@ def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path:
     assert again["test_error_percent"] == outcome.summary["test_error_percent"]
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_learns_in_bfloat16_as_in_float32_and_keeps_float32() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 230).astype(np.int32)
