@@ -30,7 +30,8 @@ def lower_bounds(session: nox.Session) -> None:
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("".join(f"{bound}\n" for bound in oldest()))
     session.install("-e", ".[test]", "--constraint", str(constraints))
-    _test(session)
+    # Old packages use what others among them have deprecated since.
+    _test(session, "-W", "default::DeprecationWarning")
 
 
 @nox.session(python=NEWEST)
@@ -42,10 +43,10 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-def _test(session: nox.Session) -> None:
+def _test(session: nox.Session, *options: str) -> None:
     """Runs what was asked for, by default all tests."""
     for arguments in [session.posargs] if session.posargs else [[], ["-m", "slow"]]:
-        session.run("python", "-m", "pytest", *arguments)
+        session.run("python", "-m", "pytest", *options, *arguments)
 
 
 def oldest() -> list[str]:
