@@ -86,7 +86,7 @@ def _families(characters: frozenset[str]) -> tuple[str, ...]:
     wanted, chosen = {ord(c) for c in characters}, []
     while wanted:
         found = {
-            entry.name: wanted & _characters(entry.fname)
+            entry.name: wanted.intersection(_characters(entry.fname))
             for entry in font_manager.fontManager.ttflist
             if entry.style == "normal" and not entry.name.startswith("Last")
         }

@@ -105,7 +105,7 @@ def _fit(pixels: np.ndarray) -> Float[np.ndarray, "height width channels"]:
 
 def _find(picture: np.ndarray, invert: bool | None) -> Ink | None:
     """Tells ink from paper."""
-    from scipy import ndimage  # type: ignore[import-untyped]
+    from scipy import ndimage
 
     paper = _paper(picture)
     ink = _strength(picture, paper, invert)

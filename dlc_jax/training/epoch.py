@@ -178,7 +178,7 @@ def train_batch(
       than one of this size.
     """
     size = len(batch.labels)
-    right = None
+    right: Any = None
     if changes is not None:
         count = len(changes.mirrored)
         start = state.step % -(-count // batch_size) * batch_size
