@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import jax
@@ -190,3 +191,21 @@ def test_initial_weights_are_those_of_the_initialisers_for_kernels() -> None:
     np.testing.assert_array_equal(ours, lecun_normal(key, shape))
     ours = layers.uniform(0.5)(key, shape)
     np.testing.assert_array_equal(ours, jax.random.uniform(key, shape, minval=-0.5, maxval=0.5))
+
+
+@pytest.mark.versions
+def test_gelu_and_its_derivatives_have_their_closed_forms_also_over_devices() -> None:
+    x = np.linspace(-4, 4, 64).astype(np.float32)
+    density = np.exp(-(x.astype(float) ** 2) / 2) / math.sqrt(2 * math.pi)
+    cumulative = np.array([0.5 * math.erfc(-each / math.sqrt(2)) for each in x.tolist()])
+    np.testing.assert_allclose(layers.gelu(jnp.asarray(x)), x * cumulative, atol=1e-6)
+    mesh = sharding.device_mesh(len(x), jax.devices()[:2])
+
+    def slopes(x: Any, *, axis_name: str | None) -> Any:
+        del axis_name
+        first = jax.grad(lambda x: layers.gelu(x).sum())
+        return first(x), jax.grad(lambda x: first(x).sum())(x)
+
+    first, second = sharding.spread(slopes, mesh, in_axes=(0,), out_axes=(0, 0))(jnp.asarray(x))
+    np.testing.assert_allclose(first, cumulative + x * density, atol=1e-6)
+    np.testing.assert_allclose(second, (2 - x**2) * density, atol=2e-6)

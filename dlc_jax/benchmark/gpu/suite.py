@@ -74,7 +74,7 @@ def run(
       All results, and the files that were written.
 
     Raises:
-      InputError: there is no such part.
+      InputError: there is no such part, or the first one could not begin.
     """
     unknown = [name for name in only if name not in PARTS]
     if unknown:
@@ -96,6 +96,8 @@ def run(
             files = reports.keep(output_dir, results)
         elif results:
             results["parts"].setdefault(name, found["results"])
+        else:
+            raise InputError(f"{PARTS[name].about}: {found['results']['failed']}")
     return results, files
 
 
