@@ -19,17 +19,27 @@ def cross_entropy(
 
     Args:
       logits: of any float dtype.
-      labels: the right classes.
+      labels: the right classes; for any other number the loss is NaN.
       smoothing: what part of each target is spread evenly over all classes (Szegedy et al.
         2016, "Rethinking the Inception architecture", section 7).
     """
     # At least float32, since a mean over many examples would be lost in bfloat16.
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+    labels = not_from_the_end(labels, logits.shape[-1])
     right = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if not smoothing:
         return right.mean()
     evenly = -jax.nn.log_softmax(logits).mean(-1)
     return ((1 - smoothing) * right + smoothing * evenly).mean()
+
+
+def not_from_the_end(labels: Int[AnyArray, " batch"], classes: int) -> Int[Array, " batch"]:
+    """The labels, with `classes` for negative ones, which JAX would count from the last class.
+
+    What is taken at `classes` is NaN, as for any index that is too large.
+    """
+    labels = jnp.asarray(labels, jnp.int32)
+    return jnp.where(labels < 0, classes, labels)
 
 
 def log_odds_against(

@@ -129,3 +129,10 @@ def test_without_anything_to_do_images_are_left_as_they_are() -> None:
 def test_what_does_not_fit_the_images_is_named(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(pictures())
+
+
+@pytest.mark.parametrize("corner", [[3, 0], [0, 4], [-1, 0]])
+def test_a_part_that_reaches_outside_its_image_is_named(corner: list[int]) -> None:
+    images = np.zeros((2, 5, 6, 1), np.float32)
+    with pytest.raises(InputError, match=rf"image 1 at \[{corner[0]}, {corner[1]}\].*\[2, 3\]"):
+        augment.crop(images, np.array([[2, 3], corner]), (3, 3))

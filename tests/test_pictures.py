@@ -53,3 +53,55 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not a regular file"):
         read_image(tmp_path / "pipe", (28, 28, 1))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_pictures_stand_as_the_camera_was_held(format: str, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (4, 6, 1)).astype(np.uint8)
+    pixels = np.repeat(np.kron(colours, np.ones((8, 8, 1), np.uint8)), 3, 2)
+    # What the EXIF standard says row 0 and column 0 of the file are, in the order of its numbers.
+    shown = [
+        pixels,
+        pixels[:, ::-1],
+        pixels[::-1, ::-1],
+        pixels[::-1],
+        pixels.transpose(1, 0, 2),
+        pixels.transpose(1, 0, 2)[:, ::-1],
+        pixels[::-1, ::-1].transpose(1, 0, 2),
+        pixels.transpose(1, 0, 2)[::-1],
+    ]
+    for number, expected in enumerate(shown, 1):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        Image.fromarray(pixels).save(tmp_path / "a", format=format, exif=exif, quality=95)
+        read = _grey(tmp_path / "a", (*expected.shape[:2], 1))
+        np.testing.assert_allclose(read, expected[..., 0], atol=15)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    first = np.repeat(np.arange(0, 252, 9, dtype=np.uint8)[None], 28, 0)
+    frames = [Image.fromarray(first), Image.fromarray(255 - first)]
+    for format in ("GIF", "PNG", "WEBP"):
+        frames[0].save(tmp_path / "a", format=format, save_all=True, append_images=frames[1:])
+        np.testing.assert_allclose(_grey(tmp_path / "a"), first, atol=12)
+
+
+def test_colours_for_printing_are_read(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (7, 7, 3)).astype(np.uint8)
+    picture = Image.fromarray(np.kron(colours, np.ones((4, 4, 1), np.uint8)))
+    picture.convert("CMYK").save(tmp_path / "a", format="JPEG", quality=95)
+    read = read_image(tmp_path / "a", (28, 28, 3))[0].astype(int)
+    np.testing.assert_allclose(read[2::4, 2::4], colours, atol=15)
+
+
+def test_a_jpeg_that_lacks_only_the_mark_of_its_end_is_read(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a", format="JPEG")
+    content, whole = (tmp_path / "a").read_bytes(), _grey(tmp_path / "a")
+    for cut in (1, 2):
+        (tmp_path / "a").write_bytes(content[:-cut])
+        np.testing.assert_array_equal(_grey(tmp_path / "a"), whole)
+    for cut in (12, 100):
+        (tmp_path / "a").write_bytes(content[:-cut])
+        with pytest.raises(InputError, match="truncated"):
+            _grey(tmp_path / "a")

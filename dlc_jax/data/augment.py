@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Int, PRNGKeyArray, Shaped
 
@@ -80,12 +81,27 @@ def crop(
 ) -> Shaped[Array, "batch height width channels"]:
     """A part of each image.
 
+    Where the corners are traced, as inside `jit`, parts that would reach outside their image are
+    moved into it, as `jax.lax.dynamic_slice` does.
+
     Args:
       images: of any dtype.
       corners: row and column at which each image's part begins, in pixels.
       size: height and width of the parts in pixels.
+
+    Raises:
+      InputError: a part is larger than the images, empty, or reaches outside its image.
     """
     images = _held(images)
+    room = _room(images, size)
+    if not isinstance(corners, jax.core.Tracer):
+        outside = ((np.asarray(corners) < 0) | (np.asarray(corners) > room)).any(1)
+        if outside.any():
+            which = int(outside.argmax())
+            raise InputError(
+                f"the part of image {which} at {np.asarray(corners)[which].tolist()} reaches "
+                f"outside the image; take corners from [0, 0] to {list(room)}"
+            )
 
     def part(image: Array, corner: Array) -> Array:
         # In x64 mode a plain 0 would be of another type.
@@ -108,12 +124,17 @@ def random_crop(
     Raises:
       InputError: the parts are larger than the images, or empty.
     """
+    return crop(images, _places(key, len(images), _room(images, size)), size)
+
+
+def _room(images: AnyImages, size: tuple[int, int]) -> tuple[int, int]:
+    """The last row and column at which a part of this size can begin."""
     height, width = images.shape[1:3]
     if not (1 <= size[0] <= height and 1 <= size[1] <= width):
         raise InputError(
             f"parts of {size[0]}x{size[1]} can't be cut from images of {height}x{width}"
         )
-    return crop(images, _places(key, len(images), (height - size[0], width - size[1])), size)
+    return height - size[0], width - size[1]
 
 
 def _coins(key: PRNGKeyArray, count: int) -> Bool[Array, " count"]:
@@ -142,7 +163,7 @@ def shift(
         "reflect", their mirror image.
 
     Raises:
-      InputError: there is no such padding.
+      InputError: there is no such padding, or an image would be moved further (see `crop`).
     """
     if padding not in _MODES:
         raise InputError(f"there is no padding {padding!r}; choose zero or reflect")

@@ -61,6 +61,9 @@ class Dataset:
       test: what to measure the error on.
       class_names: what each label means.
       provenance: where these arrays came from, in words.
+
+    Raises:
+      InputError: there is a label for which there is no class, or not one for each image.
     """
 
     name: str
@@ -74,6 +77,23 @@ class Dataset:
     def __post_init__(self, copy: bool) -> None:
         for split in ("train", "test") if copy else ():
             object.__setattr__(self, split, jax.tree.map(unshared, getattr(self, split)))
+        if copy:
+            self._check_labels()
+
+    def _check_labels(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, split)
+            if len(images) != len(labels):
+                raise InputError(
+                    f"{self.name} has {len(images):,} {split} images and {len(labels):,} labels; "
+                    "give one for each image"
+                )
+            for extreme in (labels.min(), labels.max()) if len(labels) else ():
+                if not 0 <= extreme < len(self.class_names):
+                    raise InputError(
+                        f"{self.name} has a {split} label {extreme}, and {len(self.class_names)} "
+                        f"classes; number them from 0 to {len(self.class_names) - 1}"
+                    )
 
     def first(self, examples: int) -> "Dataset":
         """The dataset with the first so many training examples only; all of them for 0.

@@ -3,6 +3,8 @@
 import os
 import stat
 import warnings
+from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,14 +125,12 @@ def _decode(path: str | os.PathLike[str]) -> Any:
         # What Pillow warns of are damaged notes beside the picture, and its size.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as file:
-                if file.format in ("JPEG", "MPO"):
-                    file.draft(None, (_LARGE, _LARGE))
-                if file.width * file.height > (Image.MAX_IMAGE_PIXELS or 2**27):
-                    raise Image.DecompressionBombError
-                raw = file.tile[0][3] if file.tile else None
-                file.load()
-                return _upright(_flat(_eight_bits(file, raw)), _orientation(file))
+            try:
+                return _read(path)
+            except OSError as error:
+                if "truncated" not in str(error):
+                    raise
+                return _read_without_end(path, error)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -144,6 +144,36 @@ def _decode(path: str | os.PathLike[str]) -> Any:
     except Exception as error:
         reason = getattr(error, "strerror", None) or f"damaged: {one_line(error)}"
         raise InputError(f"can't read the image {str(path)!r} ({reason})") from error
+
+
+def _read(source: Any) -> Any:
+    """The picture of a file, or of its path, in RGB."""
+    from PIL import Image
+
+    with Image.open(source, formats=FORMATS) as file:
+        if file.format in ("JPEG", "MPO"):
+            file.draft(None, (_LARGE, _LARGE))
+        if file.width * file.height > (Image.MAX_IMAGE_PIXELS or 2**27):
+            raise Image.DecompressionBombError
+        raw = file.tile[0][3] if file.tile else None
+        file.load()
+        return _upright(_flat(_eight_bits(file, raw)), _orientation(file))
+
+
+def _read_without_end(path: str | os.PathLike[str], error: OSError) -> Any:
+    """A JPEG of which only the mark of its end is missing, as by an interrupted copy.
+
+    Raises:
+      OSError: the given one, for any other file that is cut short.
+    """
+    content = Path(path).read_bytes().removesuffix(b"\xff")
+    if not content.startswith(b"\xff\xd8"):
+        raise error
+    ended, longer = (_read(BytesIO(content + more + b"\xff\xd9")) for more in (b"", b"\x55" * 64))
+    # If any of the picture were missing, the bytes added would have been taken for it.
+    if ended != longer:
+        raise error
+    return ended
 
 
 def _orientation(picture: Any) -> int:

@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float, Int
 from dlc_jax import layers, ops
 from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.losses import refuse_label_smoothing
+from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 
@@ -245,7 +245,8 @@ class LeNet5(Network):
         penalties = stages["penalties"]
         # At least float32, since a mean over many examples would be lost in bfloat16.
         penalties = penalties.astype(jnp.promote_types(penalties.dtype, jnp.float32))
-        right = jnp.take_along_axis(penalties, jnp.asarray(labels)[:, None], 1)[:, 0]
+        labels = not_from_the_end(labels, penalties.shape[1])
+        right = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
         competition = jnp.logaddexp(-self.rubbish, jax.nn.logsumexp(-penalties, 1))
         return (right + competition).mean()
 

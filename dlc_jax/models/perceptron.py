@@ -37,7 +37,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data.examples import AnyArray, unshared
 from dlc_jax.errors import InputError
-from dlc_jax.losses import refuse_label_smoothing
+from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
 from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
 
@@ -127,7 +127,7 @@ class Perceptron(Network):
         logits = stages["logits"]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         # Taken at an index, since the gradient of a maximum is shared among equal logits.
-        chosen = jnp.stack([logits.argmax(1), jnp.asarray(labels)], 1)
+        chosen = jnp.stack([logits.argmax(1), not_from_the_end(labels, logits.shape[1])], 1)
         largest, right = jnp.take_along_axis(logits, chosen, 1).T
         return (largest - right).mean()
 
@@ -180,7 +180,8 @@ def correct(
         change = jnp.where(wrong, active, 0)
         return weights.at[:, label].add(change).at[:, response].add(-change), wrong
 
-    examples = jnp.asarray(unshared(activities), weights.dtype), jnp.asarray(unshared(labels))
+    labels = not_from_the_end(unshared(labels), weights.shape[1])
+    examples = jnp.asarray(unshared(activities), weights.dtype), labels
     weights, wrong = lax.scan(show, weights, examples)
     return weights, wrong.sum()
 

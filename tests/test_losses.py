@@ -1,0 +1,44 @@
+"""What networks are trained on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlc_jax import models
+from dlc_jax.data import Dataset, Examples
+from dlc_jax.errors import InputError
+from dlc_jax.losses import cross_entropy
+
+
+@pytest.mark.parametrize("network", [None, "lenet5", "perceptron"])
+def test_a_label_of_no_class_makes_the_loss_nan(network: str | None) -> None:
+    def loss(label: Any) -> Any:
+        labels = label[None]
+        if network is None:
+            return cross_entropy(np.arange(10, dtype=np.float32)[None], labels)
+        model: Any = models.create(network, rngs=nnx.Rngs(0))
+        return model.loss(model.stages(np.ones((1, 28, 28, 1), np.float32)), labels)
+
+    losses = np.asarray(jax.jit(jax.vmap(loss))(np.array([-1, 0, 9, 10])))
+    assert np.isnan(losses).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda labels: labels - 1, "train label -1, and 10 classes; number them from 0 to 9"),
+        (lambda labels: labels + 1, "train label 10, and 10 classes"),
+        (lambda labels: labels[:-1], "230 train images and 229 labels"),
+    ],
+)
+def test_a_dataset_with_labels_of_no_class_is_refused(
+    few_digits: Dataset, labels: Callable[[Any], Any], message: str
+) -> None:
+    images, right = few_digits.train
+    train = Examples(images, labels(np.asarray(right)))
+    with pytest.raises(InputError, match=message):
+        Dataset("few", "1", train, few_digits.test, few_digits.class_names, "made here")
