@@ -17,6 +17,8 @@ from dlc_jax.environment import prepare_jax
 # Before JAX is imported, which reads it then: batches are spread over two devices whatever
 # the machine has, and most tests compile the same few programs.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Programs run once or twice here, so that optimising them takes longer than it saves.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 prepare_jax()
 # Started in the background of a script, this process ignores Ctrl-C, and so would those it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
