@@ -77,3 +77,11 @@ def told_apart(paths: Sequence[str]) -> list[str]:
             for part, name, taken in zip(parts, names, lengths, strict=True)
         ]
     return [str(PurePath(*part[-taken:])) for part, taken in zip(parts, lengths, strict=True)]
+
+
+def class_names_told_apart(names: Sequence[str]) -> list[str]:
+    """Names of classes; those that several have, such as ImageNet's cranes, with their labels."""
+    counts = Counter(names)
+    return [
+        f"{name} (class {label})" if counts[name] > 1 else name for label, name in enumerate(names)
+    ]

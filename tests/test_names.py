@@ -15,9 +15,10 @@ from PIL import Image
 
 from dlc_jax import plots, terminal
 from dlc_jax.drawing import displayed, png
+from dlc_jax.experiment.results import error_by_class
 from dlc_jax.explain.gallery import pictures, report
 from dlc_jax.runs import Run
-from dlc_jax.text import printable, shortened, told_apart, width
+from dlc_jax.text import class_names_told_apart, printable, shortened, told_apart, width
 
 NAMES = [
     "cost $5", "$x^2$", "a_b", r"\frac{", "{}", "%s", "猫", "고양이", "ねこ", "[bold]x[/bold]",
@@ -85,6 +86,13 @@ def test_tables_are_aligned_whatever_the_width_of_characters() -> None:
     lines = terminal.table(rows).splitlines()
     assert {width(line) for line in lines} == {5 + 2 + 6}
     assert "[red]" in lines[-1]
+
+
+def test_classes_of_one_name_are_told_apart_by_their_labels() -> None:
+    names = class_names_told_apart(["crane", "heron", "crane"])
+    assert names == ["crane (class 0)", "heron", "crane (class 2)"]
+    errors = error_by_class(np.eye(3), np.array([0, 1, 0]), ["crane", "heron", "crane"])
+    assert errors == {"crane (class 0)": 50, "heron": 0, "crane (class 2)": None}
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders() -> None:

@@ -29,6 +29,9 @@ results_dir_option = click.option(
     show_default=True,
     help="Where to keep the results, a file a device, and their picture.",
 )
+as_is_option = click.option(
+    "--as-is", is_flag=True, help="Only scale pictures, even of handwritten digits."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last.")
 
 

@@ -7,7 +7,7 @@ import click
 from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import load_again
-from dlc_jax.cli.options import data_dir_option, json_option
+from dlc_jax.cli.options import as_is_option, data_dir_option, json_option
 from dlc_jax.cli.output import complain, of_one_line, say
 from dlc_jax.cli.types import Integer, Location
 from dlc_jax.errors import InputError
@@ -55,7 +55,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
     help="Turn dark into bright.  [default: where the network learned bright on dark, and "
     "the picture's border is bright]",
 )
-@click.option("--as-is", is_flag=True, help="Only scale pictures, even of digits.")
+@as_is_option
 @click.option(
     "--show",
     type=Location(),
@@ -136,6 +136,7 @@ def predict(
 @click.option(
     "--invert/--no-invert", default=None, help="Turn dark into bright, as dlc-jax predict does."
 )
+@as_is_option
 @click.option(
     "--seed", type=Integer(0), default=0, show_default=True, help="Of all that is random."
 )
@@ -148,6 +149,7 @@ def explain(
     output_dir: str | None,
     transfer: str | None,
     invert: bool | None,
+    as_is: bool,
     seed: int,
     data_dir: str | None,
     as_json: bool,
@@ -195,6 +197,7 @@ def explain(
             folder=Path(output_dir) if output_dir else opened.folder / "explain",
             other=other,
             invert=invert,
+            as_is=as_is,
             seed=seed,
             progress=progress,
         )

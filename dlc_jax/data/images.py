@@ -84,7 +84,7 @@ def read_picture(
         if found is None:
             raise InputError(
                 f"there is no ink to be found in {str(path)!r}; give a picture of one digit "
-                "(predict --as-is takes pictures as they are)"
+                "(--as-is takes pictures as they are)"
             )
         pixels, inverted = found[0].reshape(image_shape), found[1]
     else:

@@ -19,7 +19,7 @@ from dlc_jax.explain.view import View
 from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
 from dlc_jax.meaning import Meaning, check_same
 from dlc_jax.runs import Run, RunConfig
-from dlc_jax.text import told_apart
+from dlc_jax.text import class_names_told_apart, told_apart
 
 if TYPE_CHECKING:
     from dlc_jax.explain.gallery.subject import Named
@@ -120,6 +120,7 @@ def predict(
         outputs are not finite.
     """
     config = run.config
+    names = class_names_told_apart(config.class_names)
     state = training.create_state(model, optax.identity())
     size = min(_AT_ONCE, len(paths))
     results = []
@@ -135,8 +136,8 @@ def predict(
         for path, picture, row in zip(some, pictures, rows, strict=True):
             seen(picture)
             order = np.argsort(-row, kind="stable")
-            probabilities = {config.class_names[label]: float(row[label]) for label in order}
-            best = config.class_names[order[0]]
+            probabilities = {names[label]: float(row[label]) for label in order}
+            best = names[order[0]]
             results.append(
                 {
                     "image": path,
@@ -187,6 +188,7 @@ def explain(
     folder: Path,
     other: Run | None = None,
     invert: bool | None = None,
+    as_is: bool = False,
     seed: int = 0,
     progress: Callable[[str, float, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
@@ -200,6 +202,7 @@ def explain(
       folder: where to write them.
       other: a run to whose network adversarial images may carry over.
       invert: see `dlc_jax.data.images.read_image`.
+      as_is: only scale pictures, rather than bring photographs of digits into MNIST's form.
       seed: of all that is random.
       progress: called with what is made next, and how many methods are done of how many.
 
@@ -219,7 +222,7 @@ def explain(
     shown = dataset if isinstance(dataset, Dataset) else dataset.sample(SAMPLE)
     if paths:
         pictures = np.stack(
-            [picture.pixels for picture in read_images(config, paths, invert=invert)]
+            [picture.pixels for picture in read_images(config, paths, invert=invert, as_is=as_is)]
         )
         pixels = pictures.astype(np.float32) / 255
         names = tuple(told_apart(paths))

@@ -11,6 +11,7 @@ from flax import nnx
 from dlc_jax import parameters, plots
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.runs import Run, RunConfig
+from dlc_jax.text import class_names_told_apart
 from dlc_jax.training import EpochReport
 
 # So many examples at most of a dataset on disk are looked at one by one.
@@ -148,5 +149,5 @@ def error_by_class(logits: Any, labels: Any, class_names: Sequence[str]) -> dict
     wrong = np.asarray(logits).argmax(1) != labels
     return {
         name: percent(wrong[labels == label].mean()) if (labels == label).any() else None
-        for label, name in enumerate(class_names)
+        for label, name in enumerate(class_names_told_apart(class_names))
     }
