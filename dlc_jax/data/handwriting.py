@@ -135,22 +135,26 @@ def _find(picture: np.ndarray, invert: bool | None) -> Ink | None:
 def _paper(picture: np.ndarray) -> np.ndarray:
     """A smooth surface through most of the picture, by iteratively reweighted least squares."""
     height, width, channels = picture.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    y, x = (np.linspace(-1, 1, side)[:, None] ** np.arange(4) for side in (height, width))
     step = max(1, max(height, width) // 96)
+    every = np.einsum("rj,ci->rcji", y[::step], x[::step]).reshape(-1, 4, 4)
+    degrees = {degree: np.add.outer(range(4), range(4)) <= degree for degree in (1, 2, 3)}
+    terms = {degree: every[:, some] for degree, some in degrees.items()}
     result = np.empty_like(picture)
     for channel in range(channels):
         values = picture[::step, ::step, channel].ravel()
         guess = np.full(values.shape, np.median(values))
         for degree in (1, 1, 1, 2, 2, 2, 3, 3, 3, 3):
-            terms = [x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)]
-            some = np.stack([term[::step, ::step].ravel() for term in terms], -1)
+            some = terms[degree]
             residual = np.abs(values - guess)
             spread = max(1.5 * float(np.median(residual)), 2.0)
-            weight = 1 / (1 + (residual / spread) ** 2)
-            gram = (some * weight[:, None]).T @ some + 1e-6 * len(some) * np.eye(some.shape[1])
-            coefficients = np.linalg.solve(gram, (some * weight[:, None]).T @ values)
+            weighted = some.T / (1 + (residual / spread) ** 2)
+            gram = weighted @ some + 1e-6 * len(some) * np.eye(some.shape[1])
+            coefficients = np.linalg.solve(gram, weighted @ values)
             guess = some @ coefficients
-        result[..., channel] = sum(c * term for c, term in zip(coefficients, terms, strict=True))
+        surface = np.zeros((4, 4))
+        surface[degrees[3]] = coefficients
+        result[..., channel] = y @ surface @ x.T
     return result.clip(0, 255)
 
 
