@@ -26,8 +26,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
 
-from dlc_jax import data, experiment
+from dlc_jax import data, experiment, training
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.explain import View
 from dlc_jax.runs import Run
@@ -40,6 +42,23 @@ activations_of = jax.jit(View.activations, static_argnames="stage")
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Normally distributed numbers, drawn by NumPy: JAX would compile a program a shape."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+
+class OneLayer(nnx.Module):
+    """A network of digits that is compiled soon, where it makes no difference which one it is."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.Linear(28 * 28, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layer(x.reshape(len(x), -1))
+
+
+def new_state(
+    seed: int = 0, optimizer: optax.GradientTransformation | None = None
+) -> training.TrainState:
+    """Such a network before training."""
+    return training.create_state(OneLayer(nnx.Rngs(seed)), optimizer or optax.sgd(0.01))
 
 
 @dataclass(frozen=True)

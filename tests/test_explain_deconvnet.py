@@ -146,20 +146,19 @@ def test_units_of_vectors_are_maps_of_one_position(rng: np.random.Generator) -> 
 def test_everything_is_the_same_under_jit(rng: np.random.Generator) -> None:
     view = View.of(Rectified(), UNCHANGED)
     pixels, maps = rng.uniform(size=(3, 18, 18, 1)).astype(np.float32), np.array([1, 0, 3])
-    for rule in ("gradient", "deconvnet", "guided"):
-        for ours, jitted in zip(
-            deconvnet.project(view, pixels, "conv2", maps, rule=rule),
-            project(view, pixels, "conv2", maps, rule=rule),
-            strict=True,
-        ):
-            np.testing.assert_allclose(ours, jitted, rtol=1e-5, atol=1e-7)
+    for ours, jitted in zip(
+        deconvnet.project(view, pixels, "conv2", maps),
+        project(view, pixels, "conv2", maps),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, jitted, rtol=1e-5, atol=1e-7)
     strongest = partial(deconvnet.strongest, view, pixels, "conv2", count=2)
     for ours, jitted in zip(strongest(), jax.jit(strongest)(), strict=True):
         np.testing.assert_allclose(ours, jitted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["conv1", "logits"])
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("batch_size", [7, 100])
 def test_the_strongest_are_those_of_sorting_all(
     digits: Dataset, stage: str, batch_size: int
 ) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import activations_of
+from conftest import activations_of, normal
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ class Convolved(models.Network):
     """A layer of strided convolution, for images of any size, and its averages."""
 
     def __init__(self) -> None:
-        self.kernel = nnx.Param(jax.random.normal(KEY, (3, 3, 3, 4)))
+        self.kernel = nnx.Param(normal(0, (3, 3, 3, 4)))
 
     def stages(self, x: Array) -> OrderedDict[str, Array]:
         options: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -90,12 +90,15 @@ def test_dreaming_is_the_published_programs_ascent_over_octaves(view: View, pixe
 def test_the_layers_norm_grows_at_each_octave(lecture: View, view: View, pixels: Array) -> None:
     objectives = dreaming.dream(view, pixels, "conv", key=KEY, octaves=3, jitter=0).objectives
     assert (np.diff(objectives, axis=1) > 0).all()
-    digits = jnp.asarray(data.load("mnist-5k").test.images[:5] / np.float32(255))
-    for stage in ("conv1", "conv2", "fc1", "logits"):
-        images, objectives = dreaming.dream(lecture, digits, stage, key=KEY, octaves=1)
-        after = jnp.square(activations_of(lecture, images, stage).reshape(5, -1)).sum(1) / 2
-        before = jnp.square(activations_of(lecture, digits, stage).reshape(5, -1)).sum(1) / 2
-        assert (after > before).all()
+    digits = np.asarray(data.load("mnist-5k").test.images[:5]) / np.float32(255)
+    # A stage of feature maps, and one of single units.
+    for stage in ("conv2", "logits"):
+        images, _ = dreaming.dream(lecture, digits, stage, key=KEY, octaves=1)
+        norms = [
+            np.square(np.asarray(activations_of(lecture, some, stage)).reshape(5, -1)).sum(1)
+            for some in (digits, images)
+        ]
+        assert (norms[1] > norms[0]).all()
 
 
 @pytest.mark.parametrize("octaves", [1, 3])
@@ -115,18 +118,16 @@ def test_octaves_grow_by_the_scale_to_the_images_own_size() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rate=st.floats(0, 2),
-    octaves=st.integers(1, 3),
-    bright=st.floats(0, 1),
-)
-def test_pixels_stay_from_0_to_1(seed: int, rate: float, octaves: int, bright: float) -> None:
+@given(seed=st.integers(0, 2**32 - 1), rate=st.floats(0, 2), bright=st.floats(0, 1))
+def test_pixels_stay_from_0_to_1(seed: int, rate: float, bright: float) -> None:
     view = View.of(Convolved(), NORMALISE)
-    pixels = (jax.random.uniform(jax.random.key(seed), (1, 11, 13, 3)) + bright).clip(0, 1)
-    images = dreaming.dream(
-        view, pixels, "conv", key=KEY, octaves=octaves, steps=2, learning_rate=rate
-    ).images
+    noise = np.random.default_rng(seed).uniform(size=(1, 11, 13, 3)).astype(np.float32)
+    images = np.asarray(
+        dreaming.dream(
+            view, (noise + bright).clip(0, 1), "conv", key=KEY, octaves=2, steps=2,
+            learning_rate=rate,
+        ).images
+    )  # fmt: skip
     assert 0 <= images.min() <= images.max() <= 1
 
 
@@ -134,7 +135,7 @@ def test_the_key_decides_and_an_image_does_not_depend_on_the_others(
     view: View, pixels: Array
 ) -> None:
     run = partial(dreaming.dream, view, stage="conv", octaves=2, learning_rate=0.05)
-    first = run(pixels, key=KEY).images
+    first = np.asarray(run(pixels, key=KEY).images)
     np.testing.assert_array_equal(first, run(pixels, key=KEY).images)
     np.testing.assert_allclose(first[1:], run(pixels[1:], key=KEY).images, atol=1e-4)
     assert np.abs(first - run(pixels, key=jax.random.key(1)).images).max() > 0.01

@@ -22,6 +22,7 @@ from dlc_jax.explain.view import View
 
 KEY = jax.random.key(0)
 DIGIT = (28, 28, 1)
+SMALL = (8, 8, 1)
 PLAIN: dict[str, Any] = {"decay": 0.0, "total_variation": 0.0, "jitter": 0, "blur": 0.0}
 NONE = data.Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 
@@ -36,9 +37,22 @@ class Weighted(models.Network):
         return OrderedDict(logits=jnp.einsum("bhwc,hwck->bk", x, self.weights[...]))
 
 
+class Small(models.Network):
+    """A hidden layer, on images that the lecture's network would take far longer to compile for."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.hidden = nnx.Linear(64, 100, rngs=rngs)
+        self.output = nnx.Linear(100, 10, rngs=rngs)
+
+    def stages(self, x: Array) -> OrderedDict[str, Array]:
+        stages = OrderedDict(hidden=jax.nn.relu(self.hidden(x.reshape(len(x), -1))))
+        stages["logits"] = self.output(stages["hidden"])
+        return stages
+
+
 @pytest.fixture(scope="module")
-def view(lecture: View) -> View:
-    return lecture
+def small() -> View:
+    return View.of(Small(nnx.Rngs(0)), NONE)
 
 
 @pytest.fixture(scope="module")
@@ -65,55 +79,55 @@ def test_a_linear_units_image_is_white_where_its_weights_are_positive_and_black_
 
 
 def test_a_digits_image_excites_its_class_more_than_any_real_digit_and_is_taken_for_it(
-    view: View, maximised: Maximised, digits: Dataset
+    lecture: View, maximised: Maximised, digits: Dataset
 ) -> None:
-    logits = np.asarray(logits_of(view, maximised.images))
-    real = np.asarray(logits_of(view, digits.test.images / np.float32(255)))
+    logits = np.asarray(logits_of(lecture, maximised.images))
+    real = np.asarray(logits_of(lecture, digits.test.images / np.float32(255)))
     assert real.shape == (1000, 10)
     assert (logits.diagonal() > maximised.activations[0]).all()
     assert (logits.diagonal() > real.max(0)).all()
     np.testing.assert_array_equal(logits.argmax(1), np.arange(10))
 
 
-def test_the_image_of_a_feature_map_excites_it_more_on_average(view: View) -> None:
+def test_the_image_of_a_feature_map_excites_it_more_on_average(lecture: View) -> None:
     units = np.arange(6)
-    images, activations = maximisation.maximise(
-        view, "conv2", units, key=KEY, image_shape=DIGIT, steps=50
+    _, activations = maximisation.maximise(
+        lecture, "conv2", units, key=KEY, image_shape=DIGIT, steps=50
     )
-    after = np.asarray(activations_of(view, images, "conv2"))[..., :6].mean((1, 2)).diagonal()
-    silent = np.asarray(activations[0]) == 0
-    assert silent.sum() <= 1
-    assert (after[~silent] > 2 * activations[0, ~silent]).all()
+    first, last = np.asarray(activations)[[0, -1]]
+    assert (first == 0).sum() <= 1
+    assert (last[first > 0] > 2 * first[first > 0]).all()
 
 
-def test_few_rectified_units_are_silent_at_the_start(view: View) -> None:
+def test_few_rectified_units_are_silent_at_the_start(lecture: View) -> None:
     units = np.arange(200)
     activations = maximisation.maximise(
-        view, "fc1", units, key=KEY, image_shape=DIGIT, steps=1
+        lecture, "fc1", units, key=KEY, image_shape=DIGIT, steps=1
     ).activations
-    on_one_image = activations_of(view, jax.random.uniform(KEY, (1, *DIGIT)), "fc1")
+    image = np.random.default_rng(0).uniform(size=(1, *DIGIT)).astype(np.float32)
+    on_one_image = activations_of(lecture, image, "fc1")
     assert (activations == 0).sum() < 0.5 * (on_one_image == 0).sum()
 
 
-def test_the_activations_are_those_of_the_images_before_each_step(view: View) -> None:
-    start = jax.random.uniform(KEY, (2, *DIGIT))
-    run = partial(
-        maximisation.maximise, view, "fc1", np.array([3, 8]), key=KEY, image_shape=DIGIT,
-        start=start, **PLAIN,
-    )  # fmt: skip
-    activations = run(steps=1).activations
-    expected = activations_of(view, start, "fc1")[np.arange(2), [3, 8]]
+def test_the_activations_are_those_of_the_images_before_each_step(small: View) -> None:
+    start = np.random.default_rng(0).uniform(size=(2, *SMALL)).astype(np.float32)
+    activations = maximisation.maximise(
+        small, "hidden", np.array([3, 8]), key=KEY, image_shape=SMALL, start=start, steps=1,
+        **PLAIN,
+    ).activations  # fmt: skip
+    expected = np.asarray(activations_of(small, start, "hidden"))[np.arange(2), [3, 8]]
+    assert (expected > 0).any()
     np.testing.assert_allclose(activations[0], expected, rtol=1e-5)
 
 
-def test_more_weight_on_the_total_variation_leaves_less_of_it(view: View) -> None:
+def test_more_weight_on_the_total_variation_leaves_less_of_it(small: View) -> None:
     variations = []
     for weight in (0.0, 0.3, 1.0):
         images = maximisation.maximise(
-            view, "logits", np.arange(10), key=KEY, image_shape=DIGIT, steps=100,
+            small, "logits", np.arange(10), key=KEY, image_shape=SMALL, steps=100,
             total_variation=weight,
         ).images  # fmt: skip
-        variations.append(ascent.total_variation(images))
+        variations.append(np.asarray(ascent.total_variation(images)))
     assert (variations[0] > variations[1]).all()
     assert (variations[1] > variations[2]).all()
 
@@ -167,11 +181,11 @@ def test_decay_and_blur_bring_an_image_towards_the_mean_where_nothing_excites() 
 def test_jitter_moves_the_gradient_back() -> None:
     weights = jnp.arange(12.0).reshape(3, 4, 1, 1)
     view = View.of(Weighted(weights), NONE)
-    objectives, gradient = ascent.slope(
-        lambda pixels: view.logits(pixels)[:, 0], jnp.ones((1, 3, 4, 1)), jax.random.key(3), 2
-    )
+    slope = jax.jit(partial(ascent.slope, lambda pixels: view.logits(pixels)[:, 0], jitter=2))
+    objectives, gradient = slope(jnp.ones((1, 3, 4, 1)), jax.random.key(3))
     offsets = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
-    moved = [jnp.roll(weights[..., 0], offset, (0, 1)) / weights.mean() for offset in offsets]
+    plain = np.asarray(weights[..., 0])
+    moved = [np.roll(plain, offset, (0, 1)) / plain.mean() for offset in offsets]
     assert objectives.shape == (1,)
     assert any(np.allclose(gradient[0], candidate) for candidate in moved)
 
@@ -183,19 +197,19 @@ def test_jitter_moves_the_gradient_back() -> None:
     weights=st.tuples(st.floats(0, 1), st.floats(0, 2), st.floats(0, 3)),
 )
 def test_pixels_stay_from_0_to_1(
-    view: View, seed: int, rate: float, weights: tuple[float, float, float]
+    small: View, seed: int, rate: float, weights: tuple[float, float, float]
 ) -> None:
     decay, variation, blur = weights
     images, activations = maximisation.maximise(
-        view, "logits", np.array([1, 7]), key=jax.random.key(seed), image_shape=DIGIT, steps=3,
+        small, "logits", np.array([1, 7]), key=jax.random.key(seed), image_shape=SMALL, steps=3,
         learning_rate=rate, decay=decay, total_variation=variation, blur=blur,
     )  # fmt: skip
     assert 0 <= images.min() <= images.max() <= 1
     assert np.isfinite(activations).all()
 
 
-def test_the_key_decides_and_a_units_image_does_not_depend_on_the_others(view: View) -> None:
-    run = partial(maximisation.maximise, view, "logits", image_shape=DIGIT, steps=5)
+def test_the_key_decides_and_a_units_image_does_not_depend_on_the_others(small: View) -> None:
+    run = partial(maximisation.maximise, small, "logits", image_shape=SMALL, steps=5)
     first = run(np.array([3, 5]), key=KEY)
     again = run(np.array([3, 5]), key=KEY)
     alone = run(np.array([5]), key=KEY)
@@ -205,12 +219,12 @@ def test_the_key_decides_and_a_units_image_does_not_depend_on_the_others(view: V
     assert np.abs(first.images - other.images).max() > 0.01
 
 
-def test_under_jit_the_images_are_the_same(view: View) -> None:
+def test_under_jit_the_images_are_the_same(small: View) -> None:
     static = ("stage", "image_shape", "steps", "jitter")
     jitted = jax.jit(maximisation.maximise, static_argnames=static)
-    arguments: dict[str, Any] = {"key": KEY, "image_shape": DIGIT, "steps": 5, "blur": 0.4}
-    result = jitted(view, "logits", jnp.array([4, 9]), **arguments)
-    expected = maximisation.maximise(view, "logits", np.array([4, 9]), **arguments)
+    arguments: dict[str, Any] = {"key": KEY, "image_shape": SMALL, "steps": 5, "blur": 0.4}
+    result = jitted(small, "logits", jnp.array([4, 9]), **arguments)
+    expected = maximisation.maximise(small, "logits", np.array([4, 9]), **arguments)
     for ours, theirs in zip(result, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -228,8 +242,8 @@ def test_under_jit_the_images_are_the_same(view: View) -> None:
         ("moved by -1 pixels", {"jitter": -1}),
     ],
 )
-def test_what_does_not_fit_is_named(view: View, message: str, changed: dict[str, Any]) -> None:
+def test_what_does_not_fit_is_named(lecture: View, message: str, changed: dict[str, Any]) -> None:
     given: dict[str, Any] = {"stage": "logits", "maps": [0], "key": KEY, "image_shape": DIGIT}
     with pytest.raises(InputError) as error:
-        maximisation.maximise(view, **given | changed)
+        maximisation.maximise(lecture, **given | changed)
     assert message in str(error.value)

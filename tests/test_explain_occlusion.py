@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import logits_of
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +29,16 @@ class Corner(models.Network):
         return OrderedDict(logits=jnp.stack([0 * bright, 10 * bright - 5], 1))
 
 
+class Dense(models.Network):
+    """A layer that reads every pixel."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self.weights = nnx.Param(jnp.asarray(weights))
+
+    def stages(self, x: Array) -> OrderedDict[str, Array]:
+        return OrderedDict(logits=x.reshape(len(x), -1) @ self.weights[...])
+
+
 def test_only_the_corner_that_a_network_reads_lights_up() -> None:
     view = View.of(Corner(), UNCHANGED)
     pixels = np.ones((2, 10, 12, 1), np.float32)
@@ -49,8 +58,8 @@ def test_each_probability_is_that_of_a_square_painted_by_hand(
     size: int, stride: int, fill: float, rng: np.random.Generator
 ) -> None:
     shape = (24, 27, 1)
-    model = models.create("lecture", image_shape=shape, num_classes=10, rngs=nnx.Rngs(0))
-    view = View.of(model, Normalise(np.full(1, 100.0), np.full(1, 20.0)))
+    weights = rng.normal(size=(24 * 27, 10), scale=0.1).astype(np.float32)
+    view = View.of(Dense(weights), UNCHANGED)
     pixels, labels = rng.uniform(size=(2, *shape)).astype(np.float32), np.array([7, 2])
     rows, columns = occlusion.positions(shape, size=size, stride=stride)
     painted = []
@@ -59,7 +68,7 @@ def test_each_probability_is_that_of_a_square_painted_by_hand(
             for column in columns - size // 2:
                 painted.append(image.copy())
                 painted[-1][max(0, row) : row + size, max(0, column) : column + size] = fill
-    logits = np.asarray(logits_of(view, np.stack(painted)), np.float64)
+    logits = np.stack(painted).reshape(len(painted), -1).astype(np.float64) @ weights
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = probabilities.reshape(2, len(rows), len(columns), 10)[[0, 1], :, :, labels]
     options: Any = {"size": size, "stride": stride, "fill": fill}

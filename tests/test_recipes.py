@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import normal
+from conftest import new_state, normal
 from flax import nnx
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -143,20 +143,6 @@ def test_networks_with_targets_of_their_own_refuse_label_smoothing() -> None:
 
     with pytest.raises(InputError, match=r"LeNet5.*0\.1.*leave it out"):
         jax.eval_shape(loss, jnp.zeros((1, 28, 28, 1)))
-
-
-class Linear(nnx.Module):
-    """A network that is compiled soon, where it makes no difference which one it is."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.logits = nnx.Linear(28 * 28, 10, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.logits(x.reshape(len(x), -1))
-
-
-def new_state() -> training.TrainState:
-    return training.create_state(Linear(nnx.Rngs(0)), optax.sgd(0.1))
 
 
 EPOCH: dict[str, Any] = {
