@@ -58,6 +58,7 @@ def test_the_snippets_run_one_after_the_other() -> None:
         exec(compile(code, "README.md", "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.versions
 @pytest.mark.parametrize("code", COMMANDS)
 def test_the_commands_run(code: str, tmp_path: Path) -> None:
