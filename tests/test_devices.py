@@ -22,7 +22,7 @@ from dlc_jax import models, sharding, training
 from dlc_jax.errors import InputError
 
 Results = dict[str, dict[str, Any]]
-EPOCHS = {"even": 8, "uneven": 8, "normalised": 5, "dropping": 8}
+EPOCHS = {"uneven": 8, "normalised": 5, "dropping": 8}
 
 
 @pytest.fixture(scope="module")
