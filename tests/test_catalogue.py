@@ -23,12 +23,28 @@ def summarise(name: str, **options: Any) -> summary.Summary:
     return summary.summarise(models.abstract(name, **options), entry.image_shape)
 
 
+@functools.cache
+def parameters(name: str, **options: Any) -> int:
+    """How many there are, without following the computation."""
+    state = nnx.state(models.abstract(name, **options), nnx.Param)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+
+
+# Networks that differ from these in numbers of layers alone are left out of what follows a
+# network's computation, which takes long in deep ones.
+DEPTHS = [
+    *("vgg11", "vgg13", "vgg19", "vgg11-bn", "vgg13-bn", "vgg19-bn"),
+    *("resnet34", "resnet101", "resnet152", "resnet32", "resnet44", "resnet56", "resnet110"),
+]
+KINDS = [name for name in models.names() if name not in DEPTHS]
+
+
 def activations(model: models.Network, shape: tuple[int, int, int]) -> dict[str, Any]:
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     return jax.eval_shape(lambda model, x: model.stages(x), model, image)
 
 
-@pytest.mark.parametrize("name", ["lecture", "airbench", "resnet20", "neocognitron"])
+@pytest.mark.parametrize("name", ["lecture", "airbench", "neocognitron"])
 def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(name: str) -> None:
     def kinds(model: models.Network) -> dict[Any, Any]:
         state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -59,11 +75,11 @@ def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(na
     ],
 )
 def test_parameters_are_as_many_as_torchvisions(name: str, count: int) -> None:
-    assert summarise(name).parameters == count
+    assert parameters(name) == count
 
 
 def test_with_auxiliary_classifiers_googlenet_has_torchvisions_parameters() -> None:
-    assert summarise("googlenet", auxiliary=True).parameters == 13_004_888
+    assert parameters("googlenet", auxiliary=True) == 13_004_888
 
 
 # He et al. 2015, table 6, in millions.
@@ -78,12 +94,12 @@ def test_with_auxiliary_classifiers_googlenet_has_torchvisions_parameters() -> N
     ],
 )
 def test_the_cifar_family_has_its_papers_parameters(name: str, millions: float) -> None:
-    assert summarise(name).parameters / 1e6 == pytest.approx(millions, abs=0.03)
+    assert parameters(name) / 1e6 == pytest.approx(millions, abs=0.03)
 
 
 def test_the_original_alexnet_has_60_million_parameters() -> None:
     # Section 1 of the paper says 60 million; Caffe's, in two groups as well, has this many.
-    assert summarise("alexnet", original=True).parameters == 60_965_224
+    assert parameters("alexnet", original=True) == 60_965_224
 
 
 # Szegedy et al. 2015, table 1, in millions. (Its 54 for module 5a does not follow from the maps
@@ -140,8 +156,6 @@ def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, siz
         ("resnet18", 1.8),
         ("resnet34", 3.6),
         ("resnet50", 3.8 + 0.3),
-        ("resnet101", 7.6 + 0.2),
-        ("resnet152", 11.3 + 0.2),
         ("vgg16", 15.5),
         ("vgg19", 19.6),
         ("googlenet", 1.5),
@@ -173,9 +187,8 @@ def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
         ("googlenet", 22),
         ("resnet18", 18),
         ("resnet50", 50),
-        ("resnet101", 101),
         ("resnet20", 20),
-        ("resnet110", 110),
+        ("resnet32", 32),
         ("lecture", 4),
     ],
 )
@@ -183,7 +196,7 @@ def test_networks_are_as_deep_as_they_are_called(name: str, depth: int) -> None:
     assert summarise(name).depth == depth
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", KINDS)
 def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     entry = models.find(name)
     model = models.abstract(name)
@@ -194,11 +207,12 @@ def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     assert {array.shape[0] for array in stages.values()} == {2}
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", KINDS)
 def test_a_summarys_layers_hold_all_parameters_and_at_least_the_logits_multiply_adds(
     name: str,
 ) -> None:
     described = summarise(name)
+    assert described.parameters == parameters(name)
     assert sum(layer.parameters for layer in described.layers) == described.parameters
     assert sum(layer.multiply_adds for layer in described.layers) == described.multiply_adds
 
@@ -212,8 +226,9 @@ def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers(
     assert listed[0] - listed[1] == extra
 
 
-@pytest.mark.parametrize("size", [28, 32])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "googlenet", "bn-inception", "resnet20"])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 28), ("googlenet", 28), ("bn-inception", 32), ("resnet20", 28)]
+)
 def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> None:
     model = models.abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
     model.eval()
@@ -232,7 +247,7 @@ def test_a_small_head_reads_averaged_maps() -> None:
 
 # Table 4 compares them: B has three projections more than A, C has one around every block.
 def test_shortcuts_differ_by_their_projections() -> None:
-    counts = {s: summarise("resnet34", shortcut=s).parameters for s in "ABC"}
+    counts = {s: parameters("resnet34", shortcut=s) for s in "ABC"}
     widths = [64, 128, 256, 512]
     projections = [a * b + 2 * b for a, b in itertools.pairwise(widths)]
     assert counts["B"] - counts["A"] == sum(projections)
@@ -252,11 +267,11 @@ def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
 
 def test_googlenet_is_trained_on_its_auxiliary_classifiers_too() -> None:
     model = models.abstract("googlenet", auxiliary=True)
-    logits = {"logits": jnp.eye(3), "aux1": jnp.zeros((3, 3)), "aux2": -jnp.eye(3)}
-    labels = jnp.arange(3)
+    one, labels = np.eye(3, dtype=np.float32), np.arange(3)
+    logits = {"logits": one, "aux1": 0 * one, "aux2": -one}
     losses = [math.log(math.e + 2) - 1, math.log(3), math.log(1 / math.e + 2) + 1]
     expected = losses[0] + 0.3 * (losses[1] + losses[2])
-    assert model.loss(logits, labels) == pytest.approx(expected, rel=1e-6)
+    assert jax.jit(model.loss)(logits, labels) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,15 @@ def test_average_pooling_and_its_gradient_are_flaxs(case: tuple[Any, ...]) -> No
     def flaxs(x: jax.Array) -> jax.Array:
         return nnx.avg_pool(x, window, strides, padding)
 
-    pooled = jax.jit(flaxs)(x)
-    np.testing.assert_allclose(jax.jit(ours)(x), pooled, rtol=1e-5, atol=1e-6)
-    weights = normal(1, pooled.shape)
-    result, expected = (
-        jax.jit(jax.grad(lambda x, f=function: (f(x) * weights).sum()))(x)
-        for function in (ours, flaxs)
-    )
-    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    weights = normal(1, jax.eval_shape(flaxs, x).shape)
+
+    @jax.jit
+    def both(x: jax.Array, weights: jax.Array) -> Any:
+        each = [jax.vjp(function, x) for function in (ours, flaxs)]
+        return [(pooled, vjp(weights)) for pooled, vjp in each]
+
+    for a, b in zip(*map(jax.tree.leaves, both(x, weights)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_average_pooling_names_a_window_that_does_not_fit() -> None:
@@ -59,8 +60,10 @@ def in_torch(function: Any, x: jax.Array) -> np.ndarray:
     return function(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("shape", [(13, 13), (6, 9), (7, 7), (3, 4)])
-@pytest.mark.parametrize("count", [(6, 6), (4, 4), (7, 3), (1, 1)])
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((13, 13), (6, 6)), ((6, 9), (4, 4)), ((7, 7), (1, 1)), ((3, 4), (7, 3)), ((6, 6), (6, 6))],
+)
 def test_adaptive_average_pooling_is_pytorchs(
     shape: tuple[int, int], count: tuple[int, int]
 ) -> None:
@@ -71,11 +74,11 @@ def test_adaptive_average_pooling_is_pytorchs(
 
         return torch.nn.functional.adaptive_avg_pool2d(x, count)
 
-    result = layers.adaptive_avg_pool(x, count)
+    result = jax.jit(layers.adaptive_avg_pool, static_argnums=1)(x, count)
     np.testing.assert_allclose(result, in_torch(pytorchs, x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", range(4, 12))
+@pytest.mark.parametrize("size", [4, 6, 7])
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 3)])
 def test_windows_that_reach_beyond_the_image_are_those_of_pytorchs_ceil_mode(
     size: int, window: int, stride: int
@@ -101,7 +104,8 @@ def test_responses_are_normalised_over_channels_as_in_the_paper() -> None:
         # Its alpha is divided by the size.
         return torch.nn.functional.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
 
-    np.testing.assert_allclose(layers.local_response_norm(x), in_torch(pytorchs, x), rtol=1e-5)
+    normalised = jax.jit(layers.local_response_norm)(x)
+    np.testing.assert_allclose(normalised, in_torch(pytorchs, x), rtol=1e-5)
 
 
 def test_a_pyramid_holds_the_maxima_of_windows_that_cover_the_maps() -> None:
@@ -112,12 +116,12 @@ def test_a_pyramid_holds_the_maxima_of_windows_that_cover_the_maps() -> None:
             for j in range(count):
                 window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
                 expected.append(window.max((1, 2)))
-    np.testing.assert_array_equal(spatial_pyramid(jnp.asarray(x)), np.concatenate(expected, 1))
+    np.testing.assert_array_equal(jax.jit(spatial_pyramid)(x), np.concatenate(expected, 1))
 
 
 def test_a_slope_of_zero_rectifies_and_a_slope_of_one_changes_nothing() -> None:
     x = normal(0, (4, 5, 5, 3))
-    np.testing.assert_array_equal(layers.PReLU(3, slope=0)(x), nnx.relu(x))
+    np.testing.assert_array_equal(layers.PReLU(3, slope=0)(x), np.maximum(x, 0))
     np.testing.assert_array_equal(layers.PReLU(3, slope=1)(x), x)
 
 

@@ -9,11 +9,12 @@ import optax
 import pytest
 from conftest import normal
 from flax import nnx
+from jax.sharding import Mesh
 
 from dlc_jax import parameters, sharding, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.models.lenet5 import CONNECTIONS, GLYPHS, LeNet5
+from dlc_jax.models.lenet5 import CONNECTIONS, GLYPHS, LeNet5, pad_to_32
 from dlc_jax.models.lenet5_modern import LeNet5Modern
 
 # Chosen, with the loss's constant j, on the last 10,000 digits of MNIST's training split, which
@@ -45,7 +46,8 @@ def test_every_layer_has_the_papers_number_of_parameters() -> None:
 
 
 def test_the_stages_have_the_papers_sizes() -> None:
-    stages = stages_of(lenet5(), jnp.zeros((3, 28, 28, 1)))
+    image = jax.ShapeDtypeStruct((3, 28, 28, 1), jnp.float32)
+    stages = jax.eval_shape(stages_of, lenet5(), image)
     assert {name: stage.shape for name, stage in stages.items()} == {
         "c1": (3, 28, 28, 6),
         "s2": (3, 14, 14, 6),
@@ -121,21 +123,22 @@ def naive_stages(model: LeNet5, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_every_stage_is_what_the_papers_formulas_give(rng: np.random.Generator) -> None:
-    model = lenet5((32, 32, 1))
-    image = rng.normal(size=(32, 32, 1))
-    stages = stages_of(model, jnp.asarray(image[None], jnp.float32))
-    expected = naive_stages(model, image)
+    model = lenet5()
+    image = rng.normal(size=(28, 28, 1))
+    stages = stages_of(model, np.asarray(image[None], np.float32))
+    expected = naive_stages(model, np.pad(image, ((2, 2), (2, 2), (0, 0)), "edge"))
     for name, stage in expected.items():
         np.testing.assert_allclose(stages[name][0], stage, rtol=1e-4, atol=1e-5, err_msg=name)
     np.testing.assert_array_equal(stages["logits"], -stages["penalties"])
 
 
-def test_images_of_28x28_are_padded_with_what_is_at_their_edges(rng: np.random.Generator) -> None:
-    x = rng.normal(size=(2, 28, 28, 1)).astype(np.float32)
-    rows = np.clip(np.arange(-2, 30), 0, 27)
-    padded = x[:, rows][:, :, rows]
-    result, expected = stages_of(lenet5(), x), stages_of(lenet5((32, 32, 1)), padded)
-    np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-6)
+@pytest.mark.parametrize("size", [28, 32])
+def test_images_of_28x28_are_padded_with_what_is_at_their_edges(
+    size: int, rng: np.random.Generator
+) -> None:
+    x = rng.normal(size=(2, size, size, 1)).astype(np.float32)
+    rows = np.clip(np.arange(32) - (32 - size) // 2, 0, size - 1)
+    np.testing.assert_array_equal(jax.jit(pad_to_32)(x), x[:, rows][:, :, rows])
 
 
 def test_the_loss_is_equation_9(rng: np.random.Generator) -> None:
@@ -155,7 +158,7 @@ def test_penalties_far_above_the_rubbish_classs_are_not_pushed_up_further() -> N
     def loss(penalties: jax.Array) -> jax.Array:
         return lenet5(rubbish=5.0).loss({"penalties": penalties}, jnp.array([0]))
 
-    gradient = jax.grad(loss)(jnp.array([[1.0, 2.0, 60.0]]))[0]
+    gradient = jax.jit(jax.grad(loss))(np.array([[1.0, 2.0, 60.0]]))[0]
     assert gradient[1] < -0.1
     assert abs(gradient[2]) < 1e-20
 
@@ -237,7 +240,9 @@ def test_the_modern_version_is_pytorchs_layers_one_after_the_other() -> None:
     expected = functional.conv2d(expected, *weights(model.c5)).relu().flatten(1)
     expected = functional.linear(expected, *weights(model.f6)).relu()
     expected = functional.linear(expected, *weights(model.output))
-    np.testing.assert_allclose(model(jnp.asarray(x)), expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        stages_of(model, x)["logits"], expected.numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("network", [LeNet5, LeNet5Modern])
@@ -252,11 +257,14 @@ def test_what_is_computed_in_is_the_dtype_and_parameters_stay_float32() -> None:
         model = network(
             image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=jnp.bfloat16
         )
-        assert stages_of(model, jnp.ones((1, 28, 28, 1)))["logits"].dtype == jnp.bfloat16
+        image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+        assert jax.eval_shape(stages_of, model, image)["logits"].dtype == jnp.bfloat16
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
 
-def trained_error(model: nnx.Module, dataset: Dataset, epochs: int) -> float:
+def trained_error(
+    model: nnx.Module, dataset: Dataset, epochs: int, mesh: Mesh | None = None
+) -> float:
     """Test error in percent after some epochs of SGD with momentum."""
     steps = epochs * len(dataset.train.labels) // BATCH_SIZE
     rate = optax.linear_schedule(LEARNING_RATE, LEARNING_RATE / 100, steps)
@@ -267,7 +275,7 @@ def trained_error(model: nnx.Module, dataset: Dataset, epochs: int) -> float:
         Normalise.fit(dataset.train.images),
         epochs=epochs,
         batch_size=BATCH_SIZE,
-        mesh=sharding.cpu_mesh(BATCH_SIZE),
+        mesh=mesh,
     )
     *_, last = reports
     return 100 * float(last.test.error)
@@ -275,8 +283,8 @@ def trained_error(model: nnx.Module, dataset: Dataset, epochs: int) -> float:
 
 @pytest.mark.slow
 def test_ten_epochs_on_mnist_reach_1_2_percent(mnist: Dataset) -> None:
-    assert trained_error(lenet5(), mnist, EPOCHS) <= 1.2
+    assert trained_error(lenet5(), mnist, EPOCHS, sharding.cpu_mesh(BATCH_SIZE)) <= 1.2
 
 
-def test_five_epochs_on_mnist_5k_reach_5_percent(digits: Dataset) -> None:
-    assert trained_error(lenet5(), digits, 5) <= 5
+def test_two_epochs_on_mnist_5k_reach_12_percent(digits: Dataset) -> None:
+    assert trained_error(lenet5(), digits, 2) <= 12
