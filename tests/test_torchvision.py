@@ -2,7 +2,8 @@
 
 import importlib
 import importlib.util
-from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -17,31 +18,21 @@ from dlc_jax import interop, models
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None:
+    if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
     torch.set_num_threads(1)  # its threads would spin while JAX computes
     library = None
     # torchvision's compiled operators, of which its networks need none, are not for every build
-    # of PyTorch. They are tried first, as torchvision does: what fails to import can't be
-    # imported again, and where the operators do load, to define them twice aborts the process.
-    if not any(map(loads, Path(str(spec.origin)).parent.glob("_C*"))):
+    # of PyTorch. It is tried in another process: what fails here can't be imported again, and
+    # where the operators do load, to define them twice would abort this process.
+    trial = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
+    if trial.returncode:
         # It asks whether these two exist.
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield importlib.import_module("torchvision")
     del library
-
-
-def loads(operators: Path) -> bool:
-    import torch
-
-    try:
-        torch.ops.load_library(operators)
-    except OSError:
-        return False
-    return True
 
 
 # These programs run once, so that it pays to compile them quickly instead of well.
