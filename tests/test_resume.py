@@ -24,12 +24,19 @@ from dlc_jax import cli, experiment, models, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augment import Augmentation
 from dlc_jax.errors import InputError
+from dlc_jax.experiment import keeping
 from dlc_jax.runs import Run
 
 # A short run: three epochs of 16 steps, and a checkpoint every five.
 SHORT = ("--dataset", "mnist-5k", "--examples", 800, "--epochs", 3, "--batch-size", 50)
 OFTEN = ("--checkpoint-steps", 5, "--checkpoint-seconds", 0)
 RESULTS = ("parameters.safetensors", "metrics.jsonl", "summary.json")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures, which take longer than these trainings."""
+    monkeypatch.setattr(keeping, "draw", lambda *_: [])
 
 
 def run_command(folder: str, arguments: tuple[object, ...]) -> None:
@@ -94,14 +101,25 @@ def never_stopped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "runs" / "run"
 
 
-@pytest.mark.parametrize("step", [5, 16, 21, 48])
+@pytest.fixture(scope="module")
+def kept_all(tmp_path_factory: pytest.TempPathFactory, never_stopped: Path) -> Path:
+    """The same in this process, with all of its checkpoints."""
+    folder = tmp_path_factory.mktemp("kept_all")
+    many = ("--keep-checkpoints", 20, "--output-dir", folder, "--name", "run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ending:
+        patch.setattr(keeping, "draw", lambda *_: [])
+        cli.main([str(argument) for argument in ("train", *SHORT, *OFTEN, *many)])
+    assert ending.value.code == 0
+    assert results(folder / "run") == results(never_stopped)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("step", [16, 21, 48])
 def test_it_goes_on_from_within_an_epoch_and_from_between_two(
-    start: Start, tmp_path: Path, step: int, dlc_jax: Command
+    kept_all: Path, tmp_path: Path, step: int, dlc_jax: Command
 ) -> None:
-    many = (*OFTEN, "--keep-checkpoints", 20)
-    assert finish(start(tmp_path, "train", *SHORT, *many, "--name", "run")) == 0
-    run = tmp_path / "runs" / "run"
-    expected = results(run)
+    expected = results(kept_all)
+    run = shutil.copytree(kept_all, tmp_path / "run")
     for later in (each for each in steps(run) if each > step):
         shutil.rmtree(run / "checkpoints" / str(later))
     assert max(steps(run)) == step
@@ -147,8 +165,10 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink])
-@pytest.mark.parametrize("part", ["arrays", "facts"])
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [(_truncate, "arrays"), (_flip, "arrays"), (Path.unlink, "arrays"), (_flip, "facts")],
+)
 def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(
     dlc_jax: Command,
     stopped: Path,
