@@ -61,14 +61,19 @@ def of_digits(digits: Dataset) -> Any:
     return Mnist
 
 
-@pytest.fixture(scope="module")
-def prepared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a small MNIST."""
-    folder = tmp_path_factory.mktemp("tfds")
+def prepare_digits(digits: Dataset, folder: Path) -> None:
+    """Prepares them in a data folder."""
     tfds.disable_progress_bar()
     of_digits(digits)(data_dir=folder, file_format="array_record").download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
+
+
+@pytest.fixture(scope="module")
+def prepared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small MNIST."""
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare_digits(digits, folder)
     return folder
 
 
