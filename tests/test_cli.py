@@ -1,25 +1,30 @@
+import dataclasses
+import io
 import json
 import os
 import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, Finished
 from PIL import Image
 
-from dlc_jax import data, models, recipes
+from dlc_jax import cli, data, models, recipes
 from dlc_jax.data import Dataset
+from dlc_jax.experiment import keeping
 from dlc_jax.runs import Run
 
-FEW = ("--dataset", "mnist-5k", "--epochs", 1)
+FEW = ("--dataset", "mnist-5k", "--epochs", 1, "--examples", 800)
 # Nothing listens there, so that whatever wants the network fails at once.
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
@@ -34,11 +39,33 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "tfds"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures, which take longer than some trainings."""
+    monkeypatch.setattr(keeping, "draw", lambda *_: [])
+
+
 # --- train ------------------------------------------------------------------------------
 
 
-def test_train_prints_a_line_an_epoch_and_a_summary_as_json(dlc_jax: Command) -> None:
-    done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 2, "--name", "a", "--json")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A run of two epochs, and what the command printed to what says that it's no terminal."""
+    folder = tmp_path_factory.mktemp("trained")
+    train = ("train", "--dataset", "mnist-5k", "--epochs", "2", "--output-dir", str(folder))
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ending:
+        patch.setenv("FORCE_COLOR", "1")
+        with redirect_stdout(out), redirect_stderr(err):
+            cli.main([*train, "--name", "a", "--json"])
+    assert isinstance(ending.value.code, int)
+    return folder / "a", Finished(ending.value.code, out.getvalue(), err.getvalue())
+
+
+def test_train_prints_a_line_an_epoch_and_a_summary_as_json(
+    dlc_jax: Command, trained: tuple[Path, Finished]
+) -> None:
+    run, done = trained
     assert done.code == 0
     assert re.search(r"^epoch +1 +train loss \d\.\d+ +test error +\d+\.\d+ %", done.out, re.M)
     assert re.search(r"^epoch +2 ", done.out, re.M)
@@ -47,45 +74,51 @@ def test_train_prints_a_line_an_epoch_and_a_summary_as_json(dlc_jax: Command) ->
         "dataset", "epochs", "train_loss", "test_error_percent", "train_seconds",
         "compile_seconds", "images_per_second", "device", "run", "parameters_sha256",
     }  # fmt: skip
-    assert (summary["dataset"], summary["epochs"], summary["run"]) == ("mnist-5k", 2, "runs/a")
+    assert (summary["dataset"], summary["epochs"], summary["run"]) == ("mnist-5k", 2, str(run))
     # It learns: guessing would be wrong in 90 % of the cases.
     assert summary["test_error_percent"] < 15
-    evaluated = dlc_jax("eval", "runs/a", "--json").json
+    evaluated = dlc_jax("eval", run, "--json").json
     assert evaluated["test_error_percent"] == summary["test_error_percent"]
 
 
-def test_what_is_no_terminal_gets_no_escape_codes(dlc_jax_process: Command) -> None:
-    done = dlc_jax_process("train", *FEW, FORCE_COLOR="1")
-    assert done.code == 0
-    assert "\x1b" not in done.out + done.err
+def test_what_is_no_terminal_gets_no_escape_codes(trained: tuple[Path, Finished]) -> None:
+    _, done = trained
+    assert "\x1b" not in done.out
     assert done.err == ""
 
 
-def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left(
+    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leader, follower = pty.openpty()
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dlc_jax", "train", "--dataset", "mnist-5k", "--epochs", "2"],
-        stdout=subprocess.DEVNULL, stderr=follower, cwd=tmp_path, env=environment,
-    )  # fmt: skip
-    os.close(follower)
-    shown = b""
-    while select.select([leader], [], [], 120)[0]:
-        try:
-            shown += os.read(leader, 65536)
-        except OSError:  # the process has closed its end
-            break
+    shown = bytearray()
+
+    def read() -> None:
+        # Ends by an error when nobody has the other end any more.
+        with suppress(OSError):
+            while some := os.read(leader, 65536):
+                shown.extend(some)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert dlc_jax("train", *FEW[:2], *FEW[4:], "--epochs", 2).code == 0
+    reader.join(60)
     os.close(leader)
-    assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"epoch 1/2 .*loss \d\.\d+ +[\d,]+ images/s +0:00:\d\d left", text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_flags_and_network_it_says_so_at_once_and_trains_on_bundled_digits(
     dlc_jax: Command, offline: Path
 ) -> None:
     start = time.monotonic()
-    done = dlc_jax("train", "--epochs", 1, "--json")
+    done = dlc_jax("train", *FEW[2:], "--json")
     assert done.code == 0
     assert done.json["dataset"] == "mnist-5k"
     (line,) = done.err.splitlines()
@@ -106,9 +139,9 @@ def test_a_dataset_asked_for_by_name_is_never_replaced(dlc_jax: Command, offline
 
 
 def test_ctrl_c_leaves_a_usable_run_folder(tmp_path: Path, dlc_jax: Command) -> None:
-    command = ["train", "--dataset", "mnist-5k", "--epochs", "1000", "--name", "a", "--json"]
+    command = ["train", *map(str, FEW[:2] + FEW[4:]), "--epochs", "1000", "--name", "a", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dlc_jax", *command],
+        [sys.executable, "-m", "dlc_jax", *command], env=os.environ | {"FORCE_COLOR": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert process.stdout is not None
@@ -117,8 +150,9 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path: Path, dlc_jax: Command) -> 
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted after" in err
-    assert "Traceback" not in err
+    # All that it says there, without escape codes, warnings of libraries or a traceback.
+    assert re.fullmatch(r"[\w :-]*interrupted after .*\n", err)
+    assert "\x1b" not in out + err
     summary = json.loads(out.splitlines()[-1])
     assert 2 <= summary["epochs"] < 1000
     again = dlc_jax("eval", "runs/a", "--json").json
@@ -127,6 +161,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(tmp_path: Path, dlc_jax: Command) -> 
     assert pictures == {"curves.png", "confusion.png", "mistakes.png", "training.png"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_loss_that_explodes_stops_the_run_and_keeps_it_usable(dlc_jax: Command) -> None:
     done = dlc_jax("train", *FEW, "--learning-rate", "1e20", "--name", "a")
     assert done.code == 2
@@ -202,11 +237,10 @@ def test_an_existing_run_is_not_overwritten(dlc_jax: Command, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["mine.txt"]
 
 
-def test_a_truncated_array_record_is_one_line(
-    dlc_jax: Command, mnist: Dataset, tmp_path: Path
-) -> None:
+def test_a_truncated_array_record_is_one_line(dlc_jax: Command, tmp_path: Path) -> None:
     source = data.find("mnist")
-    assert source is not None
+    if source is None:
+        pytest.skip(f"full MNIST is not prepared in {data.data_folder()} (TFDS_DATA_DIR)")
     copy = tmp_path / "tfds" / "mnist" / source.name
     shutil.copytree(source, copy, copy_function=shutil.copyfile)
     (record,) = copy.glob("*train*")
@@ -252,27 +286,27 @@ def test_pictures_that_cant_be_read_are_one_line(
 
 
 def test_predict_sees_the_same_digit_in_any_size_colour_and_format(
-    dlc_jax: Command, digits: Dataset, tmp_path: Path
+    dlc_jax: Command, digits: Dataset, trained: tuple[Path, Finished], tmp_path: Path
 ) -> None:
-    trained = dlc_jax("train", *FEW, "--json").json["run"]
+    run, _ = trained
     plain, changed = [], []
-    for index, digit in enumerate(np.asarray(digits.test.images)[:20, ..., 0]):
+    for index, digit in enumerate(np.asarray(digits.test.images)[:12, ..., 0]):
         plain.append(f"{index}.png")
         Image.fromarray(digit).save(tmp_path / plain[-1])
         changed.append(f"{index}-large.{'png' if index % 3 else 'jpg'}")
         ink_on_paper = Image.fromarray(255 - digit if index % 2 else digit)
         ink_on_paper.resize((300, 300)).convert("RGB").save(tmp_path / changed[-1])
-    predictions = dlc_jax("predict", trained, *plain, *changed, "--json").json["predictions"]
+    predictions = dlc_jax("predict", run, *plain, *changed, "--json").json["predictions"]
     assert [prediction["image"] for prediction in predictions] == plain + changed
     classes = [prediction["class"] for prediction in predictions]
-    agreed = np.array(classes[:20]) == np.array(classes[20:])
-    assert agreed.sum() >= 18  # JPEG and resizing may turn what was close
-    right = np.array(classes[:20], int) == np.asarray(digits.test.labels)[:20]
-    assert right.sum() >= 12  # after one epoch three in four are
+    agreed = np.array(classes[:12]) == np.array(classes[12:])
+    assert agreed.sum() >= 11  # JPEG and resizing may turn what was close
+    right = np.array(classes[:12], int) == np.asarray(digits.test.labels)[:12]
+    assert right.sum() >= 8  # after two epochs nine in ten are
     for prediction in predictions:
         assert abs(sum(prediction["probabilities"].values()) - 1) < 1e-5
         assert prediction["probability"] == max(prediction["probabilities"].values())
-    assert re.match(r"1\.png: \d \d+\.\d %", dlc_jax("predict", trained, "1.png").out)
+    assert re.match(r"1\.png: \d \d+\.\d %", dlc_jax("predict", run, "1.png").out)
 
 
 def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Path) -> None:
@@ -285,9 +319,9 @@ def test_data_tells_what_is_known_and_what_is_here(dlc_jax: Command, offline: Pa
     assert "not on this machine" in human
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_seeds_are_trained_into_a_folder_each(dlc_jax: Command, tmp_path: Path) -> None:
-    arguments = ("train", "--dataset", "mnist-5k", "--epochs", "1", "--name", "r")
-    done = dlc_jax(*arguments, "--seed", "3", "--seeds", "2", "--json")
+    done = dlc_jax("train", *FEW, "--name", "r", "--seed", "3", "--seeds", "2", "--json")
     assert done.code == 0
     assert done.json["seeds"] == [3, 4]
     errors = [run["test_error_percent"] for run in done.json["runs"]]
@@ -303,8 +337,9 @@ def test_recipes_are_listed_with_all_their_fields(dlc_jax: Command) -> None:
     assert all(name in dlc_jax("recipes").out for name in listed)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_recipes_fields_can_be_told_otherwise(dlc_jax: Command, tmp_path: Path) -> None:
-    told = ("--dataset", "mnist-5k", "--epochs", "1", "--flip", "none")
+    told = (*FEW, "--flip", "none")
     done = dlc_jax("train", "cifar10-cpu", *told, "--option", "widths=8")
     assert done.code == 2
     assert "widths can't be 8" in done.err
@@ -315,11 +350,27 @@ def test_a_recipes_fields_can_be_told_otherwise(dlc_jax: Command, tmp_path: Path
     assert {name: config[name] for name in told_otherwise} == told_otherwise
 
 
-def test_models_lists_every_network_with_its_size(dlc_jax: Command) -> None:
+def test_models_lists_every_network_with_its_size(
+    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # To trace all of the networks takes long; what is counted in each, tests of its own hold.
+    find, abstract = models.find, models.abstract
+    small = {"image_shape": (28, 28, 1), "num_classes": 10}
+
+    def a_small_one_for_most(name: str, **how: Any) -> Any:
+        return abstract(name, **how) if name == "resnet50" else abstract("lecture", **small)
+
+    def shape_of_the_small_one(name: str) -> Any:
+        entry = find(name)
+        return entry if name == "resnet50" else dataclasses.replace(entry, **small)
+
+    monkeypatch.setattr(models, "abstract", a_small_one_for_most)
+    monkeypatch.setattr(models, "find", shape_of_the_small_one)
     listed = {row["name"]: row for row in dlc_jax("models", "--json").json["models"]}
     assert list(listed) == models.names()
     assert (listed["resnet50"]["parameters"], listed["resnet50"]["depth"]) == (25_557_032, 50)
     assert all(row["year"] and row["source"] for row in listed.values())
+    assert {row["parameters"] for row in listed.values()} == {25_557_032, 105_506}
 
 
 def test_models_describes_a_network_layer_by_layer_as_it_is_told(dlc_jax: Command) -> None:

@@ -351,7 +351,7 @@ def test_a_source_that_is_used_stays_in_the_cache(cached: Path, few_digits: Data
 # --- normalisation ----------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     hnp.arrays(
         np.uint8,

@@ -34,6 +34,13 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures, which take longer than these trainings."""
+    monkeypatch.setattr(keeping, "draw", lambda *_: [])
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("together", [False, True])
 def test_a_run_that_diverges_in_its_last_step_has_diverged(
     few_digits: Dataset, tmp_path: Path, together: bool
@@ -91,10 +98,11 @@ def test_all_json_is_written_by_the_writer_that_knows_of_such_numbers() -> None:
     assert not [path for path in others if re.search(r"\bjson\.dumps?\(", path.read_text())]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_all_epochs_only_the_last_network_stays_in_memory(
     few_digits: Dataset, tmp_path: Path
 ) -> None:
-    config = experiment.configure(few_digits, epochs=5, batch_size=115, seed=0)
+    config = experiment.configure(few_digits, epochs=5, batch_size=50, seed=0)
     networks: list[Any] = []
     alive: list[int] = []
 
@@ -109,6 +117,7 @@ def test_of_all_epochs_only_the_last_network_stays_in_memory(
     assert max(alive) <= 3
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "content", [None, b"", b'{"epoch": 1, "test_l', b"\xff\x00garbage\n[1]\n5\n{}\n"]
 )

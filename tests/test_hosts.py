@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_resume import results, steps_if_any
 
-from dlc_jax import data, hosts
+from dlc_jax import cli, data, hosts
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 
@@ -61,14 +62,19 @@ def of_digits(digits: Dataset) -> Any:
     return Mnist
 
 
-@pytest.fixture(scope="module")
-def prepared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a small MNIST."""
-    folder = tmp_path_factory.mktemp("tfds")
+def prepare_digits(digits: Dataset, folder: Path) -> None:
+    """Prepares them in a data folder."""
     tfds.disable_progress_bar()
     of_digits(digits)(data_dir=folder, file_format="array_record").download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
+
+
+@pytest.fixture(scope="module")
+def prepared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small MNIST."""
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare_digits(digits, folder)
     return folder
 
 
@@ -167,12 +173,14 @@ def resume(start: Start, folder: Path) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def alone(begin: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a single process with a single device."""
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process with a single device, which is this one."""
     folder = tmp_path_factory.mktemp("alone")
-    single = begin(folder, [("-m", "dlc_jax", "train", *SHORT, "--name", "run")])
-    single.ends([0])
-    return folder / "runs" / "run"
+    where = ("--devices", 1, "--data-dir", prepared, "--output-dir", folder, "--name", "run")
+    with pytest.raises(SystemExit) as ending:
+        cli.main([str(argument) for argument in ("train", *SHORT, *where)])
+    assert ending.value.code == 0
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -341,8 +349,12 @@ def test_a_process_whose_others_do_not_come_says_so_after_a_while(
     assert "not all processes came within 1 s" in line
 
 
-def test_options_that_are_not_enough_are_refused_in_one_line(dlc_jax_process: Command) -> None:
-    done = dlc_jax_process("train", "--distributed", "--num-processes", 2)
+def test_options_that_are_not_enough_are_refused_in_one_line(
+    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Past what JAX asks first of a process: that it has not computed yet.
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
+    done = dlc_jax("train", "--distributed", "--num-processes", 2)
     assert done.code == 2
     (line,) = done.err.splitlines()
     assert "coordinator_address should be defined" in line
@@ -372,22 +384,24 @@ def test_what_is_told_of_other_processes_needs_distributed(dlc_jax: Command) -> 
 
 
 def test_the_example_learns_by_two_processes_what_it_learns_by_one(
-    begin: Start, tmp_path: Path
+    begin: Start,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = Path(__file__).parents[1] / "examples" / "many_hosts.py"
-    folders = [tmp_path / name for name in ("two", "one")]
-    for folder in folders:
-        folder.mkdir()
     address = f"127.0.0.1:{free_port()}"
-    both = [(script, "mnist", 2, address, 2, rank) for rank in range(2)]
-    pair = begin(folders[0], both)
+    pair = begin(tmp_path, [(script, "mnist", 2, address, 2, rank) for rank in range(2)])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    monkeypatch.setattr(sys, "argv", [str(script), "mnist", "2"])
+    runpy.run_path(str(script), run_name="__main__")
+    alone = capsys.readouterr().out
     pair.ends([0, 0])
-    single = begin(folders[1], [(script, "mnist", 2)])
-    single.ends([0])
     pattern = r"^epoch +\d+  loss (\d\.\d{6})  test error \d+\.\d\d %$"
     ours, theirs = (
-        [float(loss) for loss in re.findall(pattern, each.printed(0), re.M)]
-        for each in (pair, single)
+        [float(loss) for loss in re.findall(pattern, printed, re.M)]
+        for printed in (pair.printed(0), alone)
     )
     assert len(theirs) == 2
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)

@@ -16,8 +16,15 @@ from PIL import Image
 from dlc_jax import experiment, files, parameters
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
+from dlc_jax.experiment import keeping
 from dlc_jax.runs import Run
 from dlc_jax.training import EpochReport
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures, which take longer than these trainings."""
+    monkeypatch.setattr(keeping, "draw", lambda *_: [])
 
 
 def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: Run) -> None:
@@ -69,6 +76,7 @@ def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> 
         experiment.evaluate([run], other)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_runs_of_one_seed_are_bit_identical(
     run: Run, few_digits: Dataset, tmp_path: Path
 ) -> None:
@@ -164,6 +172,7 @@ def test_folders_that_cant_be_written_to_are_named(place: str) -> None:
         files.make_folder(Path(place))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_profile_is_a_trace_of_some_steps(few_digits: Dataset, tmp_path: Path) -> None:
     config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
     saving = experiment.Saving(profile=True)

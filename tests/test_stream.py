@@ -69,7 +69,7 @@ def test_without_a_key_a_stream_goes_through_the_records_as_they_stand() -> None
     assert labels_of(stream) == [[0, 1], [2, 3], [4]] * 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batch_size=st.integers(1, 60), start=st.integers(0, 150), examples=st.integers(30, 32))
 def test_a_stream_that_starts_at_any_step_goes_on_as_if_never_stopped(
     digits: Dataset, batch_size: int, start: int, examples: int

@@ -9,35 +9,36 @@ import numpy as np
 import optax
 import pytest
 from conftest import Command
-from flax import nnx
 from safetensors.numpy import load_file
+from test_hosts import prepare_digits
 from test_stream import prepared  # noqa: F401
+from test_training import new_state
 
-from dlc_jax import data, models, sharding, training
+from dlc_jax import sharding, training
 from dlc_jax.data import Dataset, Normalise, RecordDataset
 from dlc_jax.data.augment import Augmentation
 
-# Of 1,050 digits each epoch has 16 batches of 64, and one of 26.
-EXAMPLES, BATCH_SIZE, EPOCHS = 1050, 64, 2
+# Of 230 digits each epoch has 11 batches of 20, and one of 10.
+BATCH_SIZE, EPOCHS = 20, 2
 AUGMENTATION = Augmentation(flip="alternating", translate=2, cutout=4)
-
-
-def new_state() -> training.TrainState:
-    model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
-    return training.create_state(model, optax.sgd(0.02, momentum=0.9))
 
 
 def fit(dataset: Dataset | RecordDataset, state: training.TrainState, **how: Any) -> Any:
     """The reports of training by order and augmentation of their own in each epoch."""
     normalise = Normalise(np.full(1, 33.3, np.float32), np.full(1, 78.6, np.float32))
     how = {"key": jax.random.key(3), "augmentation": AUGMENTATION, **how}
-    first = dataset.first(EXAMPLES)
-    return list(training.fit(state, first, normalise, epochs=EPOCHS, batch_size=BATCH_SIZE, **how))
+    return list(
+        training.fit(state, dataset, normalise, epochs=EPOCHS, batch_size=BATCH_SIZE, **how)
+    )
+
+
+def fresh() -> training.TrainState:
+    return new_state(optimizer=optax.sgd(0.005, momentum=0.9))
 
 
 @pytest.fixture(scope="module")
-def in_memory(mnist: Dataset) -> list[training.EpochReport]:
-    reports: list[training.EpochReport] = fit(mnist, new_state())
+def in_memory(few_digits: Dataset) -> list[training.EpochReport]:
+    reports: list[training.EpochReport] = fit(few_digits, fresh())
     return reports
 
 
@@ -53,25 +54,25 @@ def assert_same(report: training.EpochReport, expected: training.EpochReport) ->
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_recipe_comes_to_the_same_on_a_stream_as_in_memory(
-    in_memory: list[training.EpochReport], devices: int
+    in_memory: list[training.EpochReport], few_digits: Dataset, devices: int
 ) -> None:
     mesh = sharding.device_mesh(BATCH_SIZE, jax.devices()[:devices])
-    streamed = fit(data.open_records("mnist"), new_state(), mesh=mesh)
+    streamed = fit(RecordDataset.of(few_digits), fresh(), mesh=mesh)
     assert [report.epoch for report in streamed] == [0, 1, 2]
     for report, expected in zip(streamed, in_memory, strict=True):
         assert_same(report, expected)
 
 
-def test_training_on_a_stream_goes_on_within_an_epoch_bit_by_bit() -> None:
-    records = data.open_records("mnist")
+def test_training_on_a_stream_goes_on_within_an_epoch_bit_by_bit(few_digits: Dataset) -> None:
+    records = RecordDataset.of(few_digits)
     parts: list[tuple[training.TrainState, np.ndarray]] = []
 
     def note(state: training.TrainState, losses: np.ndarray, seconds: float) -> None:
         parts.append((state, losses))
 
-    *_, whole = fit(records, new_state(), part_steps=5, after_part=note)
-    state, losses = parts[5]
-    assert int(state.step) == 17 + 10
+    *_, whole = fit(records, fresh(), part_steps=5, after_part=note)
+    state, losses = parts[4]
+    assert int(state.step) == 12 + 10
     (resumed,) = fit(records, state, part_steps=5, losses=losses)
     np.testing.assert_array_equal(resumed.losses, whole.losses)
     for ours, theirs in zip(
@@ -81,10 +82,11 @@ def test_training_on_a_stream_goes_on_within_an_epoch_bit_by_bit() -> None:
 
 
 def test_the_command_comes_to_the_same_with_stream_as_without(
-    dlc_jax: Command, tmp_path: Path, mnist: Dataset
+    dlc_jax: Command, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del mnist
-    how = ("--dataset", "mnist", "--examples", 1000, "--epochs", 1)
+    prepare_digits(digits, tmp_path / "tfds")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    how = ("--dataset", "mnist", "--examples", 250, "--epochs", 1)
     for name, stream in (("memory", ()), ("stream", ("--stream",))):
         done = dlc_jax("train", *how, *stream, "--name", name)
         assert done.code == 0, done.err
