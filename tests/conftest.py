@@ -32,6 +32,7 @@ from flax import nnx
 
 from dlc_jax import data, experiment, training
 from dlc_jax.data import Dataset, Examples
+from dlc_jax.experiment import keeping
 from dlc_jax.explain import View
 from dlc_jax.runs import Run
 
@@ -170,6 +171,12 @@ def lecture_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Ru
 def lecture(lecture_run: Run) -> View:
     """The same network, to be looked into."""
     return View.of_run(lecture_run)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures, which take longer than some trainings."""
+    monkeypatch.setattr(keeping, "draw", lambda *_: [])
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import functools
-import importlib.util
 import json
 import math
 import time
@@ -46,27 +45,25 @@ def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("rivals", ["flax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_the_lectures_epoch_is_measured_and_kept(
-    dlc_jax: Command, arrays: Path, tmp_path: Path
+    dlc_jax: Command, arrays: Path, tmp_path: Path, rivals: str
 ) -> None:
-    rivals = "torch,flax" if importlib.util.find_spec("torch") else "flax"
+    pytest.importorskip(rivals, reason="PyTorch is not installed: pip install torch")
     command = ("bench", "lecture", "--arrays", arrays, "--epochs", 2, "--rivals", rivals)
     done = dlc_jax(*command, "--seeds", 3, "--output-dir", tmp_path / "results", "--json")
     assert done.code == 0, done.err
     result = done.json
-    for name in ("dlc_jax", *rivals.split(",")):
+    for name in ("dlc_jax", rivals):
         measured = result[name]
         assert len(measured["epoch_s"]) == 2
         assert measured["median"] == pytest.approx(np.median(measured["epoch_s"]))
         assert measured["compile_s"] > 0
         assert measured["test_error_percent"] < 91
     ours = result["dlc_jax"]["median"]
-    for name in ("torch", "flax"):
-        ratio = result[f"ratio_vs_{name}"]
-        if name in rivals:
-            assert ratio == pytest.approx(result[name]["median"] / ours, rel=1e-2)
-        else:
-            assert ratio is None
+    ratio = result[f"ratio_vs_{rivals}"]
+    assert ratio == pytest.approx(result[rivals]["median"] / ours, rel=1e-2)
+    assert sum(result[f"ratio_vs_{name}"] is None for name in ("torch", "flax")) == 1
     assert result["ten_epochs_s"] == pytest.approx(10 * ours, rel=1e-2, abs=1e-3)
     direct = lecture.OPERATIONS_AN_IMAGE * 230 / ours / result["dot_gflops"] / 1e9
     assert result["fraction_of_dot"] == pytest.approx(direct, rel=0.05, abs=1e-3)
@@ -84,13 +81,12 @@ def test_the_operations_counted_are_the_layers_own() -> None:
 
 def test_operations_are_measured_against_xlas() -> None:
     some = [
-        operations.Operation("small", 8, 4, 8),
         operations.Operation("small", 8, 4, 8, window=1, stride=2),
         operations.Operation("small", 8, 4, 0, window=2, stride=2),
     ]
-    result = operations.run(rounds=1, batch_size=2, rivals=["xla", "one-device"], operations=some)
+    result = operations.run(rounds=1, batch_size=2, rivals=["xla"], operations=some)
     names = [row["operation"] for row in result["operations"]]
-    assert names == ["conv3x3 8x8x4 to 8", "conv1x1 / 2 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
+    assert names == ["conv1x1 / 2 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
     for row in result["operations"]:
         medians = row["median_ms"]
         assert row["ratio"]["xla"] == pytest.approx(medians["xla"] / medians["dlc_jax"], rel=0.01)
@@ -356,6 +352,7 @@ def page_with_markers(folder: Path) -> Path:
     return page
 
 
+@pytest.mark.slow
 def test_devices_and_processes_are_measured_kept_and_put_into_a_page(
     dlc_jax: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_part_that_is_missing_is_told(tmp_path: Path, rng: np.random.Generator
         arrays.read("mnist", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_rehearsed_part_is_measured_written_and_kept_by_the_next(
     dlc_jax: Command, tmp_path: Path
 ) -> None:

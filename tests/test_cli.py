@@ -21,7 +21,6 @@ from PIL import Image
 
 from dlc_jax import cli, data, models, recipes
 from dlc_jax.data import Dataset
-from dlc_jax.experiment import keeping
 from dlc_jax.runs import Run
 
 FEW = ("--dataset", "mnist-5k", "--epochs", 1, "--examples", 800)
@@ -37,12 +36,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setenv(name.upper(), value)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     return tmp_path / "tfds"
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures, which take longer than some trainings."""
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
 
 
 # --- train ------------------------------------------------------------------------------

@@ -34,12 +34,6 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures, which take longer than these trainings."""
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
-
-
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("together", [False, True])
 def test_a_run_that_diverges_in_its_last_step_has_diverged(

@@ -16,15 +16,8 @@ from PIL import Image
 from dlc_jax import experiment, files, parameters
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.experiment import keeping
 from dlc_jax.runs import Run
 from dlc_jax.training import EpochReport
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures, which take longer than these trainings."""
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
 
 
 def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: Run) -> None:

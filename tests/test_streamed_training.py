@@ -8,11 +8,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import Command
+from conftest import Command, new_state
 from safetensors.numpy import load_file
 from test_hosts import prepare_digits
 from test_stream import prepared  # noqa: F401
-from test_training import new_state
 
 from dlc_jax import sharding, training
 from dlc_jax.data import Dataset, Normalise, RecordDataset

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import new_state
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
@@ -23,19 +24,6 @@ from dlc_jax.training import TrainState
 def lecture_state() -> TrainState:
     model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
     return training.create_state(model, optax.sgd(0.1))
-
-
-class Layer(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.fc = nnx.Linear(28 * 28, 10, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return self.fc(x.reshape(len(x), -1))
-
-
-def new_state(seed: int = 0, optimizer: optax.GradientTransformation | None = None) -> TrainState:
-    """A state that compiles in no time."""
-    return training.create_state(Layer(nnx.Rngs(seed)), optimizer or optax.sgd(0.01))
 
 
 @pytest.fixture(scope="module")
