@@ -1,4 +1,5 @@
 import math
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -10,16 +11,35 @@ from conftest import logits_of
 from flax import nnx
 
 from dlc_jax import models
-from dlc_jax.data import Dataset
+from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, fooling
 
-SHAPE = (28, 28, 1)
+DIGIT = (28, 28, 1)
+SHAPE = (6, 6, 1)
 
 
-@pytest.fixture
-def view(lecture: View) -> View:
-    return lecture
+class Small(models.Network):
+    """Dense, which takes little to compile."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(2)
+        self.first = nnx.Param(jnp.asarray(rng.normal(size=(36, 16)), jnp.float32))
+        self.second = nnx.Param(jnp.asarray(rng.normal(size=(16, 4)) / 2, jnp.float32))
+
+    def stages(self, x: Any) -> OrderedDict[str, Any]:
+        hidden = nnx.relu((x.reshape(len(x), 36) - 0.5) @ self.first[...])
+        return OrderedDict(logits=hidden @ self.second[...])
+
+
+def view_of(network: models.Network) -> View:
+    """Of a network that takes pixels as they are."""
+    return View.of(network, Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32)))
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    return view_of(Small())
 
 
 def probabilities(logits: Any) -> np.ndarray:
@@ -43,41 +63,41 @@ def strangeness(images: Any, digits: Dataset) -> np.ndarray:
 
 
 def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
-    view: View, digits: Dataset
+    lecture: View, digits: Dataset
 ) -> None:
-    images = fooling.by_gradient(view, np.arange(10), key=jax.random.key(0), image_shape=SHAPE)
-    assert images.shape == (10, *SHAPE)
+    images = np.asarray(
+        fooling.by_gradient(lecture, np.arange(10), key=jax.random.key(0), image_shape=DIGIT)
+    )
+    assert images.shape == (10, *DIGIT)
     assert images.min() >= 0
     assert images.max() <= 1
-    assert confidences(view, images).min() >= 0.99
+    assert confidences(lecture, images).min() >= 0.99
     test = digits.test.images.astype(np.float32) / 255
     assert strangeness(images, digits).min() > strangeness(test, digits).max()
 
 
-@pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 1000)])
-def test_evolution_fools_for_every_class(view: View, encoding: str, generations: int) -> None:
-    elites, found, history, *_ = fooling.by_evolution(
-        view,
-        key=jax.random.key(0),
-        image_shape=SHAPE,
-        generations=generations,
-        encoding=encoding,
+@pytest.mark.parametrize("encoding", ["direct", "cppn"])
+def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
+    evolved = fooling.by_evolution(
+        view, key=jax.random.key(0), image_shape=SHAPE, generations=200, encoding=encoding
     )
-    assert elites.shape == (10, *SHAPE)
+    elites, found, history, *_ = jax.device_get(evolved)
+    assert elites.shape == (4, *SHAPE)
     assert elites.min() >= 0
     assert elites.max() <= 1
     assert found.min() >= 0.99
     np.testing.assert_allclose(found, confidences(view, elites), atol=1e-5)
-    assert history.shape == (generations, 10)
+    assert history.shape == (200, 4)
     np.testing.assert_array_equal(history[-1], found)
-    assert (jnp.diff(history, axis=0) >= 0).all()
+    assert (np.diff(history, axis=0) >= 0).all()
+    assert history[0].min() < 0.99
 
 
-def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen(view: View) -> None:
+def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen() -> None:
     # A network that shows what evolution has it look at.
     seen: list[np.ndarray] = []
 
-    class Watched(models.Lecture):
+    class Watched(Small):
         def stages(self, x: Any) -> Any:
             stages = super().stages(x)
             jax.debug.callback(
@@ -85,13 +105,11 @@ def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen(view: V
             )
             return stages
 
-    network = Watched(image_shape=SHAPE, num_classes=10, rngs=nnx.Rngs(0))
-    watched = View.of(network, view.normalise)
     result = fooling.by_evolution(
-        watched, key=jax.random.key(0), image_shape=SHAPE, generations=5, population=7
+        view_of(Watched()), key=jax.random.key(0), image_shape=SHAPE, generations=5, population=7
     )
     jax.effects_barrier()
-    assert [logits.shape for logits in seen[:6]] == [(7, 10)] * 6
+    assert [logits.shape for logits in seen[:6]] == [(7, 4)] * 6
     best = np.maximum.accumulate([probabilities(logits).max(0) for logits in seen[:6]])
     np.testing.assert_allclose(result.history, best[1:], rtol=1e-5)
 
@@ -108,11 +126,11 @@ def test_evolution_that_goes_on_is_that_of_all_generations_at_once(
         population=10,
         encoding=encoding,
     )
-    at_once, begun = evolve(generations=5), evolve(generations=2)
-    rest = evolve(generations=3, start=begun)
+    at_once, begun = evolve(generations=4), evolve(generations=2)
+    rest = evolve(generations=2, start=begun)
     np.testing.assert_array_equal(rest.elites, at_once.elites)
     np.testing.assert_array_equal(np.concatenate([begun.history, rest.history]), at_once.history)
-    assert rest.generation == at_once.generation == 5
+    assert rest.generation == at_once.generation == 4
 
 
 def test_polynomial_mutation_has_its_rate_and_its_distribution() -> None:
@@ -167,29 +185,20 @@ def test_a_pattern_network_draws_what_its_nodes_compute(rng: np.random.Generator
 
 
 def test_images_are_the_same_inside_jit_and_for_the_same_key(view: View) -> None:
-    def gradient(view: View, key: Any) -> Any:
-        labels = jnp.arange(3)
-        return fooling.by_gradient(view, labels, key=key, image_shape=SHAPE, steps=5)
+    def make(view: View, key: Any) -> list[Any]:
+        given: dict[str, Any] = {"key": key, "image_shape": SHAPE}
+        evolve = partial(fooling.by_evolution, view, **given, generations=4, population=10)
+        return [
+            fooling.by_gradient(view, jnp.arange(3), **given, steps=5),
+            *(evolve(encoding=encoding).elites for encoding in ("direct", "cppn")),
+        ]
 
-    def evolution(view: View, key: Any, encoding: str) -> Any:
-        return fooling.by_evolution(
-            view,
-            key=key,
-            image_shape=SHAPE,
-            generations=3,
-            population=5,
-            encoding=encoding,
-        ).elites
-
-    for make in (
-        gradient,
-        partial(evolution, encoding="direct"),
-        partial(evolution, encoding="cppn"),
-    ):
-        once, again = (make(view, jax.random.key(0)) for _ in range(2))
-        np.testing.assert_array_equal(once, again)
-        np.testing.assert_allclose(once, jax.jit(make)(view, jax.random.key(0)), atol=1e-5)
-        assert (once != make(view, jax.random.key(1))).any()
+    once, again, other = (jax.device_get(make(view, jax.random.key(seed))) for seed in (0, 0, 1))
+    inside = jax.jit(make)(view, jax.random.key(0))
+    for one, same, jitted, another in zip(once, again, inside, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+        np.testing.assert_allclose(one, jitted, atol=1e-5)
+        assert (one != another).any()
 
 
 @pytest.mark.parametrize(
@@ -212,9 +221,9 @@ def test_what_does_not_suit_evolution_is_named(
 @pytest.mark.parametrize(
     ("labels", "steps", "message"),
     [
-        (np.arange(11), 5, "no class 10; choose from 0 to 9"),
+        (np.arange(5), 5, "no class 4; choose from 0 to 3"),
         (np.zeros(0, int), 5, r"shape \(0,\)"),
-        (np.arange(10), 0, "steps is 0; give at least 1"),
+        (np.arange(4), 0, "steps is 0; give at least 1"),
     ],
 )
 def test_what_does_not_suit_gradient_ascent_is_named(

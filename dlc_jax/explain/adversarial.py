@@ -276,25 +276,30 @@ def smallest_perturbation(
     least, greatest = weights
     if _known(least, greatest) and not 0 < least < greatest:
         raise InputError(f"weights are {least} and {greatest}; give two above 0, in their order")
+    if targets is None:
+        # Apart, so that the search is compiled once, with targets given or not.
+        targets = _likeliest_but(view, pixels, labels)
     return _smallest_perturbation(
-        view, pixels, labels, targets, (least, greatest), iterations=iterations, rounds=rounds
+        view, pixels, targets, (least, greatest), iterations=iterations, rounds=rounds
     )
+
+
+@jax.jit
+def _likeliest_but(view: View, pixels: Array, labels: Array) -> Array:
+    return _without(view.logits(pixels), labels).argmax(1)
 
 
 @partial(jax.jit, static_argnames=("iterations", "rounds"))
 def _smallest_perturbation(
     view: View,
     pixels: Array,
-    labels: Array,
-    targets: Array | None,
+    targets: Array,
     weights: tuple[Scalar, Scalar],
     *,
     iterations: int,
     rounds: int,
 ) -> Attack:
     logits = view.logits(pixels)
-    if targets is None:
-        targets = _without(logits, labels).argmax(1)
     logs = jnp.log(jnp.asarray(weights, jnp.float32))
 
     def nearest(image: Array, target: Array, distance: Array) -> Array:

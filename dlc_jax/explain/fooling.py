@@ -154,30 +154,47 @@ def by_evolution(
         encoding=encoding,
     )
     if start is None:
-        return evolution(None, 0)
+        # Apart, so that what goes on from it is compiled once, from whatever it goes on.
+        first = _first_elites(
+            view, key, image_shape=image_shape, population=population, encoding=encoding
+        )
+        return evolution(first, np.int32(0))
     return evolution((start.genomes, start.confidences), start.generation)
+
+
+def _best(view: View, images: Array, genomes: Any) -> tuple[Any, Array]:
+    """For each class the best genome, and its confidence."""
+    probabilities = jax.nn.softmax(view.logits(images).astype(jnp.float32))
+    return _take(genomes, probabilities.argmax(0)), probabilities.max(0)
+
+
+@partial(jax.jit, static_argnames=("image_shape", "population", "encoding"))
+def _first_elites(
+    view: View, key: PRNGKeyArray, *, image_shape: Shape, population: int, encoding: str
+) -> tuple[Any, Array]:
+    """Of a random population."""
+    draw, _, render = _ENCODINGS[encoding]
+    first, _ = jax.random.split(key)
+    keys = jax.random.split(first, population)
+    genomes = jax.vmap(lambda key: draw(key, image_shape))(keys)
+    return _best(view, jax.vmap(lambda genome: render(genome, image_shape))(genomes), genomes)
 
 
 @partial(jax.jit, static_argnames=("image_shape", "generations", "population", "encoding"))
 def _by_evolution(
     view: View,
     key: PRNGKeyArray,
-    elites: tuple[Any, Array] | None,
-    past: Array | int,
+    elites: tuple[Any, Array],
+    past: Array,
     *,
     image_shape: Shape,
     generations: int,
     population: int,
     encoding: str,
 ) -> Evolved:
-    draw, mutate, render = _ENCODINGS[encoding]
+    _, mutate, render = _ENCODINGS[encoding]
     show = jax.vmap(lambda genome: render(genome, image_shape))
-    first, rest = jax.random.split(key)
-
-    def best(genomes: Any) -> tuple[Any, Array]:
-        """For each class the best genome, and its confidence."""
-        probabilities = jax.nn.softmax(view.logits(show(genomes)).astype(jnp.float32))
-        return _take(genomes, probabilities.argmax(0)), probabilities.max(0)
+    _, rest = jax.random.split(key)
 
     def generation(state: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], Array]:
         elites, confidences = state
@@ -185,15 +202,12 @@ def _by_evolution(
         chosen = jax.random.randint(choosing, (population,), 0, len(confidences), jnp.int32)
         keys = jax.random.split(mutating, population)
         children = jax.vmap(mutate, (0, 0, None))(keys, _take(elites, chosen), number)
-        rivals, theirs = best(children)
+        rivals, theirs = _best(view, show(children), children)
         better = theirs > confidences
         elites = jax.tree.map(partial(_where, better), rivals, elites)
         confidences = jnp.where(better, theirs, confidences)
         return (elites, confidences), confidences
 
-    if elites is None:
-        keys = jax.random.split(first, population)
-        elites = best(jax.vmap(lambda key: draw(key, image_shape))(keys))
     numbers = past + jnp.arange(generations)
     (genomes, confidences), history = lax.scan(generation, elites, numbers)
     past = jnp.asarray(past + generations)
