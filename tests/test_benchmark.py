@@ -45,7 +45,8 @@ def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rivals", ["flax", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rivals", ["flax", "torch"])
 def test_the_lectures_epoch_is_measured_and_kept(
     dlc_jax: Command, arrays: Path, tmp_path: Path, rivals: str
 ) -> None:

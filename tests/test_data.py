@@ -52,6 +52,7 @@ def test_mnist_5k_trains_on_none_of_its_test_digits(digits: Dataset) -> None:
     assert not train & test
 
 
+@pytest.mark.slow
 def test_mnist_5k_are_digits_of_mnists_training_split(digits: Dataset, mnist: Dataset) -> None:
     known = {
         (image.tobytes(), int(label))
@@ -74,6 +75,7 @@ def test_full_mnist_has_its_published_statistics(mnist: Dataset) -> None:
     np.testing.assert_allclose(np.asarray(normalise.std) / 255, [0.30811], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cifar10_has_its_published_statistics() -> None:
     if data.find("cifar10") is None:
         pytest.skip(f"CIFAR-10 is not prepared in {data.data_folder()} (TFDS_DATA_DIR)")

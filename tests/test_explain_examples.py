@@ -26,7 +26,13 @@ def untrained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("method", METHODS)
+LONG = ("adversarial", "fooling")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in METHODS],
+)
 def test_each_method_has_an_example_that_draws_it(
     method: str,
     untrained: Run,

@@ -114,7 +114,7 @@ def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen() -> No
     np.testing.assert_allclose(result.history, best[1:], rtol=1e-5)
 
 
-@pytest.mark.parametrize("encoding", ["direct", "cppn"])
+@pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
 def test_evolution_that_goes_on_is_that_of_all_generations_at_once(
     view: View, encoding: str
 ) -> None:

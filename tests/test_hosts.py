@@ -234,6 +234,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_that_slurm_tells_of_each_other_learn_from_a_stream_what_one_learns(
     begin: Start, tmp_path: Path, alone: Path
 ) -> None:
@@ -383,6 +384,7 @@ def test_what_is_told_of_other_processes_needs_distributed(dlc_jax: Command) -> 
     assert done.err == "dlc-jax: --process-id is for several processes; add --distributed\n"
 
 
+@pytest.mark.slow
 def test_the_example_learns_by_two_processes_what_it_learns_by_one(
     begin: Start,
     prepared: Path,

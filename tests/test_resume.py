@@ -294,8 +294,8 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     ("small_disk", "more"),
     [
         (900, ()),
-        (1190, ()),
-        (1700, ()),
+        pytest.param(1190, (), marks=pytest.mark.slow),
+        pytest.param(1700, (), marks=pytest.mark.slow),
         (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
         (1100, ("--profile", "--checkpoint-seconds", 1000)),
     ],

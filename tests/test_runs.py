@@ -64,7 +64,7 @@ def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset
 
 
 def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
-    other = dataclasses.replace(few_digits, class_names=("a", "b"))
+    other = dataclasses.replace(few_digits, class_names=tuple("abcdefghij"))
     with pytest.raises(InputError, match=r"the dataset few has .a. as class 0"):
         experiment.evaluate([run], other)
 
@@ -144,7 +144,7 @@ def test_damaged_run_folders_are_named(
 
 
 def test_parameters_of_another_network_are_refused(run: Run) -> None:
-    config = dataclasses.replace(run.config, class_names=("a", "b"))
+    config = dataclasses.replace(run.config, class_names=tuple("abcdefghij"))
     with pytest.raises(InputError, match="belong to another network"):
         Run(run.folder, config).model()
 

@@ -86,8 +86,8 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
     "name",
     [
         "alexnet",
-        "vgg11-bn",
-        "vgg16",
+        pytest.param("vgg11-bn", marks=pytest.mark.slow),
+        pytest.param("vgg16", marks=pytest.mark.slow),
         pytest.param("vgg19", marks=pytest.mark.slow),
         "googlenet",
         "resnet18",
@@ -117,7 +117,12 @@ def test_with_torchvisions_weights_the_logits_are_torchvisions(
 
 @pytest.mark.parametrize(
     ("name", "our_options", "their_options"),
-    [("resnet18", {}, {}), ("googlenet", {"auxiliary": True}, {"aux_logits": True})],
+    [
+        ("resnet18", {}, {}),
+        pytest.param(
+            "googlenet", {"auxiliary": True}, {"aux_logits": True}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_loss_and_statistics_of_a_batch_in_training_are_pytorchs(
     torchvision: Any,
