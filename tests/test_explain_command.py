@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import test_explain_examples
 from conftest import Command
 from flax import nnx
 from matplotlib.figure import Figure
@@ -21,6 +22,15 @@ from dlc_jax.explain import View, gallery
 from dlc_jax.explain.gallery import failing, methods, pictures, report
 from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
 from dlc_jax.runs import Run
+
+# A run of the lecture's network whose weights are as they were drawn.
+untrained = test_explain_examples.untrained
+
+
+@pytest.fixture
+def untaught(untrained: Run, tmp_path: Path) -> str:
+    """A copy of a run that has learnt nothing, which is enough to draw what it sees."""
+    return str(shutil.copytree(untrained.folder, tmp_path / "digits"))
 
 
 @pytest.fixture
@@ -71,37 +81,37 @@ def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_not_be_explained_is_told_in_one_line(
-    dlc_jax: Command, trained: str, arguments: tuple[str, ...], named: str
+    dlc_jax: Command, untaught: str, arguments: tuple[str, ...], named: str
 ) -> None:
-    done = dlc_jax("explain", *(trained if part == "RUN" else part for part in arguments))
+    done = dlc_jax("explain", *(untaught if part == "RUN" else part for part in arguments))
     assert done.code == 2
     assert re.search(named, done.err)
     assert len(done.err.splitlines()) == 1
 
 
 def test_a_method_draws_pictures_of_a_users_own_image(
-    dlc_jax: Command, trained: str, tmp_path: Path
+    dlc_jax: Command, untaught: str, tmp_path: Path
 ) -> None:
     digit = np.full((50, 40), 255, np.uint8)
     digit[10:40, 18:24] = 20
     Image.fromarray(digit).save(tmp_path / "one.png")
-    done = dlc_jax("explain", "saliency", trained, "one.png", "--json")
+    done = dlc_jax("explain", "saliency", untaught, "one.png", "--json")
     assert done.code == 0, done.err
     assert list(done.json["images"]) == ["one.png"]
-    assert done.json["files"] == [f"{trained}/explain/saliency.png"]
+    assert done.json["files"] == [f"{untaught}/explain/saliency.png"]
     with Image.open(tmp_path / done.json["files"][0]) as picture:
         assert picture.size[0] > 200
 
 
 def test_more_images_than_fit_abreast_fill_more_pictures(
-    dlc_jax: Command, trained: str, tmp_path: Path
+    dlc_jax: Command, untaught: str, tmp_path: Path
 ) -> None:
     for number in range(11):
         pixels = np.zeros((28, 28), np.uint8)
         pixels[4:24, 8 + number : 12 + number] = 255
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     paths = [f"{number}.png" for number in range(11)]
-    done = dlc_jax("explain", "grad-cam", trained, *paths, "--output-dir", "pictures")
+    done = dlc_jax("explain", "grad-cam", untaught, *paths, "--output-dir", "pictures")
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["pictures/grad-cam-1.png", "pictures/grad-cam-2.png"]
 
