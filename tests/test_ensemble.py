@@ -16,6 +16,8 @@ from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augment import Augmentation
 from dlc_jax.runs import PARAMETERS
 
+# On so few digits, since how well they are learnt does not matter.
+TRAIN = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--examples", 300)
 HOW: dict[str, Any] = {
     "batch_size": 46,
     "augmentation": Augmentation("random", 1),
@@ -67,7 +69,7 @@ def test_an_ensemble_is_evaluated_by_the_mean_of_its_networks_probabilities(
 
 
 def test_runs_are_tested_as_one(dlc_jax: Command) -> None:
-    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--name", "some")
+    command = (*TRAIN, "--seeds", 2, "--name", "some")
     assert dlc_jax(*command).code == 0
     runs = ("runs/some-seed0", "runs/some-seed1")
     alone = [dlc_jax("eval", run, "--json").json["test_loss"] for run in runs]
@@ -110,7 +112,7 @@ def test_without_room_for_an_ensemble_the_memory_that_it_needs_is_told(
 
 
 def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> None:
-    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--seed", 4)
+    command = (*TRAIN, "--seeds", 2, "--seed", 4)
     done = dlc_jax(*command, "--together", "--name", "some", "--json")
     assert done.code == 0, done.err
     result = done.json
@@ -145,7 +147,7 @@ def test_no_folder_is_left_where_one_of_several_runs_has_none(
 ) -> None:
     (tmp_path / "runs" / "some-seed1").mkdir(parents=True)
     (tmp_path / "runs" / "some-seed1" / "config.json").touch()
-    command = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--seeds", 2, "--name", "some")
+    command = (*TRAIN, "--seeds", 2, "--name", "some")
     done = dlc_jax(*command, "--together")
     assert done.code == 2
     assert "some-seed1" in done.err
