@@ -217,6 +217,17 @@ def test_saliency_is_the_largest_absolute_gradient_of_a_pixels_channels(
         np.testing.assert_allclose(result, np.maximum(gradient.max(-1), -gradient.min(-1)))
 
 
+def test_everything_is_the_same_under_jit(rng: np.random.Generator) -> None:
+    def every(view: View, pixels: Any) -> list[Any]:
+        return [saliency.saliency(view, pixels, np.array([2, 1]), rule=rule) for rule in RULES]
+
+    view = View.of(Convolved(), Exact(np.zeros(2), np.ones(2)))
+    pixels = rng.uniform(size=(2, 8, 8, 2)).astype(np.float32)
+    for result, expected in zip(every(view, pixels), jax.jit(every)(view, pixels), strict=True):
+        largest = float(np.asarray(expected).max())
+        np.testing.assert_allclose(result, expected, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize(
     ("pixels", "labels", "rule", "match"),
     [
