@@ -80,6 +80,7 @@ def test_the_operations_counted_are_the_layers_own() -> None:
     assert lecture.OPERATIONS_AN_IMAGE == 2_666_400 + 4_411_200
 
 
+@pytest.mark.slow
 def test_operations_are_measured_against_xlas() -> None:
     some = [
         operations.Operation("small", 8, 4, 8, window=1, stride=2),
@@ -169,6 +170,7 @@ def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
         operations.run(rounds=1, batch_size=2, rivals=["torch"], operations=[])
 
 
+@pytest.mark.slow
 def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "colours.npz"

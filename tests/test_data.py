@@ -65,6 +65,7 @@ def test_mnist_5k_are_digits_of_mnists_training_split(digits: Dataset, mnist: Da
 # --- TFDS -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_mnist_has_its_published_statistics(mnist: Dataset) -> None:
     assert np.shape(mnist.train.images) == (60000, 28, 28, 1)
     assert np.bincount(mnist.test.labels).tolist() == [

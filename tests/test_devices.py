@@ -152,6 +152,7 @@ def test_devices_that_there_are_not_are_refused_in_one_line(
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_run_over_all_devices_goes_on_over_fewer_to_the_same_end_up_to_rounding(
     dlc_jax: Command, dlc_jax_process: Command, tmp_path: Path
 ) -> None:

@@ -291,6 +291,7 @@ def test_transfer_is_each_networks_error_on_the_images_made_for_each(
     assert table[1, 0] > table[0, 0]
 
 
+@pytest.mark.slow
 def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right: Any) -> None:
     def attacks(view: View, pixels: Any, labels: Any, key: Any) -> list[Any]:
         given = view, pixels, labels

@@ -193,9 +193,19 @@ def of_windows(first: int, stride: int, size: int, places: int) -> Callable[[int
         ("lecture", (28, 34, 1), "conv2", of_windows(0, 6, 22, 4)),
         ("lecture", (28, 34, 1), "fc1", of_windows(-100, 1, 1000, 1)),
         # 7x7 by 2, padded by 3; pooled 3x3 by 2, padded by 1: 7 + 2 * 2 pixels; four 3x3 more.
-        ("resnet18", (64, 96, 3), "conv1", of_windows(-3, 2, 7, 48)),
-        ("resnet18", (64, 96, 3), "pool1", of_windows(-5, 4, 11, 24)),
-        ("resnet18", (64, 96, 3), "layer1", of_windows(-5 - 16, 4, 11 + 32, 24)),
+        pytest.param(
+            "resnet18", (64, 96, 3), "conv1", of_windows(-3, 2, 7, 48), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "resnet18", (64, 96, 3), "pool1", of_windows(-5, 4, 11, 24), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "resnet18",
+            (64, 96, 3),
+            "layer1",
+            of_windows(-5 - 16, 4, 11 + 32, 24),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_receptive_boxes_are_those_of_the_windows(

@@ -76,7 +76,7 @@ def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
     assert strangeness(images, digits).min() > strangeness(test, digits).max()
 
 
-@pytest.mark.parametrize("encoding", ["direct", "cppn"])
+@pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
 def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
     evolved = fooling.by_evolution(
         view, key=jax.random.key(0), image_shape=SHAPE, generations=200, encoding=encoding
@@ -91,6 +91,16 @@ def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
     np.testing.assert_array_equal(history[-1], found)
     assert (np.diff(history, axis=0) >= 0).all()
     assert history[0].min() < 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["direct", "cppn"])
+def test_evolution_fools_the_lectures_network_for_every_class(lecture: View, encoding: str) -> None:
+    elites, found, *_ = fooling.by_evolution(
+        lecture, key=jax.random.key(0), image_shape=DIGIT, generations=1000, encoding=encoding
+    )
+    assert found.min() >= 0.99
+    np.testing.assert_allclose(found, confidences(lecture, elites), atol=1e-5)
 
 
 def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen() -> None:
@@ -184,6 +194,7 @@ def test_a_pattern_network_draws_what_its_nodes_compute(rng: np.random.Generator
     np.testing.assert_allclose(network.render(height, width), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_images_are_the_same_inside_jit_and_for_the_same_key(view: View) -> None:
     def make(view: View, key: Any) -> list[Any]:
         given: dict[str, Any] = {"key": key, "image_shape": SHAPE}

@@ -302,6 +302,7 @@ def test_ctrl_c_at_one_process_ends_both_and_so_does_one_that_no_longer_answers(
     assert pair.processes[0].wait(60) != 0
 
 
+@pytest.mark.slow
 def test_what_is_wrong_for_both_processes_ends_both_in_one_line_each(
     start: Start, tmp_path: Path
 ) -> None:

@@ -71,7 +71,10 @@ def slides_network() -> Any:
 # tolerance in float64, and float32 at a rate at which rounding stays small.
 @pytest.mark.parametrize(
     ("dtype", "learning_rate", "first", "last"),
-    [("float64", 0.1, 1e-9, 1e-6), ("float32", 0.01, 1e-5, 1e-3)],
+    [
+        pytest.param("float64", 0.1, 1e-9, 1e-6, marks=pytest.mark.slow),
+        ("float32", 0.01, 1e-5, 1e-3),
+    ],
 )
 def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(
     digits: Dataset, dtype: str, learning_rate: float, first: float, last: float

@@ -289,7 +289,3 @@ def test_ten_epochs_on_mnist_reach_1_2_percent(mnist: Dataset) -> None:
 @pytest.mark.slow
 def test_five_epochs_on_mnist_5k_reach_5_percent(digits: Dataset) -> None:
     assert trained_error(lenet5(), digits, 5, sharding.cpu_mesh(BATCH_SIZE)) <= 5
-
-
-def test_two_epochs_on_mnist_5k_reach_12_percent(digits: Dataset) -> None:
-    assert trained_error(lenet5(), digits, 2) <= 12

@@ -51,6 +51,7 @@ def test_no_block_is_forgotten() -> None:
     assert README.count("```") == 2 * len(BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.versions
 def test_the_snippets_run_one_after_the_other() -> None:
     namespace: dict[str, object] = {}

@@ -293,11 +293,11 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 @pytest.mark.parametrize(
     ("small_disk", "more"),
     [
-        (900, ()),
+        pytest.param(900, (), marks=pytest.mark.slow),
         pytest.param(1190, (), marks=pytest.mark.slow),
         pytest.param(1700, (), marks=pytest.mark.slow),
         (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
-        (1100, ("--profile", "--checkpoint-seconds", 1000)),
+        pytest.param(1100, ("--profile", "--checkpoint-seconds", 1000), marks=pytest.mark.slow),
     ],
     indirect=["small_disk"],
 )

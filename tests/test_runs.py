@@ -144,7 +144,7 @@ def test_damaged_run_folders_are_named(
 
 
 def test_parameters_of_another_network_are_refused(run: Run) -> None:
-    config = dataclasses.replace(run.config, class_names=tuple("abcdefghij"))
+    config = dataclasses.replace(run.config, class_names=("a", "b"))
     with pytest.raises(InputError, match="belong to another network"):
         Run(run.folder, config).model()
 

@@ -54,6 +54,7 @@ def mesh() -> Mesh:
 # --- the order of the batches -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stream_of_mnist_is_what_is_loaded_in_the_order_of_each_epoch(mnist: Dataset) -> None:
     batches = list(data.stream("mnist", split="test", batch_size=3000, key=KEY, epochs=2))
     assert [len(batch.labels) for batch in batches] == [3000, 3000, 3000, 1000] * 2
