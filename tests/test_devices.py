@@ -55,6 +55,7 @@ def check_equal(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
         np.testing.assert_allclose(ours[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", EPOCHS)
 def test_epochs_over_many_devices_are_those_of_one(results: Results, task: str) -> None:
     result = results[task]

@@ -131,6 +131,7 @@ def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> N
     assert [run["run"] for run in result["runs"]] == ["runs/some-seed4", "runs/some-seed5"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_networks_trained_together_go_on_one_by_one(few_digits: Dataset, tmp_path: Path) -> None:
     how: dict[str, Any] = {"batch_size": 50, "learning_rate": 0.01, "shuffle": True, "epochs": 3}

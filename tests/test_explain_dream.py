@@ -87,6 +87,7 @@ def test_dreaming_is_the_published_programs_ascent_over_octaves(view: View, pixe
     np.testing.assert_allclose(objectives, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_layers_norm_grows_at_each_octave(lecture: View, view: View, pixels: Array) -> None:
     objectives = dreaming.dream(view, pixels, "conv", key=KEY, octaves=3, jitter=0).objectives
     assert (np.diff(objectives, axis=1) > 0).all()

@@ -85,7 +85,7 @@ def test_digits_in_mnists_form_go_through_unharmed(digits: Dataset) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] if i % 2 else []) for i, kind in enumerate(KINDS)],
+    [pytest.param(kind, marks=[pytest.mark.slow] if i % 3 else []) for i, kind in enumerate(KINDS)],
 )
 def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
     kind: str, digits: Dataset, lecture_run: Run, tmp_path: Path

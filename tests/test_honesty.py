@@ -92,6 +92,7 @@ def test_all_json_is_written_by_the_writer_that_knows_of_such_numbers() -> None:
     assert not [path for path in others if re.search(r"\bjson\.dumps?\(", path.read_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_of_all_epochs_only_the_last_network_stays_in_memory(
     few_digits: Dataset, tmp_path: Path

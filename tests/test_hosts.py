@@ -208,6 +208,7 @@ def check_equal(run: Path, expected: Path) -> None:
     np.testing.assert_allclose([line["train_loss"] for line in mine], losses, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(never_stopped: Path, alone: Path) -> None:
     check_equal(never_stopped, alone)
 
@@ -315,6 +316,7 @@ def test_what_is_wrong_for_both_processes_ends_both_in_one_line_each(
         assert "there is already a run in 'runs/run'; choose another --name" in complaint
 
 
+@pytest.mark.slow
 def test_processes_with_other_seeds_and_data_are_refused_in_one_line_each(
     begin: Start, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ def test_operations_need_jax_alone(module: str) -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_plain_arrays_train_where_tfds_is_not_installed() -> None:
     script = """
 import sys

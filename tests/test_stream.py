@@ -151,6 +151,7 @@ print(json.dumps({"read": read, "shards": shards}))
 """
 
 
+@pytest.mark.slow
 def test_each_process_reads_the_rows_of_its_own_devices_only() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

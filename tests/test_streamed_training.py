@@ -80,6 +80,7 @@ def test_training_on_a_stream_goes_on_within_an_epoch_bit_by_bit(few_digits: Dat
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_command_comes_to_the_same_with_stream_as_without(
     dlc_jax: Command, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,10 @@ def test_nothing_passes_between_host_and_device_inside_an_epoch(
 
 
 # So many that there are no full batches, only full ones, and both.
-@pytest.mark.parametrize("batch_size", [32, 10, 8])
+@pytest.mark.parametrize(
+    "batch_size",
+    [pytest.param(32, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow), 8],
+)
 def test_without_jit_epochs_and_tests_are_the_same(
     batch_size: int, few_digits: Dataset, normalise: Normalise
 ) -> None:
