@@ -124,10 +124,17 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def mnist() -> Dataset:
-    """Full MNIST, where it is prepared."""
-    if data.find("mnist") is None:
+def prepared_mnist() -> Path:
+    """Where full MNIST is prepared."""
+    folder = data.find("mnist")
+    if folder is None:
         pytest.skip(f"full MNIST is not prepared in {data.data_folder()} (TFDS_DATA_DIR)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist(prepared_mnist: Path) -> Dataset:
+    """Full MNIST, where it is prepared."""
     return data.load("mnist")
 
 

@@ -89,6 +89,7 @@ def test_cifar10_has_its_published_statistics() -> None:
     np.testing.assert_allclose(normalise.std / 255, [0.24703, 0.24349, 0.26159], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_mnist_opens_in_a_fifth_of_a_second(mnist: Dataset) -> None:
     times = []
     for _ in range(5):
@@ -100,12 +101,10 @@ def test_cached_mnist_opens_in_a_fifth_of_a_second(mnist: Dataset) -> None:
 
 
 @pytest.fixture
-def copy(mnist: Dataset, cached: Path, tmp_path: Path) -> Path:
+def copy(prepared_mnist: Path, cached: Path, tmp_path: Path) -> Path:
     """A copy of MNIST as TFDS prepared it, and an empty cache."""
-    source = data.find("mnist")
-    assert source is not None
-    target = tmp_path / "tfds" / "mnist" / source.name
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    target = tmp_path / "tfds" / "mnist" / prepared_mnist.name
+    shutil.copytree(prepared_mnist, target, copy_function=shutil.copyfile)
     return target
 
 

@@ -66,6 +66,7 @@ def test_epochs_over_many_devices_are_those_of_one(results: Results, task: str) 
     check_equal(result["many"], result["one"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", EPOCHS)
 def test_only_the_first_epoch_compiles(results: Results, task: str) -> None:
     first, *later = results[task]["many"]["compiled"]
@@ -73,10 +74,12 @@ def test_only_the_first_epoch_compiles(results: Results, task: str) -> None:
     assert later == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_step_needs_nothing_but_a_batch_that_lies_on_the_devices(results: Results) -> None:
     check_equal(results["plain jit"]["many"], results["plain jit"]["one"])
 
 
+@pytest.mark.slow
 def test_evaluation_in_batches_that_do_not_fit_the_devices_is_that_of_one(
     results: Results,
 ) -> None:

@@ -213,6 +213,7 @@ def test_two_processes_learn_what_one_learns(never_stopped: Path, alone: Path) -
     check_equal(never_stopped, alone)
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_own_half_of_the_data(never_stopped: Path, prepared: Path) -> None:
     whole = data.load("mnist", prepared)
     for rank, places in enumerate((slice(0, 150), slice(150, 300))):
