@@ -348,7 +348,7 @@ def test_models_lists_every_network_with_its_size(
 ) -> None:
     # To trace all of the networks takes long; what is counted in each, tests of its own hold.
     find, abstract = models.find, models.abstract
-    small = {"image_shape": (28, 28, 1), "num_classes": 10}
+    small: dict[str, Any] = {"image_shape": (28, 28, 1), "num_classes": 10}
 
     def a_small_one_for_most(name: str, **how: Any) -> Any:
         return abstract(name, **how) if name == "resnet50" else abstract("lecture", **small)

@@ -37,13 +37,20 @@ def assert_near(ours: Any, expected: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_an_ensembles_epoch_equals_epochs_of_its_networks_alone(few_digits: Dataset) -> None:
+def lecture_states(networks: int) -> list[training.TrainState]:
+    """Of the lecture's network, whose operations have rules of their own for several at once."""
+    rngs = [nnx.Rngs(seed) for seed in range(networks)]
+    return [training.create_state(models.create("lecture", rngs=r), OPTIMIZER) for r in rngs]
+
+
+@pytest.mark.parametrize(
+    "create", [new_states, pytest.param(lecture_states, marks=pytest.mark.slow)]
+)
+def test_an_ensembles_epoch_equals_epochs_of_its_networks_alone(
+    few_digits: Dataset, create: Any
+) -> None:
     normalise = Normalise.fit(few_digits.train.images)
-    # The lecture's network, whose operations have rules of their own for several at once.
-    states = [
-        training.create_state(models.create("lecture", rngs=nnx.Rngs(seed)), OPTIMIZER)
-        for seed in range(2)
-    ]
+    states = create(2)
     keys = jax.random.split(jax.random.key(0), 2)
     together, metrics = training.train_ensemble(
         training.stack(states), few_digits.train, normalise, keys=keys, **HOW

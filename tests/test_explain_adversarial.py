@@ -304,10 +304,11 @@ def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right:
         ]
         return [attack.pixels for attack in made]
 
+    pixels, labels = right
     once, again, other = (
-        jax.device_get(attacks(view, *right, jax.random.key(seed))) for seed in (0, 0, 1)
+        jax.device_get(attacks(view, pixels, labels, jax.random.key(seed))) for seed in (0, 0, 1)
     )
-    inside = jax.jit(attacks)(view, *right, jax.random.key(0))
+    inside = jax.jit(attacks)(view, pixels, labels, jax.random.key(0))
     for one, same, jitted in zip(once, again, inside, strict=True):
         np.testing.assert_array_equal(one, same)
         np.testing.assert_allclose(one, jitted, atol=1e-4)

@@ -64,8 +64,8 @@ def compare_convolutions(
     cotangent = normal(2, jax.eval_shape(xla, x, kernel).shape, x.dtype)
     arrays = [np.asarray(a, np.float64) for a in (x, kernel, cotangent)]
     exact, sizes = (
-        oracle.convolved(*some[:2], strides, padding, some[2])
-        for some in (arrays, [abs(array) for array in arrays])
+        oracle.convolved(images, weights, strides, padding, gradient)
+        for images, weights, gradient in (arrays, [abs(array) for array in arrays])
     )
     rivals = None
     unit = float(jnp.finfo(x.dtype).eps)
@@ -220,9 +220,10 @@ def test_within_loops_and_checkpoints_gradients_are_the_same() -> None:
 
     @jax.jit
     def in_loops(x: jax.Array, kernel: jax.Array) -> Any:
-        return [
-            lax.scan(lambda _, one, f=f: (None, f(one, kernel)), None, x) for f in (grad, remat)
-        ]
+        def over_images(gradients: Any) -> Any:
+            return lax.scan(lambda _, one: (None, gradients(one, kernel)), None, x)
+
+        return [over_images(gradients) for gradients in (grad, remat)]
 
     one_by_one = [oracle.convolved(one, kernel, (1, 1), "SAME")[1:] for one in x]
     expected = [np.stack(some) for some in zip(*one_by_one, strict=True)]
@@ -237,7 +238,8 @@ def test_groups_are_convolutions_of_their_own(groups: int) -> None:
     results = both_gradients(partial(ops.conv2d, groups=groups), x, kernel, cotangent=cotangent)
     parts = [np.split(np.asarray(array), groups, 3) for array in (x, kernel, cotangent)]
     each = [
-        oracle.convolved(*some[:2], (1, 1), "SAME", some[2]) for some in zip(*parts, strict=True)
+        oracle.convolved(images, weights, (1, 1), "SAME", gradient)
+        for images, weights, gradient in zip(*parts, strict=True)
     ]
     for result, expected in zip(results, zip(*each, strict=True), strict=True):
         np.testing.assert_allclose(result, np.concatenate(expected, 3), rtol=1e-5, atol=1e-5)

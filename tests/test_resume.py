@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -396,6 +397,6 @@ def test_an_epoch_in_parts_is_the_epoch(few_digits: Dataset, shuffled: bool) -> 
 
 def test_a_state_where_no_part_ends_is_refused(few_digits: Dataset) -> None:
     normalise = Normalise.fit(few_digits.train.images)
-    state = dataclasses.replace(new_state(), step=np.int32(1))
+    state = dataclasses.replace(new_state(), step=jnp.asarray(1))
     with pytest.raises(InputError, match="step 1 of an epoch, where no part of 2 steps ends"):
         training.fit(state, few_digits, normalise, epochs=1, batch_size=50, part_steps=2)

@@ -36,7 +36,16 @@ NETWORKS = (
 )
 
 
-@pytest.mark.parametrize("name", NETWORKS.split())
+LARGE = ("vgg11", "googlenet", "bn-inception", "prelu-net", "resnet18")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in NETWORKS.split()
+    ],
+)
 def test_x64_mode_changes_no_type_of_a_networks_variables(name: str) -> None:
     usual = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(models.abstract(name)))]
     with jax.enable_x64(True):

@@ -57,6 +57,7 @@ def theirs(torchvision: Any, name: str, **options: Any) -> Any:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean = torch.randn_like(module.bias).mul(0.1).detach()
             module.running_var = torch.rand_like(module.bias).mul(1.5).add(0.5).detach()
+            assert module.num_batches_tracked is not None
             module.num_batches_tracked.zero_()
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)

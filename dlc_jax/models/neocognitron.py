@@ -56,6 +56,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dlc_jax import layers, ops
+from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
@@ -351,7 +352,7 @@ def reinforce(
 
 def self_organise(
     model: Neocognitron,
-    images: Float[Array, "images height width channels"],
+    images: Float[AnyArray, "images height width channels"],
     key: PRNGKeyArray,
 ) -> Neocognitron:
     """The network after its S-layers have organised themselves, one after the other.
@@ -376,7 +377,7 @@ def _organised(
     graphdef: nnx.GraphDef[Neocognitron],
     learned: nnx.State[Any, Any],
     rest: nnx.State[Any, Any],
-    images: Float[Array, "images height width channels"],
+    images: Float[AnyArray, "images height width channels"],
     key: PRNGKeyArray,
 ) -> nnx.State[Any, Any]:
     model = nnx.merge(graphdef, learned, rest)
