@@ -38,7 +38,9 @@ def not_from_the_end(labels: Int[AnyArray, " batch"], classes: int) -> Int[Array
 
     What is taken at `classes` is NaN, as for any index that is too large.
     """
-    labels = jnp.asarray(labels, jnp.int32)
+    labels = jnp.asarray(labels)
+    # Wide enough for the number of classes; what is not an integer is left to be refused.
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     return jnp.where(labels < 0, classes, labels)
 
 

@@ -30,13 +30,16 @@ def parameters(name: str, **options: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
-# Networks that differ from these in numbers of layers alone are left out of what follows a
-# network's computation, which takes long in deep ones.
+# Networks that differ from others in numbers of layers alone are slow tests where a network's
+# computation is followed, which takes long in deep ones.
 DEPTHS = [
     *("vgg11", "vgg13", "vgg19", "vgg11-bn", "vgg13-bn", "vgg19-bn"),
     *("resnet34", "resnet101", "resnet152", "resnet32", "resnet44", "resnet56", "resnet110"),
 ]
-KINDS = [name for name in models.names() if name not in DEPTHS]
+EVERY = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in DEPTHS else [])
+    for name in models.names()
+]
 
 
 def activations(model: models.Network, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -156,6 +159,8 @@ def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, siz
         ("resnet18", 1.8),
         ("resnet34", 3.6),
         ("resnet50", 3.8 + 0.3),
+        pytest.param("resnet101", 7.6 + 0.2, marks=pytest.mark.slow),
+        pytest.param("resnet152", 11.3 + 0.2, marks=pytest.mark.slow),
         ("vgg16", 15.5),
         ("vgg19", 19.6),
         ("googlenet", 1.5),
@@ -189,6 +194,8 @@ def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
         ("resnet50", 50),
         ("resnet20", 20),
         ("resnet32", 32),
+        pytest.param("resnet101", 101, marks=pytest.mark.slow),
+        pytest.param("resnet110", 110, marks=pytest.mark.slow),
         ("lecture", 4),
     ],
 )
@@ -196,7 +203,7 @@ def test_networks_are_as_deep_as_they_are_called(name: str, depth: int) -> None:
     assert summarise(name).depth == depth
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     entry = models.find(name)
     model = models.abstract(name)
@@ -207,7 +214,7 @@ def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     assert {array.shape[0] for array in stages.values()} == {2}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_summarys_layers_hold_all_parameters_and_at_least_the_logits_multiply_adds(
     name: str,
 ) -> None:

@@ -123,7 +123,7 @@ def test_fgsm_of_a_linear_network_has_its_closed_form(scale: float, grey: np.nda
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
-def test_long_steps_of_pgd_of_a_linear_network_has_its_closed_form(
+def test_long_steps_of_pgd_of_a_linear_network_have_their_closed_form(
     norm: str, grey: np.ndarray
 ) -> None:
     view = linear()

@@ -103,6 +103,17 @@ def test_a_method_draws_pictures_of_a_users_own_image(
         assert picture.size[0] > 200
 
 
+def test_pictures_are_only_scaled_where_that_is_asked_for(
+    dlc_jax: Command, untaught: str, tmp_path: Path
+) -> None:
+    Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")
+    done = dlc_jax("explain", "saliency", untaught, "blank.png")
+    assert done.code == 2
+    assert "no ink" in done.err
+    done = dlc_jax("explain", "saliency", untaught, "blank.png", "--as-is")
+    assert done.code == 0, done.err
+
+
 def test_more_images_than_fit_abreast_fill_more_pictures(
     dlc_jax: Command, untaught: str, tmp_path: Path
 ) -> None:

@@ -27,6 +27,16 @@ def test_a_label_of_no_class_makes_the_loss_nan(network: str | None) -> None:
     assert np.isnan(losses).tolist() == [True, False, False, True]
 
 
+def test_labels_of_any_integer_dtype_are_taken_and_no_others() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
+    labels = np.array([3, 99])
+    expected = cross_entropy(logits, labels)
+    for dtype in (np.int8, np.uint8, np.uint32):
+        assert float(cross_entropy(logits, labels.astype(dtype))) == float(expected)
+    with pytest.raises(TypeError, match="integer"):
+        cross_entropy(logits, labels + 0.5)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

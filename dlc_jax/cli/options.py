@@ -30,7 +30,7 @@ results_dir_option = click.option(
     help="Where to keep the results, a file a device, and their picture.",
 )
 as_is_option = click.option(
-    "--as-is", is_flag=True, help="Only scale pictures, even of handwritten digits."
+    "--as-is", is_flag=True, help="Only scale pictures; don't bring digits into MNIST's form."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last.")
 

@@ -51,8 +51,8 @@ class Dataset:
     """A dataset in memory.
 
     Args:
-      copy: whether to copy arrays of NumPy, so that the dataset stays the same when these are
-        changed. False saves the memory where nobody changes them.
+      copy: whether to check the labels, and to copy arrays of NumPy, so that the dataset stays the
+        same when these are changed. False saves both where nobody changes them.
 
     Attributes:
       name: what it is called here.
@@ -77,23 +77,22 @@ class Dataset:
     def __post_init__(self, copy: bool) -> None:
         for split in ("train", "test") if copy else ():
             object.__setattr__(self, split, jax.tree.map(unshared, getattr(self, split)))
-        if copy:
-            self._check_labels()
+            self._check_labels(split)
 
-    def _check_labels(self) -> None:
-        for split in ("train", "test"):
-            images, labels = getattr(self, split)
-            if len(images) != len(labels):
+    def _check_labels(self, split: str) -> None:
+        images, labels = getattr(self, split)
+        if len(images) != len(labels):
+            raise InputError(
+                f"{self.name} has {len(images):,} {split} images and {len(labels):,} labels; "
+                "give one for each image"
+            )
+        classes = len(self.class_names)
+        for extreme in (labels.min(), labels.max()) if len(labels) else ():
+            if not 0 <= extreme < classes:
                 raise InputError(
-                    f"{self.name} has {len(images):,} {split} images and {len(labels):,} labels; "
-                    "give one for each image"
+                    f"{self.name} has a {split} label {extreme}, and {classes} classes; number "
+                    f"them from 0 to {classes - 1}"
                 )
-            for extreme in (labels.min(), labels.max()) if len(labels) else ():
-                if not 0 <= extreme < len(self.class_names):
-                    raise InputError(
-                        f"{self.name} has a {split} label {extreme}, and {len(self.class_names)} "
-                        f"classes; number them from 0 to {len(self.class_names) - 1}"
-                    )
 
     def first(self, examples: int) -> "Dataset":
         """The dataset with the first so many training examples only; all of them for 0.
