@@ -18,7 +18,7 @@ from dlc_jax.files import sync
 _FILE = "arrays.safetensors"
 
 
-class ArraysHandler(orbax.AsyncCheckpointHandler):  # type: ignore[misc]
+class ArraysHandler(orbax.AsyncCheckpointHandler):
     """Writes arrays by their names into a folder that Orbax makes, and reads them again."""
 
     async def async_save(self, directory: os.PathLike[str], args: "ArraysSave") -> list[Future]:
@@ -55,7 +55,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):  # type: ignore[misc]
 
 @orbax.args.register_with_handler(ArraysHandler, for_save=True)
 @dataclass
-class ArraysSave(orbax.args.CheckpointArgs):  # type: ignore[misc]
+class ArraysSave(orbax.args.CheckpointArgs):
     """Asks for arrays to be written."""
 
     arrays: dict[str, np.ndarray]
@@ -63,5 +63,5 @@ class ArraysSave(orbax.args.CheckpointArgs):  # type: ignore[misc]
 
 @orbax.args.register_with_handler(ArraysHandler, for_restore=True)
 @dataclass
-class ArraysRestore(orbax.args.CheckpointArgs):  # type: ignore[misc]
+class ArraysRestore(orbax.args.CheckpointArgs):
     """Asks for the arrays that were written."""

@@ -138,7 +138,7 @@ def test_with_weights_from_pytorch_both_are_what_pytorch_computes(
 
 
 def torchs_deconvnet_rectifier(torch: Any) -> Any:
-    class Rectifier(torch.autograd.Function):  # type: ignore[misc]
+    class Rectifier(torch.autograd.Function):
         @staticmethod
         def forward(_: Any, x: Any) -> Any:
             return x.clip(0)

@@ -37,7 +37,7 @@ def of_digits(digits: Dataset) -> Any:
     """A builder of a dataset as TFDS has MNIST, of 300 and 90 of the digits."""
     splits = {"train": (digits.train, 300), "test": (digits.test, 90)}
 
-    class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg,misc]
+    class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("3.0.1")
 
         def _info(self) -> Any:

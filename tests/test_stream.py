@@ -229,7 +229,7 @@ def jpeg(image: Image.Image) -> io.BytesIO:
 
 
 class TinyImagenet(  # type: ignore[call-arg]
-    tfds.core.GeneratorBasedBuilder,  # type: ignore[misc]
+    tfds.core.GeneratorBasedBuilder,
     skip_registration=True,
 ):
     VERSION = tfds.core.Version("5.1.0")
