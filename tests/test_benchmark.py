@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 import json
 import math
 import time
@@ -46,25 +47,25 @@ def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rivals", ["flax", "torch"])
 def test_the_lectures_epoch_is_measured_and_kept(
-    dlc_jax: Command, arrays: Path, tmp_path: Path, rivals: str
+    dlc_jax: Command, arrays: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip(rivals, reason="PyTorch is not installed: pip install torch")
-    command = ("bench", "lecture", "--arrays", arrays, "--epochs", 2, "--rivals", rivals)
+    rivals = ["flax"] + ["torch"] * bool(importlib.util.find_spec("torch"))
+    command = ("bench", "lecture", "--arrays", arrays, "--epochs", 2, "--rivals", ",".join(rivals))
     done = dlc_jax(*command, "--seeds", 3, "--output-dir", tmp_path / "results", "--json")
     assert done.code == 0, done.err
     result = done.json
-    for name in ("dlc_jax", rivals):
+    for name in ("dlc_jax", *rivals):
         measured = result[name]
         assert len(measured["epoch_s"]) == 2
         assert measured["median"] == pytest.approx(np.median(measured["epoch_s"]))
         assert measured["compile_s"] > 0
         assert measured["test_error_percent"] < 91
     ours = result["dlc_jax"]["median"]
-    ratio = result[f"ratio_vs_{rivals}"]
-    assert ratio == pytest.approx(result[rivals]["median"] / ours, rel=1e-2)
-    assert sum(result[f"ratio_vs_{name}"] is None for name in ("torch", "flax")) == 1
+    for rival in rivals:
+        ratio = result[f"ratio_vs_{rival}"]
+        assert ratio == pytest.approx(result[rival]["median"] / ours, rel=1e-2)
+    assert result["ratio_vs_torch_compile"] is None
     assert result["ten_epochs_s"] == pytest.approx(10 * ours, rel=1e-2, abs=1e-3)
     direct = lecture.OPERATIONS_AN_IMAGE * 230 / ours / result["dot_gflops"] / 1e9
     assert result["fraction_of_dot"] == pytest.approx(direct, rel=0.05, abs=1e-3)
@@ -99,7 +100,7 @@ def test_operations_are_measured_against_xlas() -> None:
 
 @pytest.mark.slow
 def test_importing_costs_little_and_the_first_step_comes_soon() -> None:
-    result = startup.run(rounds=2)
+    result = startup.run(rounds=1)
     assert result["import_extra_s"] < 0.8
     assert result["first_step_cached_s"] < result["first_step_cold_s"]
 

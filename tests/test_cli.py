@@ -382,10 +382,12 @@ def test_models_describes_a_network_layer_by_layer_as_it_is_told(dlc_jax: Comman
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax: Command) -> None:
     trained = dlc_jax(
         *("train", "--dataset", "mnist-5k", "--model", "resnet20", "--option", "maps=4"),
-        *("--epochs", "1", "--name", "small", "--json"),
+        *("--epochs", "1", "--examples", "1000", "--batch-size", "25"),
+        *("--name", "small", "--json"),
     )
     assert trained.code == 0
     error = trained.json["test_error_percent"]
@@ -394,6 +396,7 @@ def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_that_organises_itself_does_so_before_it_is_trained(dlc_jax: Command) -> None:
     arguments = ("--dataset", "mnist-5k", "--model", "neocognitron", "--epochs", "1", "--json")
     error = dlc_jax("train", *arguments, "--name", "organised").json["test_error_percent"]

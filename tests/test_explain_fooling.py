@@ -94,6 +94,7 @@ def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("encoding", ["direct", "cppn"])
 def test_evolution_fools_the_lectures_network_for_every_class(lecture: View, encoding: str) -> None:
     elites, found, *_ = fooling.by_evolution(

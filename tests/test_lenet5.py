@@ -19,7 +19,7 @@ from dlc_jax.models.lenet5_modern import LeNet5Modern
 
 # Chosen, with the loss's constant j, on the last 10,000 digits of MNIST's training split, which
 # were held out. The learning rate falls linearly to a hundredth.
-EPOCHS, BATCH_SIZE, LEARNING_RATE, MOMENTUM = 10, 50, 0.002, 0.9
+BATCH_SIZE, LEARNING_RATE, MOMENTUM = 50, 0.002, 0.9
 
 
 def lenet5(
@@ -281,9 +281,11 @@ def trained_error(
     return 100 * float(last.test.error)
 
 
+# Measured: 1.24 %, after four epochs 1.10 %, after ten 1.00 %.
 @pytest.mark.slow
-def test_ten_epochs_on_mnist_reach_1_2_percent(mnist: Dataset) -> None:
-    assert trained_error(lenet5(), mnist, EPOCHS, sharding.cpu_mesh(BATCH_SIZE)) <= 1.2
+@pytest.mark.usefixtures("optimised")
+def test_three_epochs_on_mnist_reach_1_4_percent(mnist: Dataset) -> None:
+    assert trained_error(lenet5(), mnist, 3, sharding.cpu_mesh(BATCH_SIZE)) <= 1.4
 
 
 @pytest.mark.slow

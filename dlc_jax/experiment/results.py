@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dlc_jax import parameters, plots
+from dlc_jax.data import Normalise
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.runs import Run, RunConfig
 from dlc_jax.text import class_names_told_apart
@@ -118,10 +119,15 @@ def draw(run: Run, dataset: AnyDataset, history: list[EpochReport]) -> list[Path
 
 def _as_the_network_sees_them(config: RunConfig, images: Any) -> np.ndarray:
     """Training images, uint8, changed at random as in training."""
-    key = jax.random.key(config.seed)
-    changes = config.augmentation.draw(key, config.epochs - 1, images.shape)
-    changed = config.augmentation.apply(config.normalise(images), changes)
-    pixels = np.asarray(changed) * np.asarray(config.std) + np.asarray(config.mean)
+
+    # Compiled as a whole: what is drawn and not needed then costs nothing.
+    @jax.jit
+    def changed(normalise: Normalise, images: Any, key: Any) -> Any:
+        changes = config.augmentation.draw(key, config.epochs - 1, images.shape)
+        return config.augmentation.apply(normalise(images), changes)
+
+    seen = changed(config.normalise, images, jax.random.key(config.seed))
+    pixels = np.asarray(seen) * np.asarray(config.std) + np.asarray(config.mean)
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
