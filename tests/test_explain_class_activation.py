@@ -93,7 +93,7 @@ def test_what_does_not_suit_is_named() -> None:
 
 
 # Grad-CAM's last maps, and a stage not too deep for all of its rectifiers to matter.
-STAGES = {"googlenet": ("inception5b", "inception3a"), "resnet50": ("layer4", "layer1")}
+STAGES = {"googlenet": ("inception5b", "inception3a"), "resnet18": ("layer4", "layer1")}
 
 
 @pytest.mark.slow

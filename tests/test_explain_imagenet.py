@@ -41,7 +41,7 @@ def with_torch_weights(name: str) -> View:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stage"), [("googlenet", "inception4c"), ("resnet50", "layer3")])
+@pytest.mark.parametrize(("name", "stage"), [("googlenet", "inception4c"), ("resnet18", "layer3")])
 def test_imagenet_networks_with_weights_from_pytorch_dream_over_octaves(
     name: str, stage: str
 ) -> None:

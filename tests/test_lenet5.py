@@ -286,8 +286,3 @@ def trained_error(
 @pytest.mark.usefixtures("optimised")
 def test_three_epochs_on_mnist_reach_1_4_percent(mnist: Dataset) -> None:
     assert trained_error(lenet5(), mnist, 3, sharding.cpu_mesh(BATCH_SIZE)) <= 1.4
-
-
-@pytest.mark.slow
-def test_five_epochs_on_mnist_5k_reach_5_percent(digits: Dataset) -> None:
-    assert trained_error(lenet5(), digits, 5, sharding.cpu_mesh(BATCH_SIZE)) <= 5

@@ -176,25 +176,7 @@ def only(examples: Examples, kinds: tuple[int, int]) -> Examples:
     return Examples(images[chosen], (labels[chosen] == kinds[1]).astype(np.int32))
 
 
-# Measured: 0.3, 5.8 and 9.7 %, and 16.1 % for the ten digits. The rest is room for other random
-# numbers, should JAX draw them in another way.
-@pytest.mark.slow
-@pytest.mark.parametrize(("kinds", "percent"), [((0, 1), 1.0), ((4, 9), 7.5), ((3, 8), 12.0)])
-def test_two_kinds_of_figures_are_told_apart_in_20_epochs(
-    digits: Dataset, kinds: tuple[int, int], percent: float
-) -> None:
-    train, test = only(digits.train, kinds), only(digits.test, kinds)
-    models = [trained(network(classes=2, seed=seed), train, 20)[0] for seed in range(3)]
-    assert np.mean([error_percent(model, test) for model in models]) <= percent
-
-
-@pytest.mark.slow
-def test_ten_digits_are_told_apart_in_20_epochs(digits: Dataset) -> None:
-    models = [trained(network(seed=seed), digits.train, 20)[0] for seed in range(3)]
-    assert np.mean([error_percent(model, digits.test) for model in models]) <= 20
-
-
-# Measured, of one network in fewer epochs: 1.0, 5.5, 11.5 and 17.9 %.
+# Measured: 1.0, 5.5, 11.5 and 17.9 %; the rest is room for other random numbers.
 @pytest.mark.parametrize(("kinds", "percent"), [((0, 1), 2.0), ((4, 9), 8.0), ((3, 8), 14.0)])
 def test_two_kinds_of_figures_are_told_apart(
     digits: Dataset, kinds: tuple[int, int], percent: float

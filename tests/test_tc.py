@@ -120,6 +120,8 @@ def test_what_the_network_says_does_not_depend_on_the_position() -> None:
     assert np.ptp(logits[0]) > 1e-3
 
 
+# Optimised or not, sums are rounded differently, on which hangs what some seeds come to.
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
