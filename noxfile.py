@@ -13,6 +13,7 @@ import nox
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 OLDEST, NEWEST = "3.11", "3.13"
 
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
 nox.options.download_python = "never"
 nox.options.sessions = [*(f"tests-{python}" for python in PYTHONS), "lower_bounds", "lint"]
