@@ -9,6 +9,7 @@ consists of many small operations. JAX can count each core as a device instead
 (`JAX_NUM_CPU_DEVICES`); batches are then spread over them as over any other devices.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -154,13 +155,32 @@ def spread(
       in_axes: the batch's axis in each argument, None where every device gets all of it.
       out_axes: likewise for the result, or for each of several: the batch's axis, or None
         where it is the same on all devices.
+
+    Raises:
+      InputError: by that function: JAX can't spread an operation of it over devices.
     """
     if mesh is None:
         return partial(function, axis_name=None)
     in_specs = tuple(map(_spec, in_axes))
     out_specs = tuple(map(_spec, out_axes)) if isinstance(out_axes, tuple) else _spec(out_axes)
     named = partial(function, axis_name=BATCH)
-    return jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    parts = jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def on_parts(*arguments: Any) -> Any:
+        try:
+            return parts(*arguments)
+        except ValueError as error:
+            # JAX 0.12 so fails at the derivative of erf, of which jax.nn.gelu is made.
+            failed = re.search(r"Primitive (\w+) requires varying manual axes", str(error))
+            if failed is None:
+                raise
+            raise InputError(
+                f"JAX {jax.__version__} can't spread the operation {failed[1]!r} of this network "
+                "over several devices; use one device (leave out mesh), or for an exact GELU "
+                "dlc_jax.layers.gelu"
+            ) from error
+
+    return on_parts
 
 
 def _spec(axis: int | None) -> PartitionSpec:

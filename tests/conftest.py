@@ -194,8 +194,11 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, False)
+    # Programs of the one kind round otherwise than those of the other, and JAX does not ask which.
+    jax.clear_caches()
     yield
     jax.config.update(name, before)
+    jax.clear_caches()
 
 
 @pytest.fixture

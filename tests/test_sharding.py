@@ -1,3 +1,5 @@
+import re
+
 import jax
 import numpy as np
 import optax
@@ -7,6 +9,7 @@ from flax import nnx
 from dlc_jax import layers, sharding, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.environment import prepare_jax
+from dlc_jax.errors import InputError
 
 
 class Small(nnx.Module):
@@ -43,6 +46,30 @@ def test_an_epoch_spread_over_devices_is_that_of_one_device(
     )
     np.testing.assert_allclose(spread_losses.loss, losses.loss, rtol=1e-5)
     np.testing.assert_allclose(spread_losses.error, losses.error, rtol=1e-6)
+    for ours, expected in zip(*map(jax.tree.leaves, (spread.params, one.params)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+class ExactGelu(Small):
+    """The same with an activation that JAX 0.12 can't spread over devices."""
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        hidden = jax.nn.gelu(self.hidden(layers.flatten(images)), approximate=False)
+        return self.output(hidden)
+
+
+@pytest.mark.versions
+def test_what_jax_can_not_spread_over_devices_is_named(few_digits: Dataset) -> None:
+    normalise = Normalise.fit(few_digits.train.images)
+    state = training.create_state(ExactGelu(nnx.Rngs(0)), optax.sgd(0.1))
+    one, _ = training.train_epoch(state, few_digits.train, normalise, batch_size=46)
+    mesh = sharding.cpu_mesh(46)
+    arguments = sharding.replicate((state, few_digits.train, normalise), mesh)
+    try:
+        spread, _ = training.train_epoch(*arguments, batch_size=46, mesh=mesh)
+    except InputError as error:
+        assert re.search(r"'polynomial' .* one device .* dlc_jax\.layers\.gelu$", str(error))
+        return
     for ours, expected in zip(*map(jax.tree.leaves, (spread.params, one.params)), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6)
 
