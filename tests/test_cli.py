@@ -399,9 +399,10 @@ def test_another_network_trains_and_is_tested_again_with_its_statistics(dlc_jax:
 @pytest.mark.usefixtures("undrawn")
 def test_a_network_that_organises_itself_does_so_before_it_is_trained(dlc_jax: Command) -> None:
     arguments = ("--dataset", "mnist-5k", "--model", "neocognitron", "--epochs", "1", "--json")
-    error = dlc_jax("train", *arguments, "--name", "organised").json["test_error_percent"]
-    # Of the same readout on random cells it is over 10 %.
-    assert error < 7
+    few = ("--examples", "2000", "--name", "organised")
+    error = dlc_jax("train", *arguments, *few).json["test_error_percent"]
+    # Measured: 7.6 %. Of the same readout on random cells it is over 10 %, of more digits even.
+    assert error < 9
     assert dlc_jax("eval", "runs/organised", "--json").json["test_error_percent"] == error
 
 

@@ -166,7 +166,7 @@ def test_the_report_has_every_method_and_shows_every_picture(
     # How much the pictures show does not matter here.
     monkeypatch.setattr(failing, "_ATTACKED", 4)
     monkeypatch.setattr(failing, "_AT_ONCE", 4)
-    monkeypatch.setattr(failing, "_GENERATIONS", 100)
+    monkeypatch.setattr(failing, "_GENERATIONS", 20)
     searching = partial(adversarial.smallest_perturbation, iterations=15, rounds=3)
     monkeypatch.setattr(adversarial, "smallest_perturbation", searching)
     done = dlc_jax("explain", "all", trained, "--transfer", lecture_run.folder, "--json")

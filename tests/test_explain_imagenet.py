@@ -41,13 +41,10 @@ def with_torch_weights(name: str) -> View:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stage"), [("googlenet", "inception4c"), ("resnet18", "layer3")])
-def test_imagenet_networks_with_weights_from_pytorch_dream_over_octaves(
-    name: str, stage: str
-) -> None:
+def test_an_imagenet_network_with_weights_from_pytorch_dreams_over_octaves() -> None:
     pixels = np.random.default_rng(0).uniform(size=(1, 224, 224, 3)).astype(np.float32)
     images, objectives = dreaming.dream(
-        with_torch_weights(name), pixels, stage, key=KEY, octaves=2, steps=2, jitter=0
+        with_torch_weights("resnet18"), pixels, "layer3", key=KEY, octaves=2, steps=2, jitter=0
     )
     assert images.shape == pixels.shape
     assert (objectives[:, 1] > objectives[:, 0]).all()

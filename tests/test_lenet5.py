@@ -281,8 +281,8 @@ def trained_error(
     return 100 * float(last.test.error)
 
 
-# Measured: 1.24 %, after four epochs 1.10 %, after ten 1.00 %.
+# Measured: 1.34 %, after three epochs 1.24 %, after four 1.10 %, after ten 1.00 %.
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_three_epochs_on_mnist_reach_1_4_percent(mnist: Dataset) -> None:
-    assert trained_error(lenet5(), mnist, 3, sharding.cpu_mesh(BATCH_SIZE)) <= 1.4
+def test_two_epochs_on_mnist_reach_1_5_percent(mnist: Dataset) -> None:
+    assert trained_error(lenet5(), mnist, 2, sharding.cpu_mesh(BATCH_SIZE)) <= 1.5

@@ -1,5 +1,3 @@
-import re
-
 import jax
 import numpy as np
 import optax
@@ -65,11 +63,12 @@ def test_what_jax_can_not_spread_over_devices_is_named(few_digits: Dataset) -> N
     one, _ = training.train_epoch(state, few_digits.train, normalise, batch_size=46)
     mesh = sharding.cpu_mesh(46)
     arguments = sharding.replicate((state, few_digits.train, normalise), mesh)
-    try:
-        spread, _ = training.train_epoch(*arguments, batch_size=46, mesh=mesh)
-    except InputError as error:
-        assert re.search(r"'polynomial' .* one device .* dlc_jax\.layers\.gelu$", str(error))
+    told = r"'polynomial' .* one device .* dlc_jax\.layers\.gelu"
+    if tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 12):
+        with pytest.raises(InputError, match=told):
+            training.train_epoch(*arguments, batch_size=46, mesh=mesh)
         return
+    spread, _ = training.train_epoch(*arguments, batch_size=46, mesh=mesh)
     for ours, expected in zip(*map(jax.tree.leaves, (spread.params, one.params)), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6)
 

@@ -88,13 +88,11 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
     [
         "alexnet",
         pytest.param("vgg11-bn", marks=pytest.mark.slow),
-        pytest.param("vgg16", marks=pytest.mark.slow),
         pytest.param("vgg19", marks=pytest.mark.slow),
         pytest.param("googlenet", marks=pytest.mark.slow),
         "resnet18",
         pytest.param("resnet34", marks=pytest.mark.slow),
         pytest.param("resnet50", marks=pytest.mark.slow),
-        pytest.param("resnet101", marks=pytest.mark.slow),
         pytest.param("resnet152", marks=pytest.mark.slow),
     ],
 )
