@@ -95,7 +95,7 @@ def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 200)])
+@pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 400)])
 def test_evolution_fools_the_lectures_network_for_every_class(
     lecture: View, encoding: str, generations: int
 ) -> None:
