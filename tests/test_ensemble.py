@@ -14,7 +14,7 @@ from flax import nnx
 from dlc_jax import experiment, models, parameters, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augment import Augmentation
-from dlc_jax.runs import PARAMETERS
+from dlc_jax.runs import PARAMETERS, Run
 
 # On so few digits, since how well they are learnt does not matter.
 TRAIN = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--examples", 300)
@@ -167,3 +167,35 @@ def test_no_folder_is_left_where_one_of_several_runs_has_none(
     assert done.code == 2
     assert "some-seed1" in done.err
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["some-seed1"]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("how", ["--together", "--one-by-one"])
+def test_seeds_that_were_interrupted_have_no_mean(
+    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    append = Run.append_metrics
+
+    def interrupted(self: Run, metrics: dict[str, Any]) -> None:
+        append(self, metrics)
+        if self.config.seed == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "append_metrics", interrupted)
+    done = dlc_jax(*TRAIN[:3], "--epochs", 2, "--examples", 300, "--seeds", 2, how, "--json")
+    assert done.code == 130, done.err
+    assert "over 2 seeds" not in done.out
+    assert [run["seed"] for run in done.json["runs"]] == [0, 1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_seeds_that_were_interrupted_before_any_test_end_without_a_traceback(
+    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit_ensemble", lambda *_, **__: map(interrupt, [0]))
+    done = dlc_jax(*TRAIN, "--seeds", 2, "--together", "--json")
+    assert done.code == 130, done.err
+    assert "Traceback" not in done.err

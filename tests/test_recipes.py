@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import new_state, normal
+from conftest import Command, new_state, normal
 from flax import nnx
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -333,3 +333,12 @@ def test_several_seeds_have_a_mean_with_its_standard_error() -> None:
         {"mean": 3.0, "standard_deviation": 7**0.5, "standard_error": (7 / 3) ** 0.5}, rel=1e-4
     )
     assert result["train_seconds"]["standard_deviation"] == 0
+
+
+def test_images_are_not_silently_left_unchanged_without_shuffling(
+    dlc_jax: Command, few_digits: Dataset
+) -> None:
+    done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 1, "--translate", 2)
+    assert done.code == 2
+    assert "add --shuffle" in done.err
+    experiment.configure(few_digits, seed=0, translate=2, shuffle=True)

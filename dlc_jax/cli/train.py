@@ -460,7 +460,10 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
         return 0
     summaries = [outcome.summary for outcome in outcomes]
     result = summaries[0]
-    if len(summaries) > 1:
+    if len(summaries) > 1 and outcomes[-1].interrupted:
+        # A mean over seeds is one of whole runs.
+        result = {"runs": summaries}
+    elif len(summaries) > 1:
         from dlc_jax import experiment
 
         result = experiment.over_seeds(summaries)

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from dlc_jax.data import Dataset, Normalise, RecordDataset
+from dlc_jax.data.augment import Augmentation
+from dlc_jax.errors import InputError
 from dlc_jax.recipes import LECTURE, Recipe
 from dlc_jax.runs import RunConfig
 
@@ -35,10 +37,18 @@ def configure(
       checkpoint_steps: see `RunConfig`.
       image_size: to which a dataset on disk brings its images, if it does.
       **changes: fields of the recipe to be told otherwise; see `Recipe.changed`.
+
+    Raises:
+      InputError: images are to be changed at random, but not shuffled.
     """
     from dlc_jax import __version__
 
     changed = recipe.changed(**changes)
+    if changed.augmentation != Augmentation() and not changed.shuffle:
+        raise InputError(
+            "flip, translate and cutout change images at random only where their order is random, "
+            "too; add --shuffle (shuffle=True), or leave them out"
+        )
     normalise = _normalise(dataset.first(changed.examples))
     fields = dataclasses.asdict(changed)
     return RunConfig(
