@@ -12,6 +12,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Int
 
+from dlc_jax.data.examples import unshared
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
       optimizer: any Optax gradient transformation, as `optax.sgd(0.1)`.
     """
     graphdef, params, stats = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    # Copies, since the arrays of a state must not disappear with another's, when donated.
-    params, stats = jax.tree.map(jnp.array, (params, stats))
+    # Copies, since the arrays of a state must not disappear with another's, when donated; of
+    # NumPy's at once, since JAX copies in the background.
+    params, stats = jax.tree.map(lambda leaf: jnp.array(unshared(leaf)), (params, stats))
     return TrainState(
         jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), graphdef, optimizer
     )
