@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,11 +18,15 @@ from dlc_jax.checkpoint import Checkpoints, Keeper, Progress
 from dlc_jax.experiment.configuration import AnyDataset
 from dlc_jax.experiment.fitting import Fitting
 from dlc_jax.experiment.results import draw, metrics_of, summarise
+from dlc_jax.memory import return_free_memory
 from dlc_jax.runs import CHECKPOINTS, EVENTS, METRICS, Run
 from dlc_jax.tensorboard import Board, check_library
 from dlc_jax.training import EpochReport
 
 _NO_LABELS = np.zeros(0, np.int32)
+
+# Bytes of a state from which its memory is worth the milliseconds that returning it takes.
+_LARGE = 2**24
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,11 @@ class OpenRun:
         """Keeps what an epoch of so many images came to."""
         if self.history:
             # Every epoch's network would fill the memory.
-            self.history[-1] = without_network(self.history[-1])
+            before, self.history[-1] = self.history[-1], without_network(self.history[-1])
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(before.state))
+            del before
+            if size > _LARGE:
+                return_free_memory()
         self.history.append(report)
         if report.epoch:
             self.run.save_model(report.state.model)
