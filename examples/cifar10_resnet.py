@@ -6,7 +6,7 @@ python examples/cifar10_resnet.py EPOCHS     only the first epochs of them
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 
@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from dlc_jax import data, models, sharding, training
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.training import optimizers
 
 STEPS, BATCH_SIZE = 64_000, 128

@@ -10,7 +10,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 
@@ -21,8 +21,9 @@ from flax import nnx
 from matplotlib.figure import Figure
 from torch.nn import functional
 
-from dlc_jax import data, models, plots, sharding, training
-from dlc_jax.data.augment import Augmentation
+from dlc_jax import data, models, sharding, training
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.runs import plots
 from dlc_jax.training import optimizers
 
 STEPS, BATCH_SIZE = 64_000, 128

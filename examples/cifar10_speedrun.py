@@ -6,7 +6,7 @@ python examples/cifar10_speedrun.py SEED
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dlc_jax import data, models, sharding, training
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.training import optimizers
 
 EPOCHS, BATCH_SIZE = 8, 250

@@ -6,7 +6,7 @@ python examples/early_networks.py mnist   on full MNIST, through TFDS; some minu
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 

@@ -10,7 +10,7 @@ Fast gradient sign (Goodfellow et al. 2015), projected gradient descent in two n
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
@@ -20,11 +20,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View, adversarial
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
-from dlc_jax.explain.gallery.subject import first_of_each_class
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.context import first_of_each_class
+from dlc_jax.explain.report.pictures import cells, rows_of_images
+from dlc_jax.runs.folder import Run, plots
 
 KEY = jax.random.key(0)
 ATTACKS: dict[str, Callable[..., adversarial.Attack]] = {

@@ -11,18 +11,18 @@ Springenberg et al. 2015, section 3.4).
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View
 from dlc_jax.explain.deconvnet import project, receptive_box, strongest
-from dlc_jax.explain.gallery.pictures import Cell, cells, rows_of_images
 from dlc_jax.explain.rectifiers import RULES
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.pictures import Cell, cells, rows_of_images
+from dlc_jax.runs.folder import Run, plots
 
 
 def main(folder: str, picture: str = "deconvnet.png") -> None:

@@ -9,17 +9,17 @@ Each filter and each feature map states its range; of filters, mid-grey is zero.
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View
 from dlc_jax.explain.filters import feature_maps, first_filters
-from dlc_jax.explain.gallery.pictures import cells, maps_in_a_square, rows_of_images
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.pictures import cells, maps_in_a_square, rows_of_images
+from dlc_jax.runs.folder import Run, plots
 
 
 def main(folder: str, picture: str = "filters.png") -> None:

@@ -10,17 +10,17 @@ By gradient ascent, and by evolution of pixels and of pattern-producing networks
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import jax
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View, fooling
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.pictures import cells, rows_of_images
+from dlc_jax.runs.folder import Run, plots
 
 
 def main(folder: str, picture: str = "fooling.png") -> None:

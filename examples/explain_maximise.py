@@ -9,18 +9,18 @@ Activation maximisation (Simonyan et al. 2014, section 2) with regularisers that
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import jax
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
 from dlc_jax.explain.maximisation import maximise
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.pictures import cells, rows_of_images
+from dlc_jax.runs.folder import Run, plots
 
 
 def main(folder: str, picture: str = "maximise.png") -> None:

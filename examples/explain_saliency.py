@@ -10,18 +10,18 @@ The gradient of the right class's logit with respect to the pixels (Simonyan et 
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import numpy as np
 
-from dlc_jax import data, plots
+from dlc_jax import data
 from dlc_jax.explain import View
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
-from dlc_jax.explain.gallery.subject import first_of_each_class
+from dlc_jax.explain.report.context import first_of_each_class
+from dlc_jax.explain.report.pictures import cells, rows_of_images
 from dlc_jax.explain.saliency import gradient, saliency
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, plots
 
 
 def main(folder: str, picture: str = "saliency.png") -> None:

@@ -10,9 +10,11 @@ Usage: python examples/history.py [PICTURE]
 import sys
 from pathlib import Path
 
-from dlc_jax import models, plots, terminal
+from dlc_jax import models
+from dlc_jax.cli import progress
 from dlc_jax.errors import InputError
 from dlc_jax.models import report
+from dlc_jax.runs import plots
 
 # Top-1 error in percent, one crop of 224x224, of the weights that torchvision publishes
 # (IMAGENET1K_V1, from its table of models).
@@ -48,9 +50,9 @@ MANY_CROPS = {
 
 def main(picture: str = "history.png") -> None:
     described = []
-    with terminal.stages() as progress:
+    with progress.stages() as bar:
         for count, name in enumerate(models.names()):
-            progress(name, count, len(models.names()))
+            bar(name, count, len(models.names()))
             described.append(report.describe(name))
     errors = {"one crop (torchvision's weights)": ONE_CROP, "many crops (He et al.)": MANY_CROPS}
     plots.save(plots.history(described, errors), Path(picture))

@@ -8,7 +8,7 @@ srun python examples/many_hosts.py mnist 10 auto               as many as SLURM 
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 
@@ -17,20 +17,21 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dlc_jax import data, hosts, models, sharding, training
+from dlc_jax import data, models, sharding, training
+from dlc_jax.sharding import processes
 
 BATCH_SIZE = 100
 
 
 def main(name: str = "mnist", epochs: str = "10", *others: str) -> None:
     if others == ("auto",):
-        hosts.initialize()
+        processes.initialize()
     elif others:
         address, count, rank = others
-        hosts.initialize(address, int(count), int(rank))
-    with hosts.first_alone():  # so that one alone downloads what is missing
+        processes.initialize(address, int(count), int(rank))
+    with processes.first_alone():  # so that one alone downloads what is missing
         part = data.load(name, part=(jax.process_index(), jax.process_count()))
-    dataset = hosts.gather(part)
+    dataset = processes.gather(part)
     normalise = data.Normalise.fit(dataset.train.images)
 
     model = models.create(
@@ -45,7 +46,7 @@ def main(name: str = "mnist", epochs: str = "10", *others: str) -> None:
             state, train, normalise, batch_size=BATCH_SIZE, mesh=mesh
         )
         _, result = training.evaluate(state, test, normalise, mesh=mesh)
-        if hosts.is_first():
+        if processes.is_first():
             loss, error = np.mean(metrics.loss), 100 * float(result.error)
             print(f"epoch {epoch:2d}  loss {loss:.6f}  test error {error:.2f} %")
 

@@ -6,7 +6,7 @@ python examples/mnist_lecture.py mnist-5k   5,000 digits that need no download
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
 

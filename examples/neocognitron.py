@@ -13,7 +13,7 @@ The test errors printed are means over the runs, with networks and labelled digi
 import sys
 from typing import Any, TypeAlias
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
@@ -24,8 +24,9 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax import data, losses
+from dlc_jax import data
 from dlc_jax.models import neocognitron
+from dlc_jax.nn import losses
 
 UNLABELLED, ALL = 3000, 4000
 LABELLED = (100, 500, 1000)

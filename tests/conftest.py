@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dlc_jax import cli
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 # Before JAX is imported, which reads it then: batches are spread over two devices whatever
 # the machine has, and most tests compile the same few programs.
@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dlc_jax import data, experiment, training
+from dlc_jax import data, training
+from dlc_jax import runs
 from dlc_jax.data import Dataset, Examples
-from dlc_jax.experiment import keeping
 from dlc_jax.explain import View
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, keeping
 
 # Compiled as a whole, which takes far less time than to compile their operations one by one.
 logits_of = jax.jit(View.logits)
@@ -154,8 +154,8 @@ def few_digits(digits: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def run(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two epochs."""
-    config = experiment.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
-    return experiment.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
+    config = runs.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
+    return runs.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +167,9 @@ def lecture_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Ru
         folder = folder.parent
     kept = folder / "lecture"
     if not kept.exists():
-        config = experiment.configure(digits, epochs=5, seed=0)
+        config = runs.configure(digits, epochs=5, seed=0)
         runs = tmp_path_factory.mktemp("runs")
-        trained = experiment.train(config, digits, runs, "digits").run.folder
+        trained = runs.train(config, digits, runs, "digits").run.folder
         with contextlib.suppress(OSError):
             trained.rename(kept)
     return Run.open(kept)

@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dlc_jax import data, layers, models, sharding, training
-from dlc_jax.data.augment import Augmentation
+from dlc_jax import data, models, sharding, training
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.nn import layers
 
 Results = dict[str, np.ndarray]
 # At the lecture's 0.1 training is chaotic, so that rounding would decide what becomes of it.

@@ -18,7 +18,7 @@ from dlc_jax import data
 from dlc_jax.data import Dataset, Normalise, cache
 from dlc_jax.data.images import read_image
 from dlc_jax.errors import DatasetUnavailable, InputError
-from dlc_jax.files import write_atomically
+from dlc_jax.utils.files import write_atomically
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import pytest
 from conftest import Command, new_state
 from flax import nnx
 
-from dlc_jax import experiment, models, parameters, training
+from dlc_jax import models, training
+from dlc_jax import runs
 from dlc_jax.data import Dataset, Normalise
-from dlc_jax.data.augment import Augmentation
-from dlc_jax.runs import PARAMETERS, Run
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.models import parameters
+from dlc_jax.runs.folder import PARAMETERS, Run
 
 # On so few digits, since how well they are learnt does not matter.
 TRAIN = ("train", "--dataset", "mnist-5k", "--epochs", 1, "--examples", 300)
@@ -142,16 +144,16 @@ def test_seeds_trained_together_have_folders_of_their_own(dlc_jax: Command) -> N
 @pytest.mark.usefixtures("undrawn")
 def test_networks_trained_together_go_on_one_by_one(few_digits: Dataset, tmp_path: Path) -> None:
     how: dict[str, Any] = {"batch_size": 50, "learning_rate": 0.01, "shuffle": True, "epochs": 3}
-    configs = [experiment.configure(few_digits, seed=seed, **how) for seed in (0, 1)]
-    names, saving = ("run0", "run1"), experiment.Saving(every=0)
-    outcomes = experiment.train_together(configs, few_digits, tmp_path, names, saving=saving)
+    configs = [runs.configure(few_digits, seed=seed, **how) for seed in (0, 1)]
+    names, saving = ("run0", "run1"), runs.Saving(every=0)
+    outcomes = runs.train_together(configs, few_digits, tmp_path, names, saving=saving)
     whole = parameters.load(tmp_path / "run1" / PARAMETERS, configs[1].create_model())
     run = outcomes[1].run
     stopped = run.folder / "checkpoints"
     assert sorted(int(path.name) for path in stopped.iterdir()) == [5, 10, 15]
     for later in ("10", "15"):
         shutil.rmtree(stopped / later)
-    resumed = experiment.resume(run, few_digits)
+    resumed = runs.resume(run, few_digits)
     assert_near(nnx.state(resumed.run.model(), nnx.Param), nnx.state(whole, nnx.Param))
     assert resumed.summary["test_error_percent"] == outcomes[1].summary["test_error_percent"]
     assert [line["step"] for line in run.read_metrics()] == [5, 10, 15]

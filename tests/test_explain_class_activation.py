@@ -9,11 +9,12 @@ from conftest import activations_of
 from flax import nnx
 from jax import Array
 
-from dlc_jax import layers, models
+from dlc_jax import models
 from dlc_jax.data import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, deconvnet
 from dlc_jax.explain.class_activation import grad_cam
+from dlc_jax.nn import layers
 
 UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 

@@ -16,13 +16,16 @@ from flax import nnx
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dlc_jax import models, plots
+from dlc_jax import models
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.explain import View, adversarial, gallery
-from dlc_jax.explain.gallery import failing, methods, pictures, report
-from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
-from dlc_jax.runs import Run
+from dlc_jax.explain import View, adversarial
+from dlc_jax.explain import report as gallery
+from dlc_jax.explain.report import html as report
+from dlc_jax.explain.report import methods, pictures
+from dlc_jax.explain.report import robustness as failing
+from dlc_jax.explain.report.context import Subject, first_of_each_class
+from dlc_jax.runs.folder import Run, plots
 
 # A run of the lecture's network whose weights are as they were drawn.
 untrained = test_explain_examples.untrained

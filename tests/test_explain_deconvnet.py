@@ -11,10 +11,11 @@ from conftest import activations_of, logits_of
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax import layers, models, ops
+from dlc_jax import models, ops
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, deconvnet
+from dlc_jax.nn import layers
 
 # Leaves pixels as they are.
 UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))

@@ -16,7 +16,7 @@ from dlc_jax import data, models
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
 from dlc_jax.explain import dream as dreaming
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import View
 
 KEY = jax.random.key(0)
 NORMALISE = data.Normalise(np.full(3, 100.0), np.full(3, 60.0))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset
 from dlc_jax.explain import adversarial, fooling
-from dlc_jax.explain.gallery.methods import METHODS
-from dlc_jax.runs import Run
+from dlc_jax.explain.report.methods import METHODS
+from dlc_jax.runs.folder import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(scope="module")
 def untrained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of the lecture's network: what it has learnt does not matter here."""
-    config = experiment.configure(digits, epochs=1, seed=0)
+    config = runs.configure(digits, epochs=1, seed=0)
     run = Run.create(tmp_path_factory.mktemp("runs"), "untrained", config)
     run.save_model(config.create_model())
     return run

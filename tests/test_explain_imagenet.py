@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlc_jax import data, interop, models
+from dlc_jax import data, models
 from dlc_jax.explain import dream as dreaming
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import View
+from dlc_jax.models import interop
 
 KEY = jax.random.key(0)
 # How PyTorch calls and lays out what ours has, written down once more.

@@ -17,8 +17,8 @@ from dlc_jax import data, models
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent, maximisation
+from dlc_jax.explain.classifier import View
 from dlc_jax.explain.maximisation import Maximised
-from dlc_jax.explain.view import View
 
 KEY = jax.random.key(0)
 DIGIT = (28, 28, 1)

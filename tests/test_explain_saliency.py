@@ -12,11 +12,12 @@ from conftest import logits_of
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax import layers, models, ops
+from dlc_jax import models, ops
 from dlc_jax.data import Normalise
 from dlc_jax.errors import InputError
 from dlc_jax.explain import View, saliency
 from dlc_jax.explain.rectifiers import Rule, with_rectifiers
+from dlc_jax.nn import layers
 
 RULES: tuple[Rule, ...] = ("gradient", "deconvnet", "guided")
 UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from cycler import cycler
 
-from dlc_jax import experiment, interruption, plots
-from dlc_jax.cli import streams
+from dlc_jax import runs
+from dlc_jax.cli import standard_streams
 from dlc_jax.data import Dataset
-from dlc_jax.drawing import png
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, plots
+from dlc_jax.utils import signals
+from dlc_jax.utils.drawing import png
 
 
 def state_of_the_process() -> dict[str, Any]:
@@ -54,10 +55,10 @@ def unchanged() -> Iterator[None]:
 @pytest.mark.usefixtures("unchanged")
 def test_training_and_asking_leave_no_traces(few_digits: Dataset, tmp_path: Path) -> None:
     levels = {name: logging.getLogger(name).level for name in ("absl", "matplotlib")}
-    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
-    run = experiment.train(config, few_digits, tmp_path, "run").run
-    experiment.evaluate([run], few_digits)
-    experiment.explain(run, few_digits, ["filters"], folder=tmp_path / "explain")
+    config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    run = runs.train(config, few_digits, tmp_path, "run").run
+    runs.evaluate([run], few_digits)
+    runs.explain(run, few_digits, ["filters"], folder=tmp_path / "explain")
     assert levels == {name: logging.getLogger(name).level for name in levels}
 
 
@@ -100,7 +101,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 
     def work() -> None:
         try:
-            with interruption.terminable(), interruption.deferred():
+            with signals.terminable(), signals.deferred():
                 assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
         except BaseException as error:  # shown by the assertion below
             failures.append(error)
@@ -116,13 +117,13 @@ def test_a_handler_that_is_not_of_python_is_no_obstacle(monkeypatch: pytest.Monk
     replaced: list[Any] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: replaced.append(handler))
     monkeypatch.setattr(signal, "getsignal", lambda number: replaced[0])
-    with interruption.terminable():
+    with signals.terminable():
         pass
     assert replaced[1] is signal.SIG_DFL
 
 
 def test_the_command_leaves_streams_and_loggers_as_they_were() -> None:
     before = state_of_the_process()["loggers"]
-    with streams.usable():
+    with standard_streams.usable():
         assert state_of_the_process()["loggers"] != before
     assert state_of_the_process()["loggers"] == before

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset, handwriting
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run
 
 KINDS = [
     "grey",
@@ -97,7 +97,7 @@ def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
         digit = np.asarray(digits.test.images)[index, ..., 0]
         paths.append(f"{tmp_path}/{index}.jpg")
         photograph(Path(paths[-1]), digit, kind, np.random.default_rng(index))
-    answers = experiment.predict(lecture_run, lecture_run.model(), paths)
+    answers = runs.predict(lecture_run, lecture_run.model(), paths)
     right = np.array([int(answer["class"]) for answer in answers]) == labels[chosen]
     assert right.sum() >= 4
 

@@ -19,12 +19,14 @@ import pytest
 from conftest import Command
 
 import dlc_jax as package
-from dlc_jax import experiment, hosts, json_text, training
+from dlc_jax import runs
+from dlc_jax import training
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.experiment import keeping, results
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, keeping, results
+from dlc_jax.sharding import processes
 from dlc_jax.training import EpochReport
+from dlc_jax.utils import strict_json
 
 
 def strict(text: str) -> Any:
@@ -41,12 +43,12 @@ def test_a_run_that_diverges_in_its_last_step_has_diverged(
 ) -> None:
     # A single step, whose loss is that of the network before it.
     how: dict[str, Any] = {"epochs": 1, "batch_size": 230, "learning_rate": 1e30}
-    configs = [experiment.configure(few_digits, seed=seed, **how) for seed in range(2)]
+    configs = [runs.configure(few_digits, seed=seed, **how) for seed in range(2)]
     with pytest.raises(training.Diverged, match="try a smaller learning rate"):
         if together:
-            experiment.train_together(configs, few_digits, tmp_path, ["a", "b"])
+            runs.train_together(configs, few_digits, tmp_path, ["a", "b"])
         else:
-            experiment.train(configs[0], few_digits, tmp_path, "a")
+            runs.train(configs[0], few_digits, tmp_path, "a")
     for name in ("summary.json", "config.json"):
         strict((tmp_path / "a" / name).read_text())
     assert strict((tmp_path / "a" / "summary.json").read_text())["epochs"] == 0
@@ -73,17 +75,17 @@ def test_a_network_that_diverged_gives_no_answers(
     model.fc2.bias[...] = model.fc2.bias[...].at[3].set(math.nan)
     broken.save_model(model)
     with pytest.raises(training.Diverged, match="outputs that are not finite"):
-        experiment.evaluate([run, broken], few_digits)
+        runs.evaluate([run, broken], few_digits)
     picture = str(run.folder / "curves.png")
     with pytest.raises(training.Diverged, match="outputs that are not finite"):
-        experiment.predict(broken, broken.model(), [picture], as_is=True)
+        runs.predict(broken, broken.model(), [picture], as_is=True)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
     values = {"a": [1.5, math.nan, (np.float64(math.inf), None)], "b": {"c": -math.inf, "d": "NaN"}}
     expected = {"a": [1.5, None, [None, None]], "b": {"c": None, "d": "NaN"}}
-    assert strict(json_text.dumps(values)) == expected
-    assert strict(json_text.dumps(values, indent=2)) == expected
+    assert strict(strict_json.dumps(values)) == expected
+    assert strict(strict_json.dumps(values, indent=2)) == expected
 
 
 def test_all_json_is_written_by_the_writer_that_knows_of_such_numbers() -> None:
@@ -97,7 +99,7 @@ def test_all_json_is_written_by_the_writer_that_knows_of_such_numbers() -> None:
 def test_of_all_epochs_only_the_last_network_stays_in_memory(
     few_digits: Dataset, tmp_path: Path
 ) -> None:
-    config = experiment.configure(few_digits, epochs=5, batch_size=50, seed=0)
+    config = runs.configure(few_digits, epochs=5, batch_size=50, seed=0)
     networks: list[Any] = []
     alive: list[int] = []
 
@@ -106,8 +108,8 @@ def test_of_all_epochs_only_the_last_network_stays_in_memory(
         networks.append(weakref.ref(jax.tree.leaves(report.state.params)[0]))
         alive.append(sum(each() is not None for each in networks))
 
-    saving = experiment.Saving(every=1e9)
-    experiment.train(config, few_digits, tmp_path, "run", watch, saving)
+    saving = runs.Saving(every=1e9)
+    runs.train(config, few_digits, tmp_path, "run", watch, saving)
     # The first one, the newest, and the one before, which the iterator has just let go of.
     assert max(alive) <= 3
 
@@ -126,7 +128,7 @@ def test_a_run_whose_metrics_are_lost_goes_on_and_says_so(
     else:
         path.write_bytes(content)
     told: list[str] = []
-    outcome = experiment.resume(copy, few_digits, complain=told.append)
+    outcome = runs.resume(copy, few_digits, complain=told.append)
     assert len(told) == 1
     assert "no longer tells of 1 of the 1 epochs" in told[0]
     expected = json.loads((run.folder / "summary.json").read_text())
@@ -162,22 +164,22 @@ def test_processes_that_were_told_different_things_name_them(
         {"seed": 1, "rate": 0.1, "shuffle": True},
     ]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts, "_from_all", lambda _: [json.dumps(each).encode() for each in told])
+    monkeypatch.setattr(processes, "_from_all", lambda _: [json.dumps(each).encode() for each in told])
     with pytest.raises(InputError) as refusal:
-        hosts.check_agreement(told[0])
+        processes.check_agreement(told[0])
     assert "seed 0 (process 0), 1 (process 1)" in str(refusal.value)
     assert "shuffle None (process 0), True (process 1)" in str(refusal.value)
     assert "rate" not in str(refusal.value)
     assert refusal.value.common
     told[1] = told[0]
-    hosts.check_agreement(told[0])
+    processes.check_agreement(told[0])
 
 
 def test_another_example_or_label_makes_another_dataset(few_digits: Dataset) -> None:
-    whole = hosts.identity(few_digits)
-    assert hosts.identity(few_digits.first(229))["training examples"] != whole["training examples"]
+    whole = processes.identity(few_digits)
+    assert processes.identity(few_digits.first(229))["training examples"] != whole["training examples"]
     labels = np.array(few_digits.test.labels)
     labels[0] += 1
     other = few_digits.test._replace(labels=labels)
-    changed = hosts.identity(Dataset("few", "1", few_digits.train, other, whole["classes"], ""))
+    changed = processes.identity(Dataset("few", "1", few_digits.train, other, whole["classes"], ""))
     assert {name for name in whole if whole[name] != changed[name]} == {"test examples"}

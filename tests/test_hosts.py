@@ -23,9 +23,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_resume import results, steps_if_any
 
-from dlc_jax import cli, data, hosts
+from dlc_jax import cli, data
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
+from dlc_jax.sharding import processes
 
 # 24 steps. At the lecture's rate of 0.1 rounding would decide what becomes of them.
 SHORT = ("--dataset", "mnist", "--epochs", 4, "--batch-size", 50, "--learning-rate", 0.01)
@@ -280,7 +281,7 @@ def test_a_pair_of_which_one_is_ended_or_killed_goes_on_as_if_it_had_not_been(
 
 def test_sigterm_ends_a_process_that_has_joined_others_and_does_not_train_yet() -> None:
     script = (
-        "import os, signal, sys; from dlc_jax import hosts; hosts.initialize(sys.argv[1], 1, 0)\n"
+        "import os, signal, sys; from dlc_jax.sharding import processes; processes.initialize(sys.argv[1], 1, 0)\n"
         "os.kill(os.getpid(), signal.SIGTERM)"
     )
     address = f"127.0.0.1:{free_port()}"
@@ -379,7 +380,7 @@ def test_an_address_or_a_number_that_can_not_be_is_refused(
     arguments: tuple[str, int, int], named: str
 ) -> None:
     with pytest.raises(InputError, match=named):
-        hosts.initialize(*arguments)
+        processes.initialize(*arguments)
 
 
 def test_what_is_told_of_other_processes_needs_distributed(dlc_jax: Command) -> None:

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from dlc_jax import interop, models, training
+from dlc_jax import models, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.errors import InputError
+from dlc_jax.models import interop
 
 SHAPES = {
     "conv1.weight": (32, 1, 5, 5),

@@ -11,9 +11,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import layers, ops, sharding, training
+from dlc_jax import ops, sharding, training
 from dlc_jax.data import Examples
 from dlc_jax.models.prelu_net import spatial_pyramid
+from dlc_jax.nn import layers
 
 
 @st.composite

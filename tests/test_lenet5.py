@@ -11,9 +11,10 @@ from conftest import normal
 from flax import nnx
 from jax.sharding import Mesh
 
-from dlc_jax import parameters, sharding, training
+from dlc_jax import sharding, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.errors import InputError
+from dlc_jax.models import parameters
 from dlc_jax.models.lenet5 import CONNECTIONS, GLYPHS, LeNet5, pad_to_32
 from dlc_jax.models.lenet5_modern import LeNet5Modern
 

@@ -11,7 +11,7 @@ from flax import nnx
 from dlc_jax import models
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.losses import cross_entropy
+from dlc_jax.nn.losses import cross_entropy
 
 
 @pytest.mark.parametrize("network", [None, "lenet5", "perceptron"])

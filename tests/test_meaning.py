@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run
 
 CLOTHES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "shoe", "bag", "boot")
 
@@ -39,13 +39,13 @@ def test_other_classes_or_another_order_are_refused_wherever_two_meet(
     )
     data = dataclasses.replace(few_digits, train=train, test=test, class_names=names)
     meetings: list[Callable[[], Any]] = [
-        lambda: experiment.evaluate([run, other], few_digits),
-        lambda: experiment.evaluate([run], data),
-        lambda: experiment.explain(run, data, ["filters"], folder=tmp_path),
-        lambda: experiment.explain(run, few_digits, ["adversarial"], folder=tmp_path, other=other),
-        lambda: experiment.train(run.config, data, tmp_path),
-        lambda: experiment.resume(run, data),
-        lambda: experiment.train_together(
+        lambda: runs.evaluate([run, other], few_digits),
+        lambda: runs.evaluate([run], data),
+        lambda: runs.explain(run, data, ["filters"], folder=tmp_path),
+        lambda: runs.explain(run, few_digits, ["adversarial"], folder=tmp_path, other=other),
+        lambda: runs.train(run.config, data, tmp_path),
+        lambda: runs.resume(run, data),
+        lambda: runs.train_together(
             [run.config, other.config], few_digits, tmp_path, [None, None]
         ),
     ]
@@ -59,4 +59,4 @@ def test_other_classes_or_another_order_are_refused_wherever_two_meet(
 def test_images_of_another_shape_are_refused(run: Run, few_digits: Dataset) -> None:
     other = Run(run.folder, dataclasses.replace(run.config, image_shape=(32, 32, 3)))
     with pytest.raises(InputError, match=r"images of 32x32x3, while .* has images of 28x28x1"):
-        experiment.evaluate([run, other], few_digits)
+        runs.evaluate([run, other], few_digits)

@@ -7,8 +7,9 @@ import pytest
 from conftest import normal
 from flax import nnx
 
-from dlc_jax import layers, models, ops
+from dlc_jax import models, ops
 from dlc_jax.errors import InputError
+from dlc_jax.nn import layers
 
 
 def lecture(shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10) -> nnx.Module:

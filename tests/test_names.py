@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dlc_jax import plots, terminal
-from dlc_jax.drawing import displayed, png
-from dlc_jax.experiment.results import error_by_class
-from dlc_jax.explain.gallery import pictures, report
-from dlc_jax.runs import Run
-from dlc_jax.text import class_names_told_apart, printable, shortened, told_apart, width
+from dlc_jax.cli import progress
+from dlc_jax.explain.report import html as report
+from dlc_jax.explain.report import pictures
+from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs.results import error_by_class
+from dlc_jax.utils.drawing import displayed, png
+from dlc_jax.utils.text import class_names_told_apart, printable, shortened, told_apart, width
 
 NAMES = [
     "cost $5", "$x^2$", "a_b", r"\frac{", "{}", "%s", "猫", "고양이", "ねこ", "[bold]x[/bold]",
@@ -83,7 +84,7 @@ def test_a_printable_name_is_one_line_that_moves_no_cursor(name: str) -> None:
 
 def test_tables_are_aligned_whatever_the_width_of_characters() -> None:
     rows = [{"class": name, "error": "1.00 %"} for name in ("猫猫", "ab", "e\u0301", "[red]")]
-    lines = terminal.table(rows).splitlines()
+    lines = progress.table(rows).splitlines()
     assert {width(line) for line in lines} == {5 + 2 + 6}
     assert "[red]" in lines[-1]
 
@@ -142,9 +143,9 @@ def test_explanations_name_two_pictures_of_one_name(
     for name in ("a", "b"):
         Path(name).mkdir()
         Image.fromarray(pixels).save(f"{name}/x_$.png")
-    from dlc_jax import experiment
+    from dlc_jax import runs
 
-    result = experiment.explain(
+    result = runs.explain(
         run,
         few_digits,  # type: ignore[arg-type]
         ["saliency"],

@@ -12,10 +12,10 @@ import optax
 import pytest
 from flax import nnx
 
-from dlc_jax import data, parameters, training
+from dlc_jax import data, training
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.models import neocognitron
+from dlc_jax.models import neocognitron, parameters
 from dlc_jax.models.neocognitron import Learned, Neocognitron
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "neocognitron.py"

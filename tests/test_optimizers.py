@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dlc_jax import recipes
 from dlc_jax.errors import InputError
+from dlc_jax.runs import recipes
 from dlc_jax.training import optimizers
 
 

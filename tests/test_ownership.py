@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dlc_jax import data, models, sharding, training
-from dlc_jax.data import Dataset, Examples, Normalise, RecordDataset, Records, augment
+from dlc_jax.data import Dataset, Examples, Normalise, RecordDataset, Records, augmentation
 from dlc_jax.explain import View
 from dlc_jax.models.threshold_logic_unit import Units, fires
 
@@ -91,17 +91,17 @@ KEEPERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
         (SYNAPSES, np.ones(16, np.float32)),
     ),
     "fires": (fires, (BITS, SYNAPSES, np.ones(16, np.float32))),
-    "mirror": (augment.mirror, (FLOATS, np.arange(300) % 2 == 0)),
+    "mirror": (augmentation.mirror, (FLOATS, np.arange(300) % 2 == 0)),
     "crop": (
-        lambda images, corners: augment.crop(images, corners, (20, 20)),
+        lambda images, corners: augmentation.crop(images, corners, (20, 20)),
         (FLOATS, np.full((300, 2), 4)),
     ),
     "shift": (
-        lambda images, corners: augment.shift(images, corners, 4),
+        lambda images, corners: augmentation.shift(images, corners, 4),
         (FLOATS, np.full((300, 2), 4)),
     ),
     "erase": (
-        lambda images, corners: augment.erase(images, corners, 4),
+        lambda images, corners: augmentation.erase(images, corners, 4),
         (FLOATS, np.full((300, 2), 4)),
     ),
 }

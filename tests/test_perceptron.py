@@ -9,10 +9,10 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import parameters, training
+from dlc_jax import training
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.models import perceptron
+from dlc_jax.models import parameters, perceptron
 from dlc_jax.models.perceptron import Perceptron
 
 

@@ -15,7 +15,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from click.core import ParameterSource
 
-from dlc_jax import cli, recipes
+from dlc_jax import cli
+from dlc_jax.runs import recipes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,13 +10,15 @@ from conftest import Command, new_state, normal
 from flax import nnx
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dlc_jax import data, experiment, models, recipes, sharding, training
+from dlc_jax import data, models, sharding, training
+from dlc_jax import runs
 from dlc_jax.data import Dataset, Examples, Normalise
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
-from dlc_jax.losses import cross_entropy
 from dlc_jax.models import airbench
 from dlc_jax.models.summary import summarise
+from dlc_jax.nn.losses import cross_entropy
+from dlc_jax.runs import recipes
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -263,10 +265,10 @@ def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path:
     # Digits are not what they are in a mirror.
     upright: dict[str, Any] = {"flip": "none", "mirrored_test": False}
     digits = digits.first(2000)
-    config = experiment.configure(digits, recipe, seed=0, epochs=1, batch_size=50, **upright)
-    outcome = experiment.train(config, digits, tmp_path, "run")
+    config = runs.configure(digits, recipe, seed=0, epochs=1, batch_size=50, **upright)
+    outcome = runs.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 10
-    again = experiment.evaluate([outcome.run], digits)
+    again = runs.evaluate([outcome.run], digits)
     assert again["test_error_percent"] == outcome.summary["test_error_percent"]
 
 
@@ -288,8 +290,8 @@ def test_the_fast_recipe_learns_in_bfloat16_as_in_float32_and_keeps_float32() ->
     assert recipe.jax_dtype == jnp.bfloat16
     losses = {}
     for dtype in ("bfloat16", "float32"):
-        config = experiment.configure(dataset, recipe, seed=0, dtype=dtype, **small)
-        *_, last = experiment.reports(config, dataset)
+        config = runs.configure(dataset, recipe, seed=0, dtype=dtype, **small)
+        *_, last = runs.reports(config, dataset)
         losses[dtype] = float(last.losses.mean())
         assert {leaf.dtype for leaf in jax.tree.leaves(last.state.params)} == {jnp.dtype("float32")}
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
@@ -303,20 +305,20 @@ def test_the_best_recipe_learns_digits_in_a_short_run(digits: Dataset, tmp_path:
     short: dict[str, Any] = {"epochs": 2, "batch_size": 50, "learning_rate": 0.05}
     short |= {"examples": 1500, "model_options": {"widths": [32, 64, 64]}}
     recipe = recipes.find("mnist-best")
-    config = experiment.configure(digits, recipe, seed=0, **upright | short)
-    outcome = experiment.train(config, digits, tmp_path, "run")
+    config = runs.configure(digits, recipe, seed=0, **upright | short)
+    outcome = runs.train(config, digits, tmp_path, "run")
     assert outcome.summary["test_error_percent"] < 30
 
 
 def test_a_part_of_the_training_images_is_the_first_of_them(
     few_digits: Dataset, tmp_path: Any
 ) -> None:
-    config = experiment.configure(few_digits, seed=0, epochs=1, batch_size=10, examples=40)
+    config = runs.configure(few_digits, seed=0, epochs=1, batch_size=10, examples=40)
     part = few_digits.first(40)
     assert config.normalise.mean == pytest.approx(np.asarray(part.train.images).mean(), rel=1e-5)
-    outcome = experiment.train(config, few_digits, tmp_path, "part")
-    alone = experiment.configure(part, seed=0, epochs=1, batch_size=10)
-    whole = experiment.train(alone, part, tmp_path, "alone")
+    outcome = runs.train(config, few_digits, tmp_path, "part")
+    alone = runs.configure(part, seed=0, epochs=1, batch_size=10)
+    whole = runs.train(alone, part, tmp_path, "alone")
     assert outcome.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
     with pytest.raises(InputError, match="230 training examples, not 231"):
         few_digits.first(231)
@@ -327,7 +329,7 @@ def test_several_seeds_have_a_mean_with_its_standard_error() -> None:
         {"dataset": "d", "model": "m", "seed": seed, "test_error_percent": e, "train_seconds": 2.0}
         for seed, e in enumerate([1.0, 2.0, 6.0])
     ]
-    result = experiment.over_seeds(summaries)
+    result = runs.over_seeds(summaries)
     assert result["seeds"] == [0, 1, 2]
     assert result["test_error_percent"] == pytest.approx(
         {"mean": 3.0, "standard_deviation": 7**0.5, "standard_error": (7 / 3) ** 0.5}, rel=1e-4
@@ -341,4 +343,4 @@ def test_images_are_not_silently_left_unchanged_without_shuffling(
     done = dlc_jax("train", "--dataset", "mnist-5k", "--epochs", 1, "--translate", 2)
     assert done.code == 2
     assert "add --shuffle" in done.err
-    experiment.configure(few_digits, seed=0, translate=2, shuffle=True)
+    runs.configure(few_digits, seed=0, translate=2, shuffle=True)

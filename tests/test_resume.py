@@ -23,10 +23,9 @@ from conftest import Command, new_state
 
 from dlc_jax import cli, training
 from dlc_jax.data import Dataset, Normalise
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
-from dlc_jax.experiment import keeping
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, keeping
 
 # A short run: three epochs of 16 steps, and a checkpoint every five.
 SHORT = ("--dataset", "mnist-5k", "--examples", 800, "--epochs", 3, "--batch-size", 50)
@@ -63,10 +62,10 @@ def start(digits: Dataset) -> Start:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "dlc_jax.experiment",
-            "dlc_jax.plots",
-            "dlc_jax.terminal",
-            "dlc_jax.checkpoint_arrays",
+            "dlc_jax.runs.folder",
+            "dlc_jax.runs.plots",
+            "dlc_jax.cli.progress",
+            "dlc_jax.runs.checkpoint_arrays",
             "hypothesis",
             "pytest",
         ]
@@ -234,7 +233,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_difference(
 
 def test_a_second_process_is_refused(dlc_jax: Command, stopped: Path, never_stopped: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from dlc_jax.runs import Run\n"
+        "import sys, time; from pathlib import Path; from dlc_jax.runs.folder import Run\n"
         "with Run.open(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -13,11 +13,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dlc_jax import experiment, files, parameters
+from dlc_jax import runs
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.runs import Run
+from dlc_jax.models import parameters
+from dlc_jax.runs.folder import Run
 from dlc_jax.training import EpochReport
+from dlc_jax.utils import files
 
 
 def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: Run) -> None:
@@ -59,21 +61,21 @@ def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
 
 def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
-    result = experiment.evaluate([run], few_digits)
+    result = runs.evaluate([run], few_digits)
     assert result["test_error_percent"] == summary["test_error_percent"]
 
 
 def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
     other = dataclasses.replace(few_digits, class_names=tuple("abcdefghij"))
     with pytest.raises(InputError, match=r"the dataset few has .a. as class 0"):
-        experiment.evaluate([run], other)
+        runs.evaluate([run], other)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_two_runs_of_one_seed_are_bit_identical(
     run: Run, few_digits: Dataset, tmp_path: Path
 ) -> None:
-    again = experiment.train(run.config, few_digits, tmp_path).summary
+    again = runs.train(run.config, few_digits, tmp_path).summary
     first = json.loads((run.folder / "summary.json").read_text())
     assert again["parameters_sha256"] == first["parameters_sha256"]
 
@@ -86,7 +88,7 @@ def test_an_interrupted_run_leaves_a_usable_folder(
         if report.epoch == epoch:
             raise KeyboardInterrupt
 
-    outcome = experiment.train(run.config, few_digits, tmp_path, "half", interrupt)
+    outcome = runs.train(run.config, few_digits, tmp_path, "half", interrupt)
     assert outcome.interrupted
     assert outcome.summary["epochs"] == epoch
     opened = Run.open(tmp_path / "half")
@@ -167,9 +169,9 @@ def test_folders_that_cant_be_written_to_are_named(place: str) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_profile_is_a_trace_of_some_steps(few_digits: Dataset, tmp_path: Path) -> None:
-    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
-    saving = experiment.Saving(profile=True)
-    outcome = experiment.train(config, few_digits, tmp_path, "run", saving=saving)
+    config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    saving = runs.Saving(profile=True)
+    outcome = runs.train(config, few_digits, tmp_path, "run", saving=saving)
     [trace] = (outcome.run.folder / "profile").rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("while" in event.get("name", "") for event in events)

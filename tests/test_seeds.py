@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlc_jax import layers, models
-from dlc_jax.data import augment
-from dlc_jax.data.order import order
+from dlc_jax import models
+from dlc_jax.data import augmentation
+from dlc_jax.data.shuffling import order
 from dlc_jax.explain import adversarial, fooling
 from dlc_jax.explain.ascent import slope
 from dlc_jax.models import lenet5, perceptron
+from dlc_jax.nn import layers
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
 
@@ -62,17 +63,17 @@ def moved(key: jax.Array) -> jax.Array:
     return slope(lambda pixels: (pixels**2).sum((1, 2, 3)), pixels, key, jitter=3)[1]
 
 
-every = augment.Augmentation(flip="alternating", translate=2, cutout=3)
+every = augmentation.Augmentation(flip="alternating", translate=2, cutout=3)
 DRAWS: dict[str, Callable[[jax.Array], Any]] = {
     "a layer": lambda key: nnx.state(layers.Conv(2, 3, (3, 3), rngs=nnx.Rngs(key))),
     "an A-unit": lambda key: perceptron._connections(key, 5, 3),
     "codes": lambda key: lenet5._codes(14, nnx.Rngs(key)),
     "order": lambda key: order(key, 3, 100),
-    "flip": lambda key: augment.flip(key, IMAGES),
-    "random_crop": lambda key: augment.random_crop(key, IMAGES, (5, 5)),
-    "translate": lambda key: augment.translate(key, IMAGES, 2),
-    "cutout": lambda key: augment.cutout(key, IMAGES, 3),
-    "random flips": lambda key: augment.Augmentation(flip="random").draw(key, 1, IMAGES.shape),
+    "flip": lambda key: augmentation.flip(key, IMAGES),
+    "random_crop": lambda key: augmentation.random_crop(key, IMAGES, (5, 5)),
+    "translate": lambda key: augmentation.translate(key, IMAGES, 2),
+    "cutout": lambda key: augmentation.cutout(key, IMAGES, 3),
+    "random flips": lambda key: augmentation.Augmentation(flip="random").draw(key, 1, IMAGES.shape),
     "alternating flips": lambda key: every.draw(key, 1, IMAGES.shape),
     "dropout": dropout,
     "an ascent's offset": moved,

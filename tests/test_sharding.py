@@ -6,10 +6,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dlc_jax import layers, sharding, training
+from dlc_jax import sharding, training
 from dlc_jax.data import Dataset, Normalise
-from dlc_jax.environment import prepare_jax
 from dlc_jax.errors import InputError
+from dlc_jax.nn import layers
+from dlc_jax.utils.environment import prepare_jax
 
 
 class Small(nnx.Module):

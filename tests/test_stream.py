@@ -25,7 +25,7 @@ from PIL import Image
 
 from dlc_jax import data
 from dlc_jax.data import Dataset, Examples, RecordDataset, Records, streaming
-from dlc_jax.data.order import order
+from dlc_jax.data.shuffling import order
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 KEY = jax.random.key(7)

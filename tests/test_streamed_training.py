@@ -15,7 +15,7 @@ from test_stream import prepared  # noqa: F401
 
 from dlc_jax import sharding, training
 from dlc_jax.data import Dataset, Normalise, RecordDataset
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 
 # Of 230 digits each epoch has 11 batches of 20, and one of 10.
 BATCH_SIZE, EPOCHS = 20, 2

@@ -14,13 +14,15 @@ import click
 import pytest
 from conftest import Command
 
-from dlc_jax import cli, environment, experiment, files, terminal
-from dlc_jax.cli import streams
+from dlc_jax import cli
+from dlc_jax import runs
+from dlc_jax.cli import progress, standard_streams
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.types import Location
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run
+from dlc_jax.utils import environment, files
 
 UNSUPPORTED = ("ENOTSUP", "EPERM", "EINVAL", "ENOSYS", "ENOLCK")
 
@@ -96,12 +98,12 @@ def test_it_trains_and_resumes_where_nothing_is_supported(
     monkeypatch.setattr(fcntl, "flock", refusing("ENOSYS"))
     for call in ("chmod", "fchmod", "fsync", "utime", "link"):
         monkeypatch.setattr(os, call, refusing("ENOTSUP"))
-    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
-    run = experiment.train(config, few_digits, tmp_path, "run").run
+    config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    run = runs.train(config, few_digits, tmp_path, "run").run
     assert len(caplog.records) == 1
     before = json.loads((run.folder / "summary.json").read_bytes())
     (run.folder / "summary.json").unlink()
-    again = experiment.resume(Run.open(run.folder), few_digits)
+    again = runs.resume(Run.open(run.folder), few_digits)
     assert again.summary["test_loss"] == before["test_loss"]
 
 
@@ -214,7 +216,7 @@ def test_an_output_of_ascii_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit) as ending:
         cli.main(["eval", os.fsdecode("猫-".encode() + b"\xff")])
     assert ending.value.code == 2
-    with streams.usable():
+    with standard_streams.usable():
         print("é \udcff")
     assert out.buffer.getvalue() == b"\\xe9 \xff\n"
     assert error.buffer.getvalue().startswith(b"dlc-jax: '\\u732b-\\udcff'")
@@ -284,7 +286,7 @@ def test_what_is_no_defect_of_the_program_is_one_line(
         (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), "not UTF-8"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
     ):
-        monkeypatch.setattr("dlc_jax.cli.lists.say", failing(error))
+        monkeypatch.setattr("dlc_jax.cli.listings.say", failing(error))
         finished = dlc_jax("recipes")
         assert finished.code == 2
         assert told in finished.err
@@ -293,5 +295,5 @@ def test_what_is_no_defect_of_the_program_is_one_line(
 
 def test_bars_need_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with terminal.counting("pictures") as progress:
-        progress(1, 2)
+    with progress.counting("pictures") as bar:
+        bar(1, 2)

@@ -12,10 +12,9 @@ from conftest import Command
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset
-from dlc_jax.experiment import keeping
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run, keeping
 from dlc_jax.training import EpochReport
 
 STEPS, EPOCHS = 5, 3
@@ -38,15 +37,15 @@ def trained(
     few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, list[EpochReport]]:
     """A run with event files and a checkpoint after each epoch, and its reports."""
-    config = experiment.configure(few_digits, epochs=EPOCHS, batch_size=50, seed=0)
+    config = runs.configure(few_digits, epochs=EPOCHS, batch_size=50, seed=0)
     reports: list[EpochReport] = []
-    outcome = experiment.train(
+    outcome = runs.train(
         config,
         few_digits,
         tmp_path_factory.mktemp("runs"),
         "run",
         lambda run, report: reports.append(report),
-        experiment.Saving(every=0, tensorboard=True),
+        runs.Saving(every=0, tensorboard=True),
     )
     return outcome.run, reports
 
@@ -98,7 +97,7 @@ def test_a_resumed_run_goes_on_with_its_event_files_and_tells_nothing_twice(
             shutil.rmtree(later)
     # The pictures, which take longer than the training, are looked at in another test.
     monkeypatch.setattr(keeping, "draw", lambda *_: [])
-    experiment.resume(Run.open(folder), few_digits)
+    runs.resume(Run.open(folder), few_digits)
     assert len(list((folder / "tensorboard").iterdir())) == 2
     assert_whole(folder, reports)
 

@@ -10,9 +10,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import parameters, training
+from dlc_jax import training
 from dlc_jax.data import Examples
 from dlc_jax.errors import InputError
+from dlc_jax.models import parameters
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit, fires
 
 # Each function of any number of truth values, in Python's own terms.

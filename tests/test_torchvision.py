@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlc_jax import interop, models
+from dlc_jax import models
+from dlc_jax.models import interop
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from dlc_jax import models, parameters, sharding, training
+from dlc_jax import models, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
+from dlc_jax.models import parameters
 from dlc_jax.training import TrainState
 
 

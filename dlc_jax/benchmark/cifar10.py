@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.rounds import Report
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.recipes import Recipe
+from dlc_jax.runs.recipes import Recipe
 
 
 def run(
@@ -46,14 +46,14 @@ def run(
     total = len(seeds) * recipe.epochs
     runs: list[dict[str, Any]] = []
     for i, seed in enumerate(seeds):
-        config = experiment.configure(dataset, recipe, seed=seed, name=name)
+        config = runs.configure(dataset, recipe, seed=seed, name=name)
         accuracies, seconds, compiling = [], 0.0, 0.0
         report(f"seed {seed}", i * recipe.epochs, total)
-        for epoch in experiment.reports(config, dataset):
+        for epoch in runs.reports(config, dataset):
             compiling = epoch.compile_seconds
             if epoch.epoch:
                 seconds += epoch.train_seconds
-                accuracies.append(100 - experiment.percent(epoch.test.error))
+                accuracies.append(100 - runs.percent(epoch.test.error))
                 report(f"seed {seed}", i * recipe.epochs + epoch.epoch, total)
         runs.append(
             {

@@ -14,10 +14,10 @@ import numpy as np
 
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.rounds import Contender, Report, contenders
-from dlc_jax.data.examples import Examples
-from dlc_jax.environment import usable_cores
+from dlc_jax.data.dataset import Examples
 from dlc_jax.errors import InputError
-from dlc_jax.files import atomic_writer
+from dlc_jax.utils.environment import usable_cores
+from dlc_jax.utils.files import atomic_writer
 
 # The rivals, and what each needs.
 RIVALS = {

@@ -9,9 +9,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import __version__, json_text
-from dlc_jax.environment import usable_cores
-from dlc_jax.files import make_folder, write_atomically
+from dlc_jax import __version__
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.environment import usable_cores
+from dlc_jax.utils.files import make_folder, write_atomically
 
 
 def describe() -> dict[str, Any]:
@@ -74,7 +75,7 @@ def _file(folder: Path, results: dict[str, Any], suffix: str = "") -> Path:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json_text.dumps(content, indent=2) + "\n").encode())
+    write_atomically(path, (strict_json.dumps(content, indent=2) + "\n").encode())
 
 
 def _processor() -> str:

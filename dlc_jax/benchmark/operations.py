@@ -9,8 +9,8 @@ from typing import Any
 
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.rounds import Contender, Report, contenders
-from dlc_jax.environment import usable_cores
 from dlc_jax.errors import InputError
+from dlc_jax.utils.environment import usable_cores
 
 # The rivals, and what each needs.
 RIVALS: dict[str, tuple[str, ...]] = {

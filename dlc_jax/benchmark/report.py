@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import plots
 from dlc_jax.benchmark import lecture, machine
+from dlc_jax.runs import plots
 
 
 def lecture_lines(results: dict[str, Any]) -> list[str]:

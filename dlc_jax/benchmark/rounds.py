@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dlc_jax import json_text
 from dlc_jax.errors import InputError
+from dlc_jax.utils import strict_json
 
 _ENVIRONMENT = {
     # Compiling is measured too.
@@ -80,7 +80,7 @@ class Contender:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json_text.dumps(request) + "\n")
+                    process.stdin.write(strict_json.dumps(request) + "\n")
                     process.stdin.flush()
                 waiting.register(process.stdout, selectors.EVENT_READ, process)
             # Whichever is first: one that ended must not be waited for behind one that waits for
@@ -141,4 +141,4 @@ def answer(respond: Callable[..., Any]) -> None:
       respond: called with the request's entries as keyword arguments.
     """
     for line in sys.stdin:
-        print(json_text.dumps(respond(**json.loads(line))), flush=True)
+        print(strict_json.dumps(respond(**json.loads(line))), flush=True)

@@ -21,10 +21,10 @@ from dlc_jax import models
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.interconnect import on_paper
 from dlc_jax.benchmark.rounds import Contender, Report, contenders
-from dlc_jax.environment import usable_cores
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.models.summary import summarise
+from dlc_jax.utils.environment import usable_cores
 
 # The gradients are float32, as the parameters are.
 _BYTES_A_PARAMETER = 4

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import plots
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.interconnect import (
     ACCELERATORS,
@@ -15,9 +14,10 @@ from dlc_jax.benchmark.interconnect import (
     ring_all_reduce_seconds,
 )
 from dlc_jax.benchmark.scaling import NETWORKS
+from dlc_jax.cli.progress import table
 from dlc_jax.errors import InputError
-from dlc_jax.files import write_atomically
-from dlc_jax.terminal import table
+from dlc_jax.runs import plots
+from dlc_jax.utils.files import write_atomically
 
 # Nobody joins more for such networks; by then a ring is no longer the algorithm to take either.
 _MOST = 10_000

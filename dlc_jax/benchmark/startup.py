@@ -10,11 +10,11 @@ from typing import Any
 
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.rounds import Report
-from dlc_jax.environment import usable_cores
+from dlc_jax.utils.environment import usable_cores
 
 # What `dlc-jax train` does until its first step is done, on digits that need no download.
 _FIRST_STEP = """
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 prepare_jax()
 import jax, optax
 from flax import nnx

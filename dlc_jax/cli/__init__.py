@@ -9,14 +9,14 @@ from typing import NoReturn
 
 import click
 
-from dlc_jax.cli import bench, lists, runs, streams, train
+from dlc_jax.cli import bench, listings, runs, standard_streams, train
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.output import BAD_INPUT, INTERRUPTED, LOST, complain
-from dlc_jax.environment import prepare_program, why_unusable
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.interruption import Terminated
+from dlc_jax.utils.environment import prepare_program, why_unusable
+from dlc_jax.utils.signals import Terminated
 
-__all__ = ["bench", "commands", "lists", "main", "runs", "train"]
+__all__ = ["bench", "commands", "listings", "main", "runs", "train"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -25,9 +25,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
       arguments: what stands after the command's name; by default what the user typed.
     """
-    with streams.usable():
+    with standard_streams.usable():
         status = _run(arguments)
-        failure = streams.settle(sys.stdout)
+        failure = standard_streams.settle(sys.stdout)
         if failure is not None and not status:
             if not isinstance(failure, BrokenPipeError):
                 failure.filename = "standard output"
@@ -74,12 +74,12 @@ def _told(error: Exception) -> int | None:
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone, and wants no more.
-        streams.settle(sys.stdout)
+        standard_streams.settle(sys.stdout)
         return 1
     if isinstance(error, (RuntimeError, ValueError)) and _is_loss(error):
-        from dlc_jax import hosts
+        from dlc_jax.sharding import processes
 
-        complain(hosts.loss(one_line(error)))
+        complain(processes.loss(one_line(error)))
         _leave_others(LOST)
         return LOST
     cause = _surroundings(error)
@@ -101,7 +101,7 @@ def _surroundings(error: Exception) -> str | None:
         where = error.filename
         if where is None:
             # What could not be printed can't be now, either.
-            where = "a file" if streams.settle(sys.stdout) is None else "standard output"
+            where = "a file" if standard_streams.settle(sys.stdout) is None else "standard output"
         elif isinstance(where, int):
             where = f"descriptor {where}"
         return f"{error.strerror or one_line(error)}: {os.fsdecode(where)}{advice}"
@@ -130,20 +130,20 @@ def _surroundings(error: Exception) -> str | None:
 
 def _is_loss(error: Exception) -> bool:
     """Whether it tells that one of several processes has been lost."""
-    if "dlc_jax.hosts" not in sys.modules:
+    if "dlc_jax.sharding.processes" not in sys.modules:
         return False
-    from dlc_jax import hosts
+    from dlc_jax.sharding import processes
 
-    return hosts.is_loss(error)
+    return processes.is_loss(error)
 
 
 def _leave_others(status: int, error: Exception | None = None) -> None:
     """Exits at once where other processes, that know of no failure, would be waited for."""
-    if "dlc_jax.hosts" not in sys.modules:
+    if "dlc_jax.sharding.processes" not in sys.modules:
         return
-    from dlc_jax import hosts
+    from dlc_jax.sharding import processes
 
-    if isinstance(error, hosts.NotJoined) or hosts.are_waiting():
-        streams.settle(sys.stdout)
-        streams.settle(sys.stderr)
+    if isinstance(error, processes.NotJoined) or processes.are_waiting():
+        standard_streams.settle(sys.stdout)
+        standard_streams.settle(sys.stderr)
         os._exit(status)

@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import DEFAULT_DATASET, load
 from dlc_jax.cli.options import data_dir_option, json_option, results_dir_option
 from dlc_jax.cli.output import say
 from dlc_jax.cli.types import Counts, Integer, Location, Names, PositiveNumber
 from dlc_jax.errors import InputError
+from dlc_jax.utils import strict_json
 
 
 @commands.group(invoke_without_command=True)
@@ -79,9 +79,9 @@ def bench_lecture(
       dlc-jax bench lecture --rivals torch,flax --epochs 5
       dlc-jax bench lecture --arrays mnist.npz --seeds 64 --json
     """
-    from dlc_jax import terminal
     from dlc_jax.benchmark import lecture, report
-    from dlc_jax.files import make_folder
+    from dlc_jax.cli import progress
+    from dlc_jax.utils.files import make_folder
 
     make_folder(Path(output_dir))
     if rivals is None:
@@ -91,8 +91,8 @@ def bench_lecture(
     else:
         dataset = load(DEFAULT_DATASET, data_dir)
         splits = dataset.train, dataset.test
-    with terminal.stages() as progress:
-        results = lecture.run(splits, epochs=epochs, rivals=rivals, seeds=seeds, report=progress)
+    with progress.stages() as bar:
+        results = lecture.run(splits, epochs=epochs, rivals=rivals, seeds=seeds, report=bar)
     kept = report.keep_lecture(Path(output_dir), results)
     _print_bench(report.lecture_lines(results), kept, results, as_json)
 
@@ -142,10 +142,11 @@ def bench_cifar10(
 
     import jax
 
-    from dlc_jax import recipes, terminal
     from dlc_jax.benchmark import cifar10, lecture, machine, report
+    from dlc_jax.cli import progress
     from dlc_jax.data import Dataset
-    from dlc_jax.files import make_folder
+    from dlc_jax.runs import recipes
+    from dlc_jax.utils.files import make_folder
 
     make_folder(Path(output_dir))
     on_cpu = jax.default_backend() == "cpu"
@@ -161,14 +162,14 @@ def bench_cifar10(
         dataset = Dataset("cifar10", "", *splits, labels, f"arrays in {arrays}")
     else:
         dataset = load("cifar10", data_dir)
-    with terminal.stages() as progress:
+    with progress.stages() as bar:
         results = cifar10.run(
             dataset,
             name,
             chosen,
             seeds=range(seeds),
             target=target if target is not None else 90.0 if on_cpu else 94.0,
-            report=progress,
+            report=bar,
         )
     kept = machine.keep(Path(output_dir), "cifar10", results)
     _print_bench(report.cifar10_lines(results), [kept], results, as_json)
@@ -200,14 +201,14 @@ def bench_ops(
     Example:
       dlc-jax bench ops --rivals torch,xla
     """
-    from dlc_jax import terminal
     from dlc_jax.benchmark import operations, report
-    from dlc_jax.files import make_folder
+    from dlc_jax.cli import progress
+    from dlc_jax.utils.files import make_folder
 
     make_folder(Path(output_dir))
-    with terminal.stages() as progress:
+    with progress.stages() as bar:
         results = operations.run(
-            rounds=rounds, batch_size=batch_size, rivals=rivals, report=progress
+            rounds=rounds, batch_size=batch_size, rivals=rivals, report=bar
         )
     kept = report.keep_operations(Path(output_dir), results)
     _print_bench(report.operations_lines(results), kept, results, as_json)
@@ -259,12 +260,12 @@ def bench_gpu(
       dlc-jax bench gpu --only lecture,cifar10 --arrays exported --budget 240
       dlc-jax bench gpu --rehearse
     """
-    from dlc_jax import terminal
     from dlc_jax.benchmark.gpu import report, suite
-    from dlc_jax.files import make_folder
+    from dlc_jax.cli import progress
+    from dlc_jax.utils.files import make_folder
 
     make_folder(Path(output_dir))
-    with terminal.stages() as progress:
+    with progress.stages() as bar:
         results, kept = suite.run(
             budget=budget,
             output_dir=Path(output_dir),
@@ -272,7 +273,7 @@ def bench_gpu(
             only=only or (),
             rehearse=rehearse,
             profile=Path(profile) if profile else None,
-            report=progress,
+            report=bar,
         )
     lines = report.markdown(results).splitlines() if results else []
     _print_bench(lines, kept, results, as_json)
@@ -291,13 +292,13 @@ def bench_startup(rounds: int, output_dir: str, as_json: bool) -> None:
     Example:
       dlc-jax bench startup --rounds 3
     """
-    from dlc_jax import terminal
     from dlc_jax.benchmark import machine, report, startup
-    from dlc_jax.files import make_folder
+    from dlc_jax.cli import progress
+    from dlc_jax.utils.files import make_folder
 
     make_folder(Path(output_dir))
-    with terminal.stages() as progress:
-        results = startup.run(rounds=rounds, report=progress)
+    with progress.stages() as bar:
+        results = startup.run(rounds=rounds, report=bar)
     kept = machine.keep(Path(output_dir), "startup", results)
     _print_bench(report.startup_lines(results), [kept], results, as_json)
 
@@ -372,9 +373,9 @@ def bench_scaling(
       dlc-jax bench scaling --devices 1,2 --processes 1,2 --networks lecture --rounds 3
       dlc-jax bench scaling --on-paper benchmarks/results/MACHINE-scaling.json
     """
-    from dlc_jax import terminal
     from dlc_jax.benchmark import scaling, scaling_report
-    from dlc_jax.files import make_folder
+    from dlc_jax.cli import progress
+    from dlc_jax.utils.files import make_folder
 
     if page is not None:
         scaling_report.check(Path(page))
@@ -383,8 +384,8 @@ def bench_scaling(
         lines = scaling_report.paper_lines(results)
     else:
         make_folder(Path(output_dir))
-        with terminal.stages() as progress:
-            results = scaling.run(**options, report=progress)
+        with progress.stages() as bar:
+            results = scaling.run(**options, report=bar)
         kept = scaling_report.keep(Path(output_dir), results)
         lines = scaling_report.lines(results)
     if page is not None:
@@ -400,4 +401,4 @@ def _print_bench(
         say(line)
     say(f"results: {', '.join(map(str, files))}")
     if as_json:
-        say(json_text.dumps(results))
+        say(strict_json.dumps(results))

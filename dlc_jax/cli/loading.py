@@ -7,8 +7,7 @@ from dlc_jax.errors import DatasetUnavailable, InputError
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset, RecordDataset
-    from dlc_jax.experiment import AnyDataset
-    from dlc_jax.runs import RunConfig
+    from dlc_jax.runs.folder import AnyDataset, RunConfig
 
 DEFAULT_DATASET, FALLBACK_DATASET = "mnist", "mnist-5k"
 
@@ -43,16 +42,18 @@ def load(name: str, data_dir: str | None) -> "Dataset":
     """A dataset in memory, of which each of several processes reads a part."""
     import jax
 
-    from dlc_jax import data, hosts, terminal
+    from dlc_jax import data
+    from dlc_jax.cli import progress
+    from dlc_jax.sharding import processes
 
-    with terminal.counting(f"reading {name}") as progress:
+    with progress.counting(f"reading {name}") as bar:
         if jax.process_count() == 1:
-            return data.load(name, data_dir, progress=progress)
+            return data.load(name, data_dir, progress=bar)
         if name not in data.CATALOGUE or not data.CATALOGUE[name].bundled:
-            with hosts.first_alone():
+            with processes.first_alone():
                 data.fetch(name, data_dir)
         part = jax.process_index(), jax.process_count()
-        return hosts.gather(data.load(name, data_dir, progress=progress, part=part))
+        return processes.gather(data.load(name, data_dir, progress=bar, part=part))
 
 
 def streams(name: str | None, stream: bool, image_size: int | None) -> bool:
@@ -64,10 +65,12 @@ def streams(name: str | None, stream: bool, image_size: int | None) -> bool:
 
 def open_records(name: str, data_dir: str | None, image_size: int | None) -> "RecordDataset":
     """A dataset that stays on disk."""
-    from dlc_jax import data, hosts, terminal
+    from dlc_jax import data
+    from dlc_jax.cli import progress
+    from dlc_jax.sharding import processes
 
-    with terminal.counting(f"opening {name}") as progress, hosts.first_alone():
-        return data.open_records(name, data_dir, image_size=image_size, progress=progress)
+    with progress.counting(f"opening {name}") as bar, processes.first_alone():
+        return data.open_records(name, data_dir, image_size=image_size, progress=bar)
 
 
 def load_again(config: "RunConfig", data_dir: str | None) -> "AnyDataset":

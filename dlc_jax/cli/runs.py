@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import load_again
 from dlc_jax.cli.options import as_is_option, data_dir_option, json_option
 from dlc_jax.cli.output import complain, of_one_line, say
 from dlc_jax.cli.types import Integer, Location
 from dlc_jax.errors import InputError
-from dlc_jax.text import printable
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.text import printable
 
 
 @commands.command("eval")
@@ -28,12 +28,12 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
       dlc-jax eval runs/first
       dlc-jax eval runs/first-seed0 runs/first-seed1 runs/first-seed2
     """
-    from dlc_jax import experiment
-    from dlc_jax.runs import Run
+    from dlc_jax import runs
+    from dlc_jax.runs.folder import Run
 
     opened = [Run.open(Path(run)) for run in runs]
     dataset = load_again(opened[0].config, data_dir)
-    result = experiment.evaluate(opened, dataset)
+    result = runs.evaluate(opened, dataset)
     if not as_json:
         say(
             f"test error {result['test_error_percent']:.2f} %, loss {result['test_loss']:.4f}, "
@@ -43,7 +43,7 @@ def evaluate(runs: tuple[str, ...], data_dir: str | None, as_json: bool) -> None
             told = "no images" if error is None else f"{error:6.2f} %"
             say(f"  {printable(name):12} {told}")
     else:
-        say(json_text.dumps(result))
+        say(strict_json.dumps(result))
 
 
 @commands.command()
@@ -82,9 +82,10 @@ def predict(
       dlc-jax predict runs/first photo.jpg digit.png
       dlc-jax predict runs/first photo.jpg --show seen.png
     """
-    from dlc_jax import experiment, terminal
+    from dlc_jax import runs
+    from dlc_jax.cli import progress
     from dlc_jax.data.images import Picture
-    from dlc_jax.runs import Run
+    from dlc_jax.runs.folder import Run
 
     if show and not show.lower().endswith(".png"):
         raise InputError(f"--show {show!r} is no name of a PNG file; end it with .png")
@@ -97,17 +98,16 @@ def predict(
         if show and len(shown) < 200:
             shown.append(picture)
 
-    with terminal.counting("pictures") as progress:
-        predictions = experiment.predict(
-            opened, opened.model(), images, invert=invert, as_is=as_is, seen=keep, progress=progress
+    with progress.counting("pictures") as bar:
+        predictions = runs.predict(
+            opened, opened.model(), images, invert=invert, as_is=as_is, seen=keep, progress=bar
         )
     if show:
-        from dlc_jax import plots
-
+        from dlc_jax.runs import plots
         pairs = [(picture.original, picture.pixels) for picture in shown]
         plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:
-        say(json_text.dumps({"run": run, "predictions": predictions}))
+        say(strict_json.dumps({"run": run, "predictions": predictions}))
         return
     for prediction in predictions:
         first, *others = list(prediction["probabilities"].items())[:3]
@@ -178,9 +178,10 @@ def explain(
       dlc-jax explain grad-cam runs/first digit.png
       dlc-jax explain adversarial runs/first --transfer runs/second
     """
-    from dlc_jax import experiment, terminal
-    from dlc_jax.explain.gallery import methods
-    from dlc_jax.runs import Run
+    from dlc_jax import runs
+    from dlc_jax.cli import progress
+    from dlc_jax.explain.report import methods
+    from dlc_jax.runs.folder import Run
 
     chosen = methods.find(method)
     if transfer and "adversarial" not in chosen:
@@ -188,8 +189,8 @@ def explain(
     opened = Run.open(Path(run))
     other = Run.open(Path(transfer)) if transfer else None
     dataset = load_again(opened.config, data_dir)
-    with terminal.stages() as progress:
-        result = experiment.explain(
+    with progress.stages() as bar:
+        result = runs.explain(
             opened,
             dataset,
             chosen,
@@ -199,13 +200,13 @@ def explain(
             invert=invert,
             as_is=as_is,
             seed=seed,
-            progress=progress,
+            progress=bar,
         )
     for name, refusal in result["refusals"].items():
         complain(f"no {name}: {refusal}")
     for table in result["tables"].values():
-        say(terminal.table(table))
+        say(progress.table(table))
     for file in result["files"]:
         say(of_one_line(file))
     if as_json:
-        say(json_text.dumps(result))
+        say(strict_json.dumps(result))

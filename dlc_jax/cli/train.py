@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dlc_jax import json_text
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.loading import (
     DEFAULT_DATASET,
@@ -21,14 +20,14 @@ from dlc_jax.cli.options import data_dir_option, json_option, model_options_opti
 from dlc_jax.cli.output import INTERRUPTED, complain, of_one_line, say
 from dlc_jax.cli.types import Devices, Integer, Location
 from dlc_jax.errors import InputError
-from dlc_jax.interruption import terminable
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.signals import terminable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dlc_jax.experiment import AnyDataset, Outcome, Saving
-    from dlc_jax.recipes import Recipe
-    from dlc_jax.runs import Run, RunConfig
+    from dlc_jax.runs.folder import AnyDataset, Outcome, Run, RunConfig, Saving
+    from dlc_jax.runs.recipes import Recipe
     from dlc_jax.training import EpochReport
 
 
@@ -214,16 +213,19 @@ def train(
       dlc-jax train --dataset imagenet2012 --image-size 224 --model resnet50 --batch-size 256
       srun dlc-jax train --distributed
     """
-    from dlc_jax import experiment, hosts, models, recipes
-    from dlc_jax.files import check_encodable, make_folder
+    from dlc_jax import models
+    from dlc_jax import runs
+    from dlc_jax.runs import recipes
+    from dlc_jax.sharding import processes
+    from dlc_jax.utils.files import check_encodable, make_folder
 
     _join(distributed, coordinator_address, num_processes, process_id, join_seconds)
     if distributed:
         told = click.get_current_context().params
         kept = {name: told[name] for name in told.keys() - _OF_ONE_PROCESS}
-        hosts.check_agreement({**kept, **hosts.versions()})
+        processes.check_agreement({**kept, **processes.versions()})
     devices = _count_devices(devices)
-    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
+    saving = runs.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
     changes = {field: value for field, value in fields.items() if value is not None}
     if checkpoint_steps is not None:
         changes["checkpoint_steps"] = checkpoint_steps
@@ -236,7 +238,7 @@ def train(
         if model_options:
             asked["model_options"] = dict(model_options)
         return _resume(resume, asked, data_dir, saving, devices, as_json)
-    if hosts.is_first():
+    if processes.is_first():
         check_encodable(Path(output_dir, name or ""))
         make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
@@ -279,10 +281,10 @@ def _join(
         if named:
             raise InputError(f"{named[0]} is for several processes; add --distributed")
         return
-    from dlc_jax import hosts
+    from dlc_jax.sharding import processes
 
-    hosts.print_apart()
-    hosts.initialize(address, num_processes, process_id, join_seconds)
+    processes.print_apart()
+    processes.initialize(address, num_processes, process_id, join_seconds)
 
 
 def _count_devices(devices: int | None) -> int | None:
@@ -302,13 +304,15 @@ def _resume(
     devices: int | None,
     as_json: bool,
 ) -> int:
-    from dlc_jax import experiment, hosts, terminal
-    from dlc_jax.runs import Run, RunConfig
+    from dlc_jax import runs
+    from dlc_jax.cli import progress
+    from dlc_jax.runs.folder import Run, RunConfig
+    from dlc_jax.sharding import processes
 
     def read() -> bytes:
         return Run.open(Path(folder)).config.to_json().encode()
 
-    config = RunConfig.from_json(hosts.from_first(read).decode())
+    config = RunConfig.from_json(processes.from_first(read).decode())
     others = [
         f"{field} {getattr(config, field)!r}, not {value!r}"
         for field, value in asked.items()
@@ -317,31 +321,31 @@ def _resume(
     if others:
         raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
     dataset = load_again(config, data_dir)
-    if not hosts.is_first():
+    if not processes.is_first():
         _follow([config], dataset, devices)
         return 0
     run = Run(Path(folder), config)
     images, tests = dataset.first(config.examples).sizes
-    with terminal.epochs(config.epochs, images, tests) as progress, terminable():
+    with progress.epochs(config.epochs, images, tests) as bar, terminable():
 
         def watch(run: "Run", report: "EpochReport") -> None:
-            progress(report)
-            progress.line(
+            bar(report)
+            bar.line(
                 _epoch_line(report, images) if report.epoch else _heading(run, (images, tests))
             )
 
-        outcome = experiment.resume(run, dataset, watch, saving, complain, devices)
+        outcome = runs.resume(run, dataset, watch, saving, complain, devices)
     _print_outcome(outcome)
     return _print_outcomes([outcome], as_json)
 
 
 def _follow(configs: "Sequence[RunConfig]", dataset: "AnyDataset", devices: int | None) -> None:
     """Takes part in what the first process trains, keeps and prints."""
-    from dlc_jax import experiment
+    from dlc_jax import runs
 
     with terminable():
         for config in configs:
-            experiment.follow(config, dataset, devices)
+            runs.follow(config, dataset, devices)
 
 
 def _train(
@@ -357,8 +361,9 @@ def _train(
     """Trains networks together or one by one; None where that depends on the device."""
     import jax
 
-    from dlc_jax import experiment, hosts
+    from dlc_jax import runs
     from dlc_jax.data import RecordDataset
+    from dlc_jax.sharding import processes
     from dlc_jax.training import NoRoom
 
     streams = isinstance(dataset, RecordDataset)
@@ -369,8 +374,8 @@ def _train(
                 "--distributed and --stream"
             )
         together = False
-    if not hosts.is_first():
-        configs = [experiment.configure(dataset, recipe, **how) for how in several]
+    if not processes.is_first():
+        configs = [runs.configure(dataset, recipe, **how) for how in several]
         _follow(configs, dataset, devices)
         return []
     if len(several) > 1 and (together or (together is None and jax.default_backend() != "cpu")):
@@ -397,27 +402,28 @@ def _train_some(
     saving: "Saving",
     devices: int | None,
 ) -> "list[Outcome]":
-    from dlc_jax import experiment, terminal
+    from dlc_jax import runs
+    from dlc_jax.cli import progress
 
-    configs = [experiment.configure(dataset, recipe, **how) for how in several]
+    configs = [runs.configure(dataset, recipe, **how) for how in several]
     images, tests = dataset.first(configs[0].examples).sizes
-    with terminal.epochs(configs[0].epochs, images, tests) as progress, terminable():
+    with progress.epochs(configs[0].epochs, images, tests) as bar, terminable():
 
         def watch(run: "Run", report: "EpochReport") -> None:
             # Of networks that are trained together the first one stands for all of them.
             if run.config.seed == configs[0].seed:
-                progress(report)
+                bar(report)
             if report.epoch:
                 whose = f"seed {run.config.seed}   " if len(several) > 1 else ""
-                progress.line(whose + _epoch_line(report, images))
+                bar.line(whose + _epoch_line(report, images))
             elif run.config.seed == configs[0].seed:
-                progress.line(_heading(run, (images, tests)))
+                bar.line(_heading(run, (images, tests)))
 
         if len(configs) == 1:
             how = dataset, output_dir, names[0], watch, saving, devices
-            outcomes = [experiment.train(configs[0], *how)]
+            outcomes = [runs.train(configs[0], *how)]
         else:
-            outcomes = experiment.train_together(configs, dataset, output_dir, names, watch, saving)
+            outcomes = runs.train_together(configs, dataset, output_dir, names, watch, saving)
     for outcome in outcomes:
         _print_outcome(outcome)
     return outcomes
@@ -464,9 +470,9 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
         # A mean over seeds is one of whole runs.
         result = {"runs": summaries}
     elif len(summaries) > 1:
-        from dlc_jax import experiment
+        from dlc_jax import runs
 
-        result = experiment.over_seeds(summaries)
+        result = runs.over_seeds(summaries)
         error = result["test_error_percent"]
         say(
             f"test error {error['mean']:.2f} % over {len(summaries)} seeds: standard deviation "
@@ -474,5 +480,5 @@ def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
             f"{error['standard_error']:.2f}"
         )
     if as_json:
-        say(json_text.dumps(result))
+        say(strict_json.dumps(result))
     return INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0

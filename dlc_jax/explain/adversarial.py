@@ -18,11 +18,11 @@ import optax
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain.checks import check_counts, check_labels
-from dlc_jax.explain.view import Pixels, View
-from dlc_jax.losses import cross_entropy, log_odds_against, misclassified
+from dlc_jax.explain.classifier import Pixels, View
+from dlc_jax.nn.losses import cross_entropy, log_odds_against, misclassified
 
 Scalar: TypeAlias = Float[AnyArray, ""] | float
 

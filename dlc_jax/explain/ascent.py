@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.classifier import Pixels, View
 
 Images = Float[Array, "batch height width channels"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import View
 
 
 def check_pixels(view: View, pixels: Any) -> tuple[int, int, int]:

@@ -15,10 +15,10 @@ from jax import Array
 from jax.extend.core import Var
 from jaxtyping import Float, Int
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.explain import jaxprs
 from dlc_jax.explain.checks import check_labels, check_spatial_stage
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.classifier import Pixels, View
 
 
 def grad_cam(

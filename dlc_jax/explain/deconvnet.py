@@ -16,12 +16,12 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Bool, Float, Int
 
 from dlc_jax import ops
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import jaxprs
 from dlc_jax.explain.checks import check_choices, check_counts, check_pixels, check_stage
+from dlc_jax.explain.classifier import Pixels, View
 from dlc_jax.explain.rectifiers import Rule, check_rule, with_rectifiers
-from dlc_jax.explain.view import Pixels, View
 
 
 class Projection(NamedTuple):

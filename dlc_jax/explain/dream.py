@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
 from dlc_jax.explain.checks import check_pixels
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.classifier import Pixels, View
 
 
 class Dream(NamedTuple):

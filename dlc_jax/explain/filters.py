@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain.checks import check_pixels
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.classifier import Pixels, View
 
 
 def first_filters(view: View) -> Float[Array, "features height width channels"]:

@@ -15,12 +15,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
 from dlc_jax.explain.checks import check_choices, check_counts
-from dlc_jax.explain.view import Pixels, View
-from dlc_jax.losses import log_odds_against
+from dlc_jax.explain.classifier import Pixels, View
+from dlc_jax.nn.losses import log_odds_against
 
 Shape: TypeAlias = tuple[int, int, int]  # height, width and channels
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain import ascent
 from dlc_jax.explain.checks import check_choices
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import View
 
 # Half of a trained network's rectified units are silent on any one image, and then have no
 # gradient; so that each begins with the best of some. They are smooth, as what deeper layers look

@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain.checks import check_counts, check_labels
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.classifier import Pixels, View
 
 
 def occlusion(

@@ -30,7 +30,7 @@ _JIT = ("jit", "pjit")
 def with_rectifiers(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
     """A function with the same values, whose rectifiers have another backward pass.
 
-    Rectifiers are `jax.nn.relu`, `jax.nn.gelu` and `dlc_jax.layers.gelu`, also inside `jax.jit`,
+    Rectifiers are `jax.nn.relu`, `jax.nn.gelu` and `dlc_jax.nn.layers.gelu`, also inside `jax.jit`,
     `jax.checkpoint`, `lax.cond`, `lax.switch` and `lax.scan`. Functions with derivatives of their
     own (`jax.custom_vjp`, `jax.custom_jvp`) keep these, and so do other activations, such as
     sigmoids and PReLU. The new function is differentiated in reverse mode, once.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.explain.checks import check_labels
+from dlc_jax.explain.classifier import Pixels, View
 from dlc_jax.explain.rectifiers import Rule, check_rule, with_rectifiers
-from dlc_jax.explain.view import Pixels, View
 
 
 def gradient(

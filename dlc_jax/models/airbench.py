@@ -25,10 +25,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.buffer import Fixed
 
 _PATCH = 2
 # Variances under about this are noise, and are not scaled up to one (section 3.2).

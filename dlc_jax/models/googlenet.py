@@ -21,12 +21,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
-from dlc_jax.losses import cross_entropy
+from dlc_jax import ops
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.models.inception import ConvUnit
 from dlc_jax.models.network import Network
 from dlc_jax.models.stem import check_stem
+from dlc_jax.nn import layers
+from dlc_jax.nn.losses import cross_entropy
 
 _AUXILIARY_WEIGHT = 0.3
 

@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers
+from dlc_jax.nn import layers
 
 
 class ConvUnit(nnx.Module):

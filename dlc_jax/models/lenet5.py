@@ -36,12 +36,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
+from dlc_jax import ops
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.losses import not_from_the_end, refuse_label_smoothing
 
 # Which maps of S2 (rows) each map of C3 (columns) reads: table I of the paper.
 _TABLE_I = """

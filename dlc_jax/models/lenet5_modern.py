@@ -23,10 +23,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers
 from dlc_jax.errors import InputError
 from dlc_jax.models.lenet5 import pad_to_32
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
 
 class LeNet5Modern(Network):

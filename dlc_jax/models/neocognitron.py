@@ -55,11 +55,12 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
+from dlc_jax import ops
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.buffer import Fixed
 
 _FIELD = (5, 5)  # places that an S-cell reads
 _FIELD_FALLOFF = 0.9  # of c, by which V-cells and the rule weigh these places, for each place

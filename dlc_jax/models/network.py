@@ -7,8 +7,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
-from dlc_jax.losses import cross_entropy
+from dlc_jax.data.dataset import AnyArray
+from dlc_jax.nn.losses import cross_entropy
 
 
 class Network(nnx.Module):
@@ -48,7 +48,7 @@ class Network(nnx.Module):
         Args:
           stages: what `stages` returned.
           labels: the right classes.
-          label_smoothing: see `dlc_jax.losses.cross_entropy`.
+          label_smoothing: see `dlc_jax.nn.losses.cross_entropy`.
         """
         return cross_entropy(stages["logits"], labels, label_smoothing)
 

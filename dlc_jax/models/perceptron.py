@@ -35,11 +35,11 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray, unshared
+from dlc_jax.data.dataset import AnyArray, unshared
 from dlc_jax.errors import InputError
-from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.losses import not_from_the_end, refuse_label_smoothing
 
 _RETINA = 20  # S-units, of a side
 

@@ -21,9 +21,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
 # Maps of the three stages, and how many convolutions each has (table 3).
 _VARIANTS = {"A": ((256, 512, 512), 5), "B": ((256, 512, 512), 6), "C": ((384, 768, 896), 6)}

@@ -34,11 +34,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from dlc_jax import layers
-from dlc_jax.data.examples import AnyArray, Examples
+from dlc_jax.data.dataset import AnyArray, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.losses import refuse_label_smoothing
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.losses import refuse_label_smoothing
 
 # Five squares each, and they differ in a single one.
 _PATTERNS = (("###", ".#.", ".#."), (".##", ".#.", ".##"))

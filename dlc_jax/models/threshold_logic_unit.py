@@ -32,10 +32,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from dlc_jax.data.examples import AnyArray
+from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn.buffer import Fixed
 
 
 def fires(

@@ -21,9 +21,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
 _MAPS = (64, 128, 256, 512, 512)
 _HEADS = ("imagenet", "small")

@@ -1,6 +1,6 @@
 """Training and evaluation as pure functions of a state and of arrays."""
 
-from dlc_jax.losses import cross_entropy
+from dlc_jax.nn.losses import cross_entropy
 from dlc_jax.training import optimizers
 from dlc_jax.training.epoch import (
     changes_of_epoch,

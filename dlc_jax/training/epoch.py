@@ -10,12 +10,12 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from dlc_jax.data import order as orders
-from dlc_jax.data.augment import Augmentation, Changes, shift
-from dlc_jax.data.examples import AnyArray, Examples, Normalise
+from dlc_jax.data import shuffling
+from dlc_jax.data.augmentation import Augmentation, Changes, shift
+from dlc_jax.data.dataset import AnyArray, Examples, Normalise
 from dlc_jax.errors import InputError
-from dlc_jax.losses import average_probabilities, cross_entropy, misclassified
-from dlc_jax.sharding import everywhere, spread
+from dlc_jax.nn.losses import average_probabilities, cross_entropy, misclassified
+from dlc_jax.sharding.mesh import everywhere, spread
 from dlc_jax.training.state import TrainState
 from dlc_jax.training.step import Metrics, eval_step, train_step
 
@@ -48,12 +48,12 @@ def train_epoch(
         put on the device beforehand (`jax.device_put`).
       normalise: what to apply to each batch of images.
       batch_size: examples an update.
-      mesh: devices to spread each batch over, as `dlc_jax.sharding.device_mesh(batch_size)`;
-        the arguments must lie on them (`dlc_jax.sharding.replicate`).
+      mesh: devices to spread each batch over, as `dlc_jax.sharding.mesh.device_mesh(batch_size)`;
+        the arguments must lie on them (`dlc_jax.sharding.mesh.replicate`).
       key: of the order of the examples and of their augmentation, the same for all epochs;
         without one they are taken in the order in which they stand, as they are.
       augmentation: what to do to the normalised images.
-      label_smoothing: see `dlc_jax.losses.cross_entropy`.
+      label_smoothing: see `dlc_jax.nn.losses.cross_entropy`.
       examples: so many of the epoch alone, from where the state stands in it; by default the
         whole epoch. They end with a full batch, or with the epoch.
 
@@ -110,9 +110,9 @@ def _train_epoch(
     changes, order = None, None
     epoch, step = jnp.divmod(state.step, -(-len(train.labels) // batch_size))
     if key is not None:
-        _, drawing = orders.split(key)
+        _, drawing = shuffling.split(key)
         changes = augmentation.draw(drawing, epoch, train.images.shape)
-        order = orders.order(key, epoch, len(train.labels))
+        order = shuffling.order(key, epoch, len(train.labels))
     if examples is not None:
         order = jnp.arange(len(train.labels)) if order is None else order
         fits = step * batch_size + examples <= len(order)
@@ -210,8 +210,8 @@ def changes_of_epoch(
       augmentation: as for `train_epoch`.
       mesh: the devices that shall have them.
     """
-    _, drawing = orders.split(key)
-    order = orders.order(key, epoch, shape[0])
+    _, drawing = shuffling.split(key)
+    order = shuffling.order(key, epoch, shape[0])
     changes = augmentation.draw(drawing, epoch, shape)
     return everywhere(jax.tree.map(lambda array: array[order], changes), mesh)
 

@@ -13,10 +13,10 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import Dataset, Normalise
+from dlc_jax.data.dataset import Dataset, Normalise
 from dlc_jax.data.records import RecordDataset
 from dlc_jax.errors import InputError
-from dlc_jax.sharding import replicate
+from dlc_jax.sharding.mesh import replicate
 from dlc_jax.training.epoch import evaluate, train_ensemble
 from dlc_jax.training.programs import Task, compiled
 from dlc_jax.training.state import TrainState, unstack
@@ -95,7 +95,7 @@ def fit(
       normalise: what to apply to the images of both splits.
       epochs: passes over the training split.
       batch_size: examples an update.
-      mesh: devices to spread each batch over, as `dlc_jax.sharding.cpu_mesh(batch_size)`.
+      mesh: devices to spread each batch over, as `dlc_jax.sharding.mesh.cpu_mesh(batch_size)`.
       key: of order and augmentation, as for `train_epoch`.
       mirrored: whether to test on images and their mirror images, as `evaluate` does.
       translated: by how many pixels images are moved in the test, likewise.

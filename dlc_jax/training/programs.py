@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax import sharding
-from dlc_jax.data.augment import Augmentation, Changes
-from dlc_jax.data.examples import Dataset, Examples, Normalise
+from dlc_jax.data.augmentation import Augmentation, Changes
+from dlc_jax.data.dataset import Dataset, Examples, Normalise
 from dlc_jax.data.records import RecordDataset, Records
 from dlc_jax.training.epoch import changes_of_epoch, evaluate, train_batch, train_epoch
 from dlc_jax.training.state import TrainState

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Int
 
-from dlc_jax.data.examples import unshared
+from dlc_jax.data.dataset import unshared
 
 
 @jax.tree_util.register_dataclass

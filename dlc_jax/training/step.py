@@ -12,10 +12,10 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from dlc_jax.data.examples import Examples
-from dlc_jax.losses import cross_entropy, misclassified
-from dlc_jax.models.fixed import Fixed
+from dlc_jax.data.dataset import Examples
 from dlc_jax.models.network import Network
+from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.losses import cross_entropy, misclassified
 from dlc_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
@@ -55,7 +55,7 @@ def train_step(
         example for each, which takes a pass of its own, whose gradient is added to the first's.
       axis_name: inside `jax.shard_map`, the mesh axis over which the batch is spread evenly;
         gradients, loss and error are then averaged over it.
-      label_smoothing: see `dlc_jax.losses.cross_entropy`.
+      label_smoothing: see `dlc_jax.nn.losses.cross_entropy`.
       rest_size: on so many devices, the first ones, the rest's example counts.
 
     Returns:

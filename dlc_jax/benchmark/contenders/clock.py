@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from dlc_jax.benchmark.lecture import read_arrays
 from dlc_jax.benchmark.rounds import answer
-from dlc_jax.data.examples import Examples
+from dlc_jax.data.dataset import Examples
 
 # How long one measurement of operations should take, in seconds: they are repeated, so that
 # memory is new to the process, and slow, only for the first of them.

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dlc_jax import hosts, sharding, training
+from dlc_jax import sharding, training
 from dlc_jax.benchmark.rounds import answer
 from dlc_jax.benchmark.scaling import NETWORKS
-from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.data.dataset import Examples, Normalise
 from dlc_jax.errors import InputError
+from dlc_jax.sharding import processes
 
 _OPTIMIZER = optax.sgd(0.1)
 
@@ -68,8 +69,8 @@ def main() -> None:
     parser.add_argument("--process", type=int)
     arguments = parser.parse_args()
     if arguments.processes > 1:
-        hosts.print_apart()
-        hosts.initialize(arguments.coordinator, arguments.processes, arguments.process)
+        processes.print_apart()
+        processes.initialize(arguments.coordinator, arguments.processes, arguments.process)
     program = _Training(arguments.network, _devices(arguments.devices, arguments.processes))
 
     def respond(batch_size: int, images: int = 0) -> dict[str, Any]:

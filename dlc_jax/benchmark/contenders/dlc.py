@@ -10,7 +10,7 @@ from flax import nnx
 
 from dlc_jax import models, sharding, training
 from dlc_jax.benchmark.contenders.clock import Program, serve
-from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.data.dataset import Examples, Normalise
 
 _OPTIMIZER = optax.sgd(0.1)
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from dlc_jax.benchmark.contenders.clock import Program, serve
-from dlc_jax.data.examples import Examples, Normalise
+from dlc_jax.data.dataset import Examples, Normalise
 
 
 class _Network(nnx.Module):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from dlc_jax.benchmark.contenders.clock import Program, serve
-from dlc_jax.data.examples import Examples
+from dlc_jax.data.dataset import Examples
 
 
 class _Network(nn.Module):

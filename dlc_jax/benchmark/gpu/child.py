@@ -5,11 +5,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import json_text
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.gpu.part import Settings
 from dlc_jax.errors import one_line
-from dlc_jax.files import write_atomically
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.files import write_atomically
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
 
     def keep(results: dict[str, Any]) -> None:
         found.update(results)
-        text = json_text.dumps({"machine": described, "results": found})
+        text = strict_json.dumps({"machine": described, "results": found})
         write_atomically(arguments.results, text.encode())
 
     module, name = arguments.function.split(":")

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from dlc_jax import recipes
 from dlc_jax.benchmark.gpu import profiling
 from dlc_jax.benchmark.gpu.part import Keep, Settings
 from dlc_jax.benchmark.gpu.trainer import Trainer
+from dlc_jax.runs import recipes
 
 SEEDS = 40
 # Seconds to 94 % that others have published, and what on.

@@ -12,7 +12,7 @@ from flax import nnx
 from dlc_jax import models, training
 from dlc_jax.benchmark.gpu.part import Keep, Settings
 from dlc_jax.data import Dataset, Examples, Normalise
-from dlc_jax.losses import cross_entropy
+from dlc_jax.nn.losses import cross_entropy
 
 _STEPS = 600
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from dlc_jax import plots
 from dlc_jax.benchmark import lecture, machine
-from dlc_jax.files import write_atomically
+from dlc_jax.runs import plots
+from dlc_jax.utils.files import write_atomically
 
 
 def section(results: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from dlc_jax import recipes
 from dlc_jax.benchmark.gpu.part import Keep, Settings
 from dlc_jax.benchmark.gpu.trainer import Trainer
+from dlc_jax.runs import recipes
 
 # In percent: of ours, and of He et al. 2015, table 6.
 GOALS = {"cifar10-resnet18": 95.0, "cifar10-resnet20": 100 - 8.75}

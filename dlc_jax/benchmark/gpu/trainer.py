@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from dlc_jax import experiment, training
+from dlc_jax import runs
+from dlc_jax import training
 from dlc_jax.data import Dataset
-from dlc_jax.experiment import fitting
-from dlc_jax.recipes import Recipe
+from dlc_jax.runs import fitting
+from dlc_jax.runs.recipes import Recipe
 
 
 class Trainer:
@@ -27,7 +28,7 @@ class Trainer:
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, seeds: Sequence[int]) -> None:
-        config = experiment.configure(dataset, recipe, seed=0)
+        config = runs.configure(dataset, recipe, seed=0)
         configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
         self._states = fitting.new_states(configs, dataset)
         self._keys = [fitting.key_of(config) for config in configs]
