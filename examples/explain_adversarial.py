@@ -24,7 +24,8 @@ from dlc_jax import data
 from dlc_jax.explain import View, adversarial
 from dlc_jax.explain.report.context import first_of_each_class
 from dlc_jax.explain.report.pictures import cells, rows_of_images
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 KEY = jax.random.key(0)
 ATTACKS: dict[str, Callable[..., adversarial.Attack]] = {

@@ -22,7 +22,8 @@ from dlc_jax.explain import View
 from dlc_jax.explain.deconvnet import project, receptive_box, strongest
 from dlc_jax.explain.rectifiers import RULES
 from dlc_jax.explain.report.pictures import Cell, cells, rows_of_images
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 
 def main(folder: str, picture: str = "deconvnet.png") -> None:

@@ -22,7 +22,8 @@ from dlc_jax.explain import View
 from dlc_jax.explain.dream import dream
 from dlc_jax.explain.report.context import first_of_each_class
 from dlc_jax.explain.report.pictures import cells, rows_of_images
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 
 def main(folder: str, picture: str = "dream.png") -> None:

@@ -19,7 +19,8 @@ from dlc_jax import data
 from dlc_jax.explain import View
 from dlc_jax.explain.filters import feature_maps, first_filters
 from dlc_jax.explain.report.pictures import cells, maps_in_a_square, rows_of_images
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 
 def main(folder: str, picture: str = "filters.png") -> None:

@@ -20,7 +20,8 @@ from dlc_jax import data
 from dlc_jax.explain import View
 from dlc_jax.explain.maximisation import maximise
 from dlc_jax.explain.report.pictures import cells, rows_of_images
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 
 def main(folder: str, picture: str = "maximise.png") -> None:

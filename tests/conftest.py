@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dlc_jax import data, training
-from dlc_jax import runs
+from dlc_jax import data, runs, training
 from dlc_jax.data import Dataset, Examples
 from dlc_jax.explain import View
-from dlc_jax.runs.folder import Run, keeping
+from dlc_jax.runs import keeping
+from dlc_jax.runs.folder import Run
 
 # Compiled as a whole, which takes far less time than to compile their operations one by one.
 logits_of = jax.jit(View.logits)

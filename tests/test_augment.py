@@ -126,7 +126,10 @@ def test_without_anything_to_do_images_are_left_as_they_are() -> None:
     [
         (lambda x: augmentation.random_crop(jax.random.key(0), x, (6, 7)), "6x7.*5x7"),
         (lambda x: augmentation.cutout(jax.random.key(0), x, 6), "6 pixels.*5x7"),
-        (lambda x: augmentation.translate(jax.random.key(0), x, 1, WRAP), "'wrap'.*zero or reflect"),
+        (
+            lambda x: augmentation.translate(jax.random.key(0), x, 1, WRAP),
+            "'wrap'.*zero or reflect",
+        ),
     ],
 )
 def test_what_does_not_fit_the_images_is_named(call: Any, message: str) -> None:

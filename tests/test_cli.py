@@ -21,7 +21,8 @@ from PIL import Image
 
 from dlc_jax import cli, data, models
 from dlc_jax.data import Dataset
-from dlc_jax.runs.folder import Run, recipes
+from dlc_jax.runs import recipes
+from dlc_jax.runs.folder import Run
 
 FEW = ("--dataset", "mnist-5k", "--epochs", 1, "--examples", 800)
 # Nothing listens there, so that whatever wants the network fails at once.

@@ -11,8 +11,7 @@ import pytest
 from conftest import Command, new_state
 from flax import nnx
 
-from dlc_jax import models, training
-from dlc_jax import runs
+from dlc_jax import models, runs, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.models import parameters

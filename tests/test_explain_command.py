@@ -25,7 +25,8 @@ from dlc_jax.explain.report import html as report
 from dlc_jax.explain.report import methods, pictures
 from dlc_jax.explain.report import robustness as failing
 from dlc_jax.explain.report.context import Subject, first_of_each_class
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 # A run of the lecture's network whose weights are as they were drawn.
 untrained = test_explain_examples.untrained

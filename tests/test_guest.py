@@ -17,7 +17,8 @@ from cycler import cycler
 from dlc_jax import runs
 from dlc_jax.cli import standard_streams
 from dlc_jax.data import Dataset
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 from dlc_jax.utils import signals
 from dlc_jax.utils.drawing import png
 

@@ -19,11 +19,11 @@ import pytest
 from conftest import Command
 
 import dlc_jax as package
-from dlc_jax import runs
-from dlc_jax import training
+from dlc_jax import runs, training
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.runs.folder import Run, keeping, results
+from dlc_jax.runs import keeping, results
+from dlc_jax.runs.folder import Run
 from dlc_jax.sharding import processes
 from dlc_jax.training import EpochReport
 from dlc_jax.utils import strict_json
@@ -164,7 +164,9 @@ def test_processes_that_were_told_different_things_name_them(
         {"seed": 1, "rate": 0.1, "shuffle": True},
     ]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_from_all", lambda _: [json.dumps(each).encode() for each in told])
+    monkeypatch.setattr(
+        processes, "_from_all", lambda _: [json.dumps(each).encode() for each in told]
+    )
     with pytest.raises(InputError) as refusal:
         processes.check_agreement(told[0])
     assert "seed 0 (process 0), 1 (process 1)" in str(refusal.value)
@@ -177,7 +179,9 @@ def test_processes_that_were_told_different_things_name_them(
 
 def test_another_example_or_label_makes_another_dataset(few_digits: Dataset) -> None:
     whole = processes.identity(few_digits)
-    assert processes.identity(few_digits.first(229))["training examples"] != whole["training examples"]
+    assert (
+        processes.identity(few_digits.first(229))["training examples"] != whole["training examples"]
+    )
     labels = np.array(few_digits.test.labels)
     labels[0] += 1
     other = few_digits.test._replace(labels=labels)

@@ -45,9 +45,7 @@ def test_other_classes_or_another_order_are_refused_wherever_two_meet(
         lambda: runs.explain(run, few_digits, ["adversarial"], folder=tmp_path, other=other),
         lambda: runs.train(run.config, data, tmp_path),
         lambda: runs.resume(run, data),
-        lambda: runs.train_together(
-            [run.config, other.config], few_digits, tmp_path, [None, None]
-        ),
+        lambda: runs.train_together([run.config, other.config], few_digits, tmp_path, [None, None]),
     ]
     for meet in meetings:
         with pytest.raises(InputError) as refusal:

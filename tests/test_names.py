@@ -16,7 +16,8 @@ from PIL import Image
 from dlc_jax.cli import progress
 from dlc_jax.explain.report import html as report
 from dlc_jax.explain.report import pictures
-from dlc_jax.runs.folder import Run, plots
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 from dlc_jax.runs.results import error_by_class
 from dlc_jax.utils.drawing import displayed, png
 from dlc_jax.utils.text import class_names_told_apart, printable, shortened, told_apart, width

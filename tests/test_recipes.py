@@ -10,8 +10,7 @@ from conftest import Command, new_state, normal
 from flax import nnx
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dlc_jax import data, models, sharding, training
-from dlc_jax import runs
+from dlc_jax import data, models, runs, sharding, training
 from dlc_jax.data import Dataset, Examples, Normalise
 from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError

@@ -25,7 +25,8 @@ from dlc_jax import cli, training
 from dlc_jax.data import Dataset, Normalise
 from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
-from dlc_jax.runs.folder import Run, keeping
+from dlc_jax.runs import keeping
+from dlc_jax.runs.folder import Run
 
 # A short run: three epochs of 16 steps, and a checkpoint every five.
 SHORT = ("--dataset", "mnist-5k", "--examples", 800, "--epochs", 3, "--batch-size", 50)

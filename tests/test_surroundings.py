@@ -14,8 +14,7 @@ import click
 import pytest
 from conftest import Command
 
-from dlc_jax import cli
-from dlc_jax import runs
+from dlc_jax import cli, runs
 from dlc_jax.cli import progress, standard_streams
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.types import Location

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dlc_jax import runs
 from dlc_jax.data import Dataset
-from dlc_jax.runs.folder import Run, keeping
+from dlc_jax.runs import keeping
+from dlc_jax.runs.folder import Run
 from dlc_jax.training import EpochReport
 
 STEPS, EPOCHS = 5, 3

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from dlc_jax import runs
 from dlc_jax.benchmark import machine
 from dlc_jax.benchmark.rounds import Report
 from dlc_jax.data import Dataset

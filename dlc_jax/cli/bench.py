@@ -207,9 +207,7 @@ def bench_ops(
 
     make_folder(Path(output_dir))
     with progress.stages() as bar:
-        results = operations.run(
-            rounds=rounds, batch_size=batch_size, rivals=rivals, report=bar
-        )
+        results = operations.run(rounds=rounds, batch_size=batch_size, rivals=rivals, report=bar)
     kept = report.keep_operations(Path(output_dir), results)
     _print_bench(report.operations_lines(results), kept, results, as_json)
 

@@ -23,6 +23,7 @@ def list_recipes(as_json: bool) -> None:
     import dataclasses
 
     from dlc_jax.runs import recipes
+
     if as_json:
         say(
             strict_json.dumps(

@@ -7,7 +7,8 @@ from dlc_jax.errors import DatasetUnavailable, InputError
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset, RecordDataset
-    from dlc_jax.runs.folder import AnyDataset, RunConfig
+    from dlc_jax.runs import AnyDataset
+    from dlc_jax.runs.folder import RunConfig
 
 DEFAULT_DATASET, FALLBACK_DATASET = "mnist", "mnist-5k"
 

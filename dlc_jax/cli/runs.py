@@ -104,6 +104,7 @@ def predict(
         )
     if show:
         from dlc_jax.runs import plots
+
         pairs = [(picture.original, picture.pixels) for picture in shown]
         plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:

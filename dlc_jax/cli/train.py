@@ -26,7 +26,8 @@ from dlc_jax.utils.signals import terminable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dlc_jax.runs.folder import AnyDataset, Outcome, Run, RunConfig, Saving
+    from dlc_jax.runs import AnyDataset, Outcome, Saving
+    from dlc_jax.runs.folder import Run, RunConfig
     from dlc_jax.runs.recipes import Recipe
     from dlc_jax.training import EpochReport
 
@@ -213,8 +214,7 @@ def train(
       dlc-jax train --dataset imagenet2012 --image-size 224 --model resnet50 --batch-size 256
       srun dlc-jax train --distributed
     """
-    from dlc_jax import models
-    from dlc_jax import runs
+    from dlc_jax import models, runs
     from dlc_jax.runs import recipes
     from dlc_jax.sharding import processes
     from dlc_jax.utils.files import check_encodable, make_folder

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from dlc_jax import runs
-from dlc_jax import training
+from dlc_jax import runs, training
 from dlc_jax.data import Dataset
 from dlc_jax.runs import fitting
 from dlc_jax.runs.recipes import Recipe
