@@ -8,17 +8,17 @@ class InputError(ValueError):
     instead. The command line prints it on one line and exits with code 2.
 
     Attributes:
-      common: whether, in a training by several processes, all of them raise it.
+      raised_on_all_processes: whether every process of a distributed run raises it.
     """
 
-    common = False
+    raised_on_all_processes = False
 
 
 class DatasetUnavailable(InputError):
     """The dataset is neither on this machine nor to be had from where it is published."""
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
+def one_line(error: BaseException, max_length: int = 200) -> str:
     """What an exception tells, in one line of at most so many characters."""
     told = getattr(error, "strerror", None) or str(error)
-    return " ".join(told.split())[:most] or type(error).__name__
+    return " ".join(told.split())[:max_length] or type(error).__name__

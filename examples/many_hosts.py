@@ -29,7 +29,7 @@ def main(name: str = "mnist", epochs: str = "10", *others: str) -> None:
     elif others:
         address, count, rank = others
         processes.initialize(address, int(count), int(rank))
-    with processes.first_alone():  # so that one alone downloads what is missing
+    with processes.primary_first():  # so that one alone downloads what is missing
         part = data.load(name, part=(jax.process_index(), jax.process_count()))
     dataset = processes.gather(part)
     normalise = data.Normalise.fit(dataset.train.images)
@@ -46,7 +46,7 @@ def main(name: str = "mnist", epochs: str = "10", *others: str) -> None:
             state, train, normalise, batch_size=BATCH_SIZE, mesh=mesh
         )
         _, result = training.evaluate(state, test, normalise, mesh=mesh)
-        if processes.is_first():
+        if processes.is_primary():
             loss, error = np.mean(metrics.loss), 100 * float(result.error)
             print(f"epoch {epoch:2d}  loss {loss:.6f}  test error {error:.2f} %")
 

@@ -102,7 +102,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 
     def work() -> None:
         try:
-            with signals.terminable(), signals.deferred():
+            with signals.raise_on_sigterm(), signals.deferred():
                 assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
         except BaseException as error:  # shown by the assertion below
             failures.append(error)
@@ -118,7 +118,7 @@ def test_a_handler_that_is_not_of_python_is_no_obstacle(monkeypatch: pytest.Monk
     replaced: list[Any] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: replaced.append(handler))
     monkeypatch.setattr(signal, "getsignal", lambda number: replaced[0])
-    with signals.terminable():
+    with signals.raise_on_sigterm():
         pass
     assert replaced[1] is signal.SIG_DFL
 

@@ -69,7 +69,7 @@ def _told(error: Exception) -> int | None:
     """Says what is wrong, and returns the exit code; None where it is a defect of this program."""
     if isinstance(error, InputError):
         complain(str(error))
-        if not error.common:
+        if not error.raised_on_all_processes:
             _leave_others(BAD_INPUT, error)
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
@@ -79,7 +79,7 @@ def _told(error: Exception) -> int | None:
     if isinstance(error, (RuntimeError, ValueError)) and _is_loss(error):
         from dlc_jax.sharding import processes
 
-        complain(processes.loss(one_line(error)))
+        complain(processes.peer_failure_message(one_line(error)))
         _leave_others(LOST)
         return LOST
     cause = _surroundings(error)
@@ -134,7 +134,7 @@ def _is_loss(error: Exception) -> bool:
         return False
     from dlc_jax.sharding import processes
 
-    return processes.is_loss(error)
+    return processes.is_peer_failure(error)
 
 
 def _leave_others(status: int, error: Exception | None = None) -> None:
@@ -143,7 +143,7 @@ def _leave_others(status: int, error: Exception | None = None) -> None:
         return
     from dlc_jax.sharding import processes
 
-    if isinstance(error, processes.NotJoined) or processes.are_waiting():
+    if isinstance(error, processes.PeersMissing) or processes.has_peers():
         standard_streams.settle(sys.stdout)
         standard_streams.settle(sys.stderr)
         os._exit(status)

@@ -51,7 +51,7 @@ def load(name: str, data_dir: str | None) -> "Dataset":
         if jax.process_count() == 1:
             return data.load(name, data_dir, progress=bar)
         if name not in data.CATALOGUE or not data.CATALOGUE[name].bundled:
-            with processes.first_alone():
+            with processes.primary_first():
                 data.fetch(name, data_dir)
         part = jax.process_index(), jax.process_count()
         return processes.gather(data.load(name, data_dir, progress=bar, part=part))
@@ -70,7 +70,7 @@ def open_records(name: str, data_dir: str | None, image_size: int | None) -> "Re
     from dlc_jax.cli import progress
     from dlc_jax.sharding import processes
 
-    with progress.counting(f"opening {name}") as bar, processes.first_alone():
+    with progress.counting(f"opening {name}") as bar, processes.primary_first():
         return data.open_records(name, data_dir, image_size=image_size, progress=bar)
 
 

@@ -21,7 +21,7 @@ from dlc_jax.cli.output import INTERRUPTED, complain, of_one_line, say
 from dlc_jax.cli.types import Devices, Integer, Location
 from dlc_jax.errors import InputError
 from dlc_jax.utils import strict_json
-from dlc_jax.utils.signals import terminable
+from dlc_jax.utils.signals import raise_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,7 +238,7 @@ def train(
         if model_options:
             asked["model_options"] = dict(model_options)
         return _resume(resume, asked, data_dir, saving, devices, as_json)
-    if processes.is_first():
+    if processes.is_primary():
         check_encodable(Path(output_dir, name or ""))
         make_folder(Path(output_dir))
     chosen = recipes.find(recipe or "mnist-lecture")
@@ -283,7 +283,7 @@ def _join(
         return
     from dlc_jax.sharding import processes
 
-    processes.print_apart()
+    processes.redirect_library_output()
     processes.initialize(address, num_processes, process_id, join_seconds)
 
 
@@ -312,7 +312,7 @@ def _resume(
     def read() -> bytes:
         return Run.open(Path(folder)).config.to_json().encode()
 
-    config = RunConfig.from_json(processes.from_first(read).decode())
+    config = RunConfig.from_json(processes.broadcast_from_primary(read).decode())
     others = [
         f"{field} {getattr(config, field)!r}, not {value!r}"
         for field, value in asked.items()
@@ -321,12 +321,12 @@ def _resume(
     if others:
         raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
     dataset = load_again(config, data_dir)
-    if not processes.is_first():
+    if not processes.is_primary():
         _follow([config], dataset, devices)
         return 0
     run = Run(Path(folder), config)
     images, tests = dataset.first(config.examples).sizes
-    with progress.epochs(config.epochs, images, tests) as bar, terminable():
+    with progress.epochs(config.epochs, images, tests) as bar, raise_on_sigterm():
 
         def watch(run: "Run", report: "EpochReport") -> None:
             bar(report)
@@ -343,7 +343,7 @@ def _follow(configs: "Sequence[RunConfig]", dataset: "AnyDataset", devices: int 
     """Takes part in what the first process trains, keeps and prints."""
     from dlc_jax import runs
 
-    with terminable():
+    with raise_on_sigterm():
         for config in configs:
             runs.follow(config, dataset, devices)
 
@@ -374,7 +374,7 @@ def _train(
                 "--distributed and --stream"
             )
         together = False
-    if not processes.is_first():
+    if not processes.is_primary():
         configs = [runs.configure(dataset, recipe, **how) for how in several]
         _follow(configs, dataset, devices)
         return []
@@ -407,7 +407,7 @@ def _train_some(
 
     configs = [runs.configure(dataset, recipe, **how) for how in several]
     images, tests = dataset.first(configs[0].examples).sizes
-    with progress.epochs(configs[0].epochs, images, tests) as bar, terminable():
+    with progress.epochs(configs[0].epochs, images, tests) as bar, raise_on_sigterm():
 
         def watch(run: "Run", report: "EpochReport") -> None:
             # Of networks that are trained together the first one stands for all of them.

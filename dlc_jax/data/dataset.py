@@ -1,8 +1,8 @@
-"""What a dataset is once it is loaded: arrays, and the names that go with them."""
+"""Datasets in memory: `Examples`, `Dataset` and `Normalize`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,59 +11,59 @@ from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from dlc_jax.errors import InputError
-
-# What jitted functions take without ado.
-AnyArray: TypeAlias = Array | np.ndarray
-
-
-def unshared(leaf: Any) -> Any:
-    """A copy of an array of NumPy, which a caller may change; anything else as it is."""
-    return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+from dlc_jax.typing import AnyArray
+from dlc_jax.utils.arrays import owned_copy
 
 
 class Examples(NamedTuple):
-    """Images and their labels, as arrays of NumPy or JAX: a split of a dataset, or a batch.
-
-    It is a plain tuple, which holds the arrays themselves.
+    """Images and labels: a split of a dataset, or a batch.
 
     Attributes:
-      images: [examples, height, width, channels]; uint8 as stored, from 0 to 255, or
-        float32 once normalised.
-      labels: int32 [examples], from 0 to the number of classes less one.
+      images: [examples, height, width, channels]; uint8 from 0 to 255, or float32 once
+        normalized.
+      labels: integers [examples], from 0 to the number of classes minus 1.
     """
 
     images: UInt8[AnyArray, "examples height width channels"]
     labels: Int[AnyArray, " examples"]
 
 
-def check_count(name: str, examples: int, count: int) -> None:
-    """Refuses to take more training examples of a dataset than it has.
+def check_num_examples(name: str, requested: int, available: int) -> None:
+    """Checks that a dataset has as many training examples as requested.
 
     Raises:
-      InputError: `examples` is more than `count`.
+      InputError: it has fewer.
     """
-    if examples > count:
-        raise InputError(f"{name} has {count:,} training examples, not {examples:,}; ask for fewer")
+    if requested > available:
+        raise InputError(
+            f"{name} has {available:,} training examples, not {requested:,}; ask for fewer"
+        )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory.
+    """An image classification dataset in memory.
 
     Args:
-      copy: whether to check the labels, and to copy arrays of NumPy, so that the dataset stays the
-        same when these are changed. False saves both where nobody changes them.
+      copy: whether to check the labels and to copy NumPy arrays, so that later changes to them
+        do not reach the dataset.
 
     Attributes:
-      name: what it is called here.
+      name: the dataset's name.
       version: its publisher's version.
-      train: what to learn from.
-      test: what to measure the error on.
-      class_names: what each label means.
-      provenance: where these arrays came from, in words.
+      train: training split.
+      test: test split.
+      class_names: names of the classes, by label.
+      provenance: description of where the arrays came from.
 
     Raises:
-      InputError: there is a label for which there is no class, or not one for each image.
+      InputError: a label has no class, or images and labels differ in number.
+
+    Example:
+      >>> split = Examples(np.zeros((3, 28, 28, 1), np.uint8), np.array([0, 1, 1]))
+      >>> dataset = Dataset("tiny", "1.0", split, split, ("cat", "dog"), "made up")
+      >>> dataset.num_train, dataset.image_shape
+      (3, (28, 28, 1))
     """
 
     name: str
@@ -76,7 +76,7 @@ class Dataset:
 
     def __post_init__(self, copy: bool) -> None:
         for split in ("train", "test") if copy else ():
-            object.__setattr__(self, split, jax.tree.map(unshared, getattr(self, split)))
+            object.__setattr__(self, split, jax.tree.map(owned_copy, getattr(self, split)))
             self._check_labels(split)
 
     def _check_labels(self, split: str) -> None:
@@ -87,29 +87,22 @@ class Dataset:
                 "give one for each image"
             )
         classes = len(self.class_names)
-        for extreme in (labels.min(), labels.max()) if len(labels) else ():
-            if not 0 <= extreme < classes:
+        for label in (labels.min(), labels.max()) if len(labels) else ():
+            if not 0 <= label < classes:
                 raise InputError(
-                    f"{self.name} has a {split} label {extreme}, and {classes} classes; number "
+                    f"{self.name} has a {split} label {label}, and {classes} classes; number "
                     f"them from 0 to {classes - 1}"
                 )
 
-    def first(self, examples: int) -> "Dataset":
-        """The dataset with the first so many training examples only; all of them for 0.
-
-        Raises:
-          InputError: it has fewer.
-        """
-        check_count(self.name, examples, len(self.train.labels))
-        if not examples:
-            return self
-        images, labels = self.train
-        return replace(self, train=Examples(images[:examples], labels[:examples]), copy=False)
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train.labels)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """How many training and how many test examples there are."""
-        return len(self.train.labels), len(self.test.labels)
+    def num_test(self) -> int:
+        """Number of test examples."""
+        return len(self.test.labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -117,63 +110,95 @@ class Dataset:
         height, width, channels = np.shape(self.train.images)[1:]
         return height, width, channels
 
-    def sample(self, most: int) -> "Dataset":
-        """The first examples of each split, so many at most, in memory."""
-        train, test = (
-            Examples(*(array[:most] for array in split)) for split in (self.train, self.test)
-        )
+    def take(self, num_examples: int) -> "Dataset":
+        """The dataset with only its first `num_examples` training examples; 0 keeps all.
+
+        Raises:
+          InputError: it has fewer.
+        """
+        check_num_examples(self.name, num_examples, self.num_train)
+        if not num_examples:
+            return self
+        return replace(self, train=_first(self.train, num_examples), copy=False)
+
+    def head(self, max_examples: int) -> "Dataset":
+        """The first examples of each split, at most `max_examples` of each."""
+        train, test = (_first(split, max_examples) for split in (self.train, self.test))
         return replace(self, train=train, test=test, copy=False)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Normalise:
-    """Maps pixels to (pixel - mean) / std, channel by channel.
+def _first(split: Examples, num_examples: int) -> Examples:
+    return Examples(split.images[:num_examples], split.labels[:num_examples])
 
-    It is a pytree and a function at once, so that it can be handed to a jitted function.
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Normalize:
+    """Normalizes images to (pixel - mean) / std, channel by channel.
+
+    It is hashable and a pytree without leaves, so that it can be passed to transformed functions.
+
+    Args:
+      mean: any sequence or array, rounded to float32.
+      std: any sequence or array, rounded to float32.
 
     Attributes:
-      mean: float32 [channels], on the pixels' own scale from 0 to 255.
-      std: float32 [channels], likewise.
+      mean: mean of each channel, on the pixels' scale from 0 to 255.
+      std: standard deviation of each channel, on the same scale.
+
+    Example:
+      >>> normalize = Normalize(mean=[100], std=[50])
+      >>> normalize(np.array([[[0], [100], [150]]], np.uint8)).ravel()
+      Array([-2.,  0.,  1.], dtype=float32)
     """
 
-    mean: Float[AnyArray, " channels"]
-    std: Float[AnyArray, " channels"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, unshared(getattr(self, name)))
+    def __init__(
+        self,
+        mean: Sequence[float] | Float[AnyArray, " channels"],
+        std: Sequence[float] | Float[AnyArray, " channels"],
+    ) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            object.__setattr__(self, name, tuple(np.asarray(values, np.float32).tolist()))
 
     @classmethod
-    def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalise":
-        """The mean and standard deviation of all pixels of the given images."""
-        # In pieces that stay in the processor's cache.
+    def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalize":
+        """Mean and standard deviation over all pixels of the images.
+
+        Example:
+          >>> Normalize.fit(np.array([0, 2], np.uint8).reshape(2, 1, 1, 1))
+          Normalize(mean=(1.0,), std=(1.0,))
+        """
+        # In batches that fit the processor's cache.
         images = np.asarray(images)
-        return cls.over(images[start : start + 256] for start in range(0, len(images), 256))
+        return cls.from_batches(images[start : start + 256] for start in range(0, len(images), 256))
 
     @classmethod
-    def over(
-        cls, pieces: Iterable[UInt8[np.ndarray, "examples height width channels"]]
-    ) -> "Normalise":
-        """The same of images that come a few at a time."""
+    def from_batches(
+        cls, batches: Iterable[UInt8[np.ndarray, "examples height width channels"]]
+    ) -> "Normalize":
+        """As `fit`, for images that come in batches."""
         total, squares, count = np.zeros(()), np.zeros(()), 0
-        for piece in pieces:
-            pixels = piece.reshape(-1, piece.shape[-1]).astype(np.float64)
+        for batch in batches:
+            pixels = batch.reshape(-1, batch.shape[-1]).astype(np.float64)
             # Sums of integers are exact in float64.
             total = total + np.ones(len(pixels)) @ pixels
             squares = squares + np.einsum("pc,pc->c", pixels, pixels)
             count += len(pixels)
         mean = total / count
         variance = squares / count - mean**2
-        # A channel that never varies is left at zero instead of dividing by it.
+        # A constant channel becomes zero instead of being divided by zero.
         std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 1)
-        return cls(mean.astype(np.float32), std.astype(np.float32))
+        return cls(mean, std)
 
     def __call__(
         self, images: UInt8[AnyArray, "*batch height width channels"]
     ) -> Float[Array, "*batch height width channels"]:
-        """The images as float32, of mean 0 and standard deviation 1 where it was fitted."""
+        """The normalized images, as float32."""
         if isinstance(images, np.ndarray):
-            # JAX computes in the background, and would read what the caller may change by then.
+            # JAX computes in the background, when the caller may already have changed them.
             images = np.array(images, np.float32)
-        return (jnp.asarray(images, jnp.float32) - self.mean) / self.std
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (jnp.asarray(images, jnp.float32) - mean) / std

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from dlc_jax.utils import strict_json
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.utils.files import check_encodable, make_folder
-from dlc_jax.utils.signals import deferred
+from dlc_jax.utils.signals import defer_signals
 from dlc_jax.training.state import TrainState
 
 _NO_LOSSES = np.zeros(0, np.float32)
@@ -106,7 +106,7 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            with deferred(), self._told():
+            with defer_signals(), self._told():
                 self._manager.close()
         finally:
             logging.getLogger("absl").removeFilter(self._is_others)
@@ -244,7 +244,7 @@ class Keeper:
         """Writes down the latest that it was told of."""
         if self._latest is not None and self._latest.step != self._saved:
             # An interruption must not come between what is written and what is known of it.
-            with deferred():
+            with defer_signals():
                 self._checkpoints.save(self._latest)
                 self._saved, self._since = self._latest.step, time.monotonic()
 

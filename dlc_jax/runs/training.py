@@ -20,7 +20,7 @@ from dlc_jax.errors import InputError, one_line
 from dlc_jax.runs.configuration import AnyDataset
 from dlc_jax.runs.fitting import Fitting, how_to_fit, key_of, new_states
 from dlc_jax.runs.keeping import DEFAULT_SAVING, OpenRun, Saving, open_run
-from dlc_jax.utils.signals import Terminated, deferred
+from dlc_jax.utils.signals import Terminated, defer_signals
 from dlc_jax.runs.folder import Run, RunConfig
 from dlc_jax.training import EpochReport
 
@@ -40,7 +40,7 @@ class _Ending:
         """From now on Ctrl-C and SIGTERM wait until all is written."""
         # Those of several processes wait already, so that all end together.
         if jax.process_count() == 1:
-            self._stack.enter_context(deferred())
+            self._stack.enter_context(defer_signals())
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def follow(config: RunConfig, dataset: AnyDataset, devices: int | None = None) -
       InputError: as for `train`.
     """
     fitting = Fitting.of(config, dataset, devices)
-    with processes.ending_together() as go_on:
-        content = processes.from_first(bytes)
+    with processes.synchronized_shutdown() as go_on:
+        content = processes.broadcast_from_primary(bytes)
         begun = checkpoint.from_bytes(content, fitting.state) if content else None
         for _ in fitting.reports(begun, lambda *part: go_on()):
             pass
@@ -179,7 +179,7 @@ def _train(
     """Trains in a run's folder from where its checkpoints say."""
     with _whole_ending() as ending, ExitStack() as stack:
         # To be left last, when all is written.
-        go_on = stack.enter_context(processes.ending_together())
+        go_on = stack.enter_context(processes.synchronized_shutdown())
         opened: list[OpenRun] = []
 
         def tell() -> bytes:
@@ -187,7 +187,7 @@ def _train(
             begun = opened[0].begun
             return checkpoint.to_bytes(begun) if begun else b""
 
-        processes.from_first(tell)
+        processes.broadcast_from_primary(tell)
         [run] = opened
 
         def after_part(state: training.TrainState, losses: np.ndarray, seconds: float) -> None:

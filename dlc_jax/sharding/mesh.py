@@ -60,7 +60,7 @@ def device_mesh(
             f"a batch size of {batch_size} does not spread evenly over the {len(devices)} devices "
             f"of {len(hosts)} processes, as it must here; choose {sizes}"
         )
-        error.common = True
+        error.raised_on_all_processes = True
         raise error
     return _mesh(devices[:count])
 

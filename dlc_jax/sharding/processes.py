@@ -27,7 +27,7 @@ from dlc_jax.data.dataset import Dataset, Examples
 from dlc_jax.data.records import RecordDataset, Records
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.utils import strict_json
-from dlc_jax.utils.signals import Terminated, deferred, ignore
+from dlc_jax.utils.signals import Terminated, defer_signals, ignore_signals
 
 # JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
 _HEARTBEAT_SECONDS = 30
@@ -48,7 +48,7 @@ _FINE, _FAILED = b"+", b"-"
 _LOSSES = ("UNKNOWN: ", "INTERNAL: ", "ABORTED: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ")
 
 
-class NotJoined(InputError):
+class PeersMissing(InputError):
     """Other processes did not come in time; this one can do nothing more with JAX."""
 
 
@@ -71,7 +71,7 @@ def initialize(
       wait_seconds: how long to wait for all of them.
 
     Raises:
-      InputError: they are not found, or do not fit together, or (`NotJoined`) not all came.
+      InputError: they are not found, or do not fit together, or (`PeersMissing`) not all came.
     """
     _check(coordinator_address, num_processes, process_id)
     # It would take SIGTERM for itself, which then ended nothing.
@@ -79,7 +79,7 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", False)
     try:
         _join(coordinator_address, num_processes, process_id, wait_seconds)
-    except NotJoined:
+    except PeersMissing:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
@@ -113,7 +113,7 @@ def _join(
     joining.start()
     joining.join(wait_seconds)
     if joining.is_alive():
-        raise NotJoined(
+        raise PeersMissing(
             f"not all processes came within {wait_seconds} s; start all of them, and tell each "
             "the same address of the first one and the same number of processes"
         )
@@ -121,7 +121,7 @@ def _join(
         raise failures[0]
 
 
-def loss(reason: str) -> str:
+def peer_failure_message(reason: str) -> str:
     """What to say where another process can't be reached any more."""
     return (
         f"the processes can't go on together ({reason}); if one of them has died, start all of "
@@ -141,14 +141,14 @@ def _check(address: str | None, num_processes: int | None, process_id: int | Non
         )
 
 
-def is_loss(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error is what JAX raises where another process can't be reached any more."""
     # It is a ValueError where a program has been waited for when it was called.
     jaxs = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return are_waiting() and jaxs and str(error).startswith(_LOSSES)
+    return has_peers() and jaxs and str(error).startswith(_LOSSES)
 
 
-def print_apart() -> None:
+def redirect_library_output() -> None:
     """Has what the libraries that join processes print go to standard error from now on.
 
     Standard output is left to this program; call it before `initialize`. Where JAX's runtime loses
@@ -186,24 +186,24 @@ def _end_at_abort(number: int) -> None:
     time.sleep(_GRACE_SECONDS)
     reason = "another one has been lost"
     with suppress(OSError, ValueError):
-        print(f"dlc-jax: {loss(reason)}", file=sys.stderr, flush=True)
+        print(f"dlc-jax: {peer_failure_message(reason)}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 _AT_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end_at_abort)
 
 
-def are_waiting() -> bool:
+def has_peers() -> bool:
     """Whether other processes would be waited for when this one exits."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that keeps the results; a single one is."""
     return jax.process_index() == 0
 
 
-def from_first(make: Callable[[], bytes]) -> bytes:
+def broadcast_from_primary(make: Callable[[], bytes]) -> bytes:
     """What `make` returns in the first process, which alone calls it.
 
     Raises:
@@ -212,7 +212,7 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     if jax.process_count() == 1:
         return make()
     content, failure = b"", None
-    if is_first():
+    if is_primary():
         try:
             content = _FINE + make()
         except InputError as error:
@@ -220,7 +220,7 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     content = _broadcast(content)
     if content.startswith(_FAILED):
         failure = failure or InputError(content.removeprefix(_FAILED).decode())
-        failure.common = True
+        failure.raised_on_all_processes = True
         raise failure
     return content.removeprefix(_FINE)
 
@@ -228,30 +228,30 @@ def from_first(make: Callable[[], bytes]) -> bytes:
 def _broadcast(content: bytes) -> bytes:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(size, np.uint8)
-    if is_first():
+    if is_primary():
         padded[:] = np.frombuffer(content, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded)))
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def primary_first() -> Iterator[None]:
     """Within it the first process is ahead of the others, which wait until it has left."""
-    if not is_first():
-        _meet()
+    if not is_primary():
+        _barrier()
     try:
         yield
     finally:
-        if is_first():
-            _meet()
+        if is_primary():
+            _barrier()
 
 
-def _meet() -> None:
+def _barrier() -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("dlc_jax")
 
 
 @contextmanager
-def ending_together() -> Iterator[Callable[[], None]]:
+def synchronized_shutdown() -> Iterator[Callable[[], None]]:
     """Within it Ctrl-C and SIGTERM, whichever process they come to, end all at the same point.
 
     Of a single process they end what it is doing, as elsewhere. Several must enter and leave it
@@ -275,7 +275,7 @@ def ending_together() -> Iterator[Callable[[], None]]:
             ended = True
             raise Terminated if signal.SIGTERM in asked else KeyboardInterrupt
 
-    with deferred() as held:
+    with defer_signals() as held:
         try:
             yield go_on
         except KeyboardInterrupt:
@@ -286,7 +286,7 @@ def ending_together() -> Iterator[Callable[[], None]]:
             go_on()
         finally:
             if ended:
-                ignore()
+                ignore_signals()
                 held.clear()
 
 
@@ -316,7 +316,7 @@ def check_agreement(told: Mapping[str, Any]) -> None:
             f"the processes were told different things: {'; '.join(differences)}; start all of "
             "them with the same options, data and versions"
         )
-        error.common = True
+        error.raised_on_all_processes = True
         raise error
 
 

@@ -30,7 +30,7 @@ _NO_LOSSES = np.zeros(0, np.float32)
 class Diverged(InputError):
     """A loss, or a parameter or statistic of the network, is no longer finite."""
 
-    common = True
+    raised_on_all_processes = True
 
 
 class NoRoom(InputError):

@@ -13,7 +13,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Within it SIGTERM raises `Terminated`, unless something in it has the signal handled anew."""
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -32,7 +32,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[list[int]]:
+def defer_signals() -> Iterator[list[int]]:
     """Within it Ctrl-C and SIGTERM wait until its end, so that what is written is whole.
 
     Whatever in it has a signal handled anew keeps it.
@@ -61,7 +61,7 @@ def deferred() -> Iterator[list[int]]:
             signal.raise_signal(held[0])
 
 
-def ignore() -> None:
+def ignore_signals() -> None:
     """From now on Ctrl-C and SIGTERM do nothing, as for a process that is about to end."""
     if _in_main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--process", type=int)
     arguments = parser.parse_args()
     if arguments.processes > 1:
-        processes.print_apart()
+        processes.redirect_library_output()
         processes.initialize(arguments.coordinator, arguments.processes, arguments.process)
     program = _Training(arguments.network, _devices(arguments.devices, arguments.processes))
 
