@@ -1,9 +1,9 @@
-"""For each class an image that its logit answers to most, beside the test image that does.
+"""An image that maximizes the logit of each class, beside the test image with the largest one.
 
     dlc-jax train --name first
-    python examples/explain_maximise.py runs/first [PICTURE.png]
+    python examples/explain_activation_maximization.py runs/first [PICTURE.png]
 
-Activation maximisation (Simonyan et al. 2014, section 2) with regularisers that make it legible.
+Activation maximization (Simonyan et al. 2014, section 2) with regularization.
 """
 
 import sys
@@ -17,34 +17,38 @@ import jax
 import numpy as np
 
 from dlc_jax import data
-from dlc_jax.explain import View
-from dlc_jax.explain.maximisation import maximise
-from dlc_jax.explain.report.pictures import cells, rows_of_images
+from dlc_jax.explain import ImageClassifier
+from dlc_jax.explain.activation_maximization import maximize_activation
+from dlc_jax.explain.report.pictures import image_grid, image_row
 from dlc_jax.runs import plots
 from dlc_jax.runs.folder import Run
 
 
-def main(folder: str, picture: str = "maximise.png") -> None:
+def main(folder: str, picture: str = "activation_maximization.png") -> None:
     run = Run.open(Path(folder))
-    view, dataset = View.of_run(run), data.load(run.config.dataset)
+    classifier, dataset = ImageClassifier.from_run(run), data.load(run.config.dataset)
     classes, key = np.arange(min(10, len(dataset.class_names))), jax.random.key(0)
-    images = maximise(view, "logits", classes, key=key, image_shape=dataset.image_shape).images
-    logits = np.asarray(view.logits(images))
+    images = maximize_activation(
+        classifier, "logits", classes, key=key, image_shape=dataset.image_shape
+    ).images
+    logits = np.asarray(classifier.logits(images))
 
-    real = dataset.test.images[:1000].astype(np.float32) / 255
-    of_real = np.asarray(view.logits(real))
-    best = of_real.argmax(0)[classes]
+    test_images = dataset.test.images[:1000].astype(np.float32) / 255
+    test_logits = np.asarray(classifier.logits(test_images))
+    best = test_logits.argmax(0)[classes]
     rows = [
-        cells(images, "pixels", [f"{logit:.0f}" for logit in logits[classes, classes]]),
-        cells(real[best], "pixels", [f"{logit:.0f}" for logit in of_real[best, classes]]),
+        image_row(images, "pixels", [f"{logit:.0f}" for logit in logits[classes, classes]]),
+        image_row(
+            test_images[best], "pixels", [f"{logit:.0f}" for logit in test_logits[best, classes]]
+        ),
     ]
-    figure = rows_of_images(
+    figure = image_grid(
         rows,
-        "Images of the largest logits",
-        row_titles=["made by\nascent", "of 1,000\ntest images"],
+        "Images with the largest logits",
+        row_titles=["gradient\nascent", "of 1,000\ntest images"],
     )
-    right = (logits.argmax(1) == classes).sum()
-    print(f"{right} of {len(classes)} images are taken for the class that they were made for")
+    correct = (logits.argmax(1) == classes).sum()
+    print(f"{correct} of {len(classes)} images are classified as the class they were made for")
     plots.save(figure, Path(picture))
     print(picture)
 

@@ -33,13 +33,13 @@ from flax import nnx
 
 from dlc_jax import data, runs, training
 from dlc_jax.data import Dataset, Examples
-from dlc_jax.explain import View
+from dlc_jax.explain import ImageClassifier
 from dlc_jax.runs import keeping
 from dlc_jax.runs.folder import Run
 
 # Compiled as a whole, which takes far less time than to compile their operations one by one.
-logits_of = jax.jit(View.logits)
-activations_of = jax.jit(View.activations, static_argnames="stage")
+logits_of = jax.jit(ImageClassifier.logits)
+activations_of = jax.jit(ImageClassifier.activations, static_argnames="stage")
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -176,9 +176,9 @@ def lecture_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Ru
 
 
 @pytest.fixture(scope="session")
-def lecture(lecture_run: Run) -> View:
-    """The same network, to be looked into."""
-    return View.of_run(lecture_run)
+def lecture(lecture_run: Run) -> ImageClassifier:
+    """The classifier of the same run."""
+    return ImageClassifier.from_run(lecture_run)
 
 
 @pytest.fixture

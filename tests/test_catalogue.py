@@ -18,15 +18,15 @@ from dlc_jax.models import resnet, summary
 
 
 @functools.cache
-def summarise(name: str, **options: Any) -> summary.Summary:
+def summarize(name: str, **options: Any) -> summary.Summary:
     entry = models.find(name)
-    return summary.summarise(models.abstract(name, **options), entry.image_shape)
+    return summary.summarize(models.create_abstract(name, **options), entry.image_shape)
 
 
 @functools.cache
 def parameters(name: str, **options: Any) -> int:
     """How many there are, without following the computation."""
-    state = nnx.state(models.abstract(name, **options), nnx.Param)
+    state = nnx.state(models.create_abstract(name, **options), nnx.Param)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
@@ -53,7 +53,7 @@ def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(na
         state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
         return {path: (leaf.shape, leaf.dtype) for path, leaf in state}
 
-    assert kinds(models.abstract(name)) == kinds(models.create(name, rngs=nnx.Rngs(0)))
+    assert kinds(models.create_abstract(name)) == kinds(models.create(name, rngs=nnx.Rngs(0)))
 
 
 # torchvision's counts; those of VGG are also in the paper's table 2, in millions.
@@ -123,7 +123,7 @@ def test_the_original_alexnet_has_60_million_parameters() -> None:
 def test_the_original_googlenets_modules_have_table_1s_multiply_adds(
     module: str, millions: int
 ) -> None:
-    layers = summarise("googlenet", original=True).layers
+    layers = summarize("googlenet", original=True).layers
     of_module = [layer for layer in layers if layer.name.startswith(f"inception{module}.")]
     count = sum(layer.multiply_adds for layer in of_module)
     assert count / 1e6 == pytest.approx(millions, abs=1)
@@ -146,7 +146,7 @@ def test_the_original_googlenets_modules_have_table_1s_multiply_adds(
     ],
 )
 def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, size: int) -> None:
-    layers = {layer.name: layer for layer in summarise("bn-inception").layers}
+    layers = {layer.name: layer for layer in summarize("bn-inception").layers}
     assert layers[f"inception{module}"].shape == (size, size, maps)
 
 
@@ -167,7 +167,7 @@ def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, siz
     ],
 )
 def test_multiply_adds_are_as_many_as_published(name: str, billions: float) -> None:
-    assert summarise(name).multiply_adds / 1e9 == pytest.approx(billions, abs=0.1)
+    assert summarize(name).multiply_adds / 1e9 == pytest.approx(billions, abs=0.1)
 
 
 # He et al. 2015 ("Delving deep into rectifiers"), table 3.
@@ -177,7 +177,7 @@ def test_multiply_adds_are_as_many_as_published(name: str, billions: float) -> N
 def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
     variant: str, depth: int, billions: float
 ) -> None:
-    described = summarise("prelu-net", variant=variant)
+    described = summarize("prelu-net", variant=variant)
     assert described.depth == depth
     assert described.multiply_adds / 1e9 == pytest.approx(billions, rel=0.01)
 
@@ -200,13 +200,13 @@ def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
     ],
 )
 def test_networks_are_as_deep_as_they_are_called(name: str, depth: int) -> None:
-    assert summarise(name).depth == depth
+    assert summarize(name).depth == depth
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_networks_last_stage_is_its_logits(name: str) -> None:
     entry = models.find(name)
-    model = models.abstract(name)
+    model = models.create_abstract(name)
     model.eval()
     stages = activations(model, entry.image_shape)
     assert list(stages)[-1] == "logits"
@@ -218,14 +218,14 @@ def test_every_networks_last_stage_is_its_logits(name: str) -> None:
 def test_a_summarys_layers_hold_all_parameters_and_at_least_the_logits_multiply_adds(
     name: str,
 ) -> None:
-    described = summarise(name)
+    described = summarize(name)
     assert described.parameters == parameters(name)
     assert sum(layer.parameters for layer in described.layers) == described.parameters
     assert sum(layer.multiply_adds for layer in described.layers) == described.multiply_adds
 
 
 def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers() -> None:
-    with_, without = (summarise("googlenet", auxiliary=value) for value in (True, False))
+    with_, without = (summarize("googlenet", auxiliary=value) for value in (True, False))
     assert with_.multiply_adds == without.multiply_adds
     # 4x4 windows of 512 and 528 maps to 128 maps, then two layers.
     extra = sum(16 * maps * 128 + 2048 * 1024 + 1024 * 1000 for maps in (512, 528))
@@ -237,7 +237,7 @@ def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers(
     ("name", "size"), [("resnet18", 28), ("googlenet", 28), ("bn-inception", 32), ("resnet20", 28)]
 )
 def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> None:
-    model = models.abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
+    model = models.create_abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
     model.eval()
     stages = activations(model, (size, size, 3))
     second = list(stages.values())[1]
@@ -246,10 +246,10 @@ def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> 
 
 
 def test_a_small_head_reads_averaged_maps() -> None:
-    model = models.abstract("vgg16", image_shape=(32, 32, 3), num_classes=10, head="small")
+    model = models.create_abstract("vgg16", image_shape=(32, 32, 3), num_classes=10, head="small")
     model.eval()
     assert activations(model, (32, 32, 3))["average"].shape == (2, 512)
-    assert summary.summarise(model, (32, 32, 3)).layers[-2].parameters == 512 * 10 + 10
+    assert summary.summarize(model, (32, 32, 3)).layers[-2].parameters == 512 * 10 + 10
 
 
 # Table 4 compares them: B has three projections more than A, C has one around every block.
@@ -273,7 +273,7 @@ def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
 
 
 def test_googlenet_is_trained_on_its_auxiliary_classifiers_too() -> None:
-    model = models.abstract("googlenet", auxiliary=True)
+    model = models.create_abstract("googlenet", auxiliary=True)
     one, labels = np.eye(3, dtype=np.float32), np.arange(3)
     logits = {"logits": one, "aux1": 0 * one, "aux2": -one}
     losses = [math.log(math.e + 2) - 1, math.log(3), math.log(1 / math.e + 2) + 1]
@@ -301,14 +301,14 @@ def test_what_does_not_suit_a_network_is_named(
     name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        models.abstract(name, **options)
+        models.create_abstract(name, **options)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg11-bn", "googlenet"])
 def test_networks_compute_in_bfloat16_with_float32_parameters_and_statistics(name: str) -> None:
     small = {"resnet20": {}, "vgg11-bn": {"head": "small"}, "googlenet": {"stem": "small"}}
     options = {"image_shape": (32, 32, 3), "num_classes": 10, **small[name]}
-    model = models.abstract(name, dtype=jnp.bfloat16, **options)
+    model = models.create_abstract(name, dtype=jnp.bfloat16, **options)
     model.eval()
     stages = activations(model, (32, 32, 3))
     assert {array.dtype for array in stages.values()} == {jnp.dtype("bfloat16")}
@@ -323,4 +323,4 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 def test_a_network_that_learns_nothing_without_labels_is_prepared_as_it_is() -> None:
     model = models.create("lecture", rngs=nnx.Rngs(0))
-    assert model.prepared(jnp.zeros((5, 28, 28, 1)), jax.random.key(0)) is model
+    assert model.init_from_data(jnp.zeros((5, 28, 28, 1)), jax.random.key(0)) is model

@@ -14,9 +14,11 @@ import safetensors.numpy
 from flax import nnx
 
 from dlc_jax import models, training
-from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax.data import Dataset, Examples, Normalize
+from dlc_jax.data.source import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import interop
+from dlc_jax.nn.losses import cross_entropy
 
 SHAPES = {
     "conv1.weight": (32, 1, 5, 5),
@@ -82,8 +84,8 @@ def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(
 ) -> None:
     theirs = slides_network()
     weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
-    normalise = Normalise.fit(digits.train.images)
-    images = np.asarray(normalise(digits.train.images))
+    normalize = Normalize.fit(digits.train.images)
+    images = np.asarray(normalize(digits.train.images))
     labels = np.asarray(digits.train.labels)
     batches = [
         (images[start : start + 40].astype(dtype), labels[start : start + 40])
@@ -103,13 +105,20 @@ def our_losses(weights: Any, batches: Any, dtype: str, learning_rate: float) -> 
     model = models.create(
         "lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=dtype
     )
-    state = training.create_state(interop.load_torch(model, weights), optax.sgd(learning_rate))
+    model = interop.load_torch(model, weights)
+
+    def loss(model: Any, examples: Examples) -> tuple[jax.Array, None]:
+        return cross_entropy(model(examples.images), examples.labels), None
+
+    task = training.Supervised(lambda key: model, loss, optax.sgd(learning_rate))
+    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     wide = jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)
     state = dataclasses.replace(state, params=wide)
     losses = []
     for images, labels in batches:
-        state, metrics = training.train_step(state, Examples(jnp.asarray(images), labels))
-        losses.append(float(metrics.loss))
+        examples = Examples(jnp.asarray(images), jnp.asarray(labels))
+        state, metrics = step(state, Batch.of(examples))
+        losses.append(float(metrics["loss"].mean))
     return losses
 
 

@@ -52,7 +52,7 @@ def test_images_become_logits(shape: tuple[int, int, int]) -> None:
 
 
 def test_dtype_is_what_is_computed_in_and_parameters_stay_float32() -> None:
-    model = models.abstract("lecture", dtype=jnp.bfloat16)
+    model = models.create_abstract("lecture", dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     logits = jax.eval_shape(lambda model, x: model(x), model, images)
     assert logits.dtype == jnp.bfloat16

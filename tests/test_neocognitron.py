@@ -14,6 +14,7 @@ from flax import nnx
 
 from dlc_jax import data, training
 from dlc_jax.data import Dataset
+from dlc_jax.data.source import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import neocognitron, parameters
 from dlc_jax.models.neocognitron import Learned, Neocognitron
@@ -35,7 +36,7 @@ def network(seed: int = 0, **options: Any) -> Neocognitron:
 
 @pytest.fixture(scope="module")
 def images(digits: Dataset) -> np.ndarray:
-    return np.asarray(data.Normalise.fit(digits.train.images)(digits.train.images[:100]))
+    return np.asarray(data.Normalize.fit(digits.train.images)(digits.train.images[:100]))
 
 
 @pytest.fixture(scope="module")
@@ -248,13 +249,15 @@ def test_brightness_and_contrast_do_not_matter(organised: Neocognitron, images: 
 def test_training_changes_the_readout_alone(
     organised: Neocognitron, digits: Dataset, images: np.ndarray
 ) -> None:
-    state = training.create_state(organised, optax.adam(0.01))
+    identity = data.Normalize((0.0,), (1.0,))
+    task = training.classification(lambda key: organised, optax.adam(0.01), identity)
+    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     assert {path[0] for path, _ in nnx.to_flat_state(state.params)} == {"readout"}
-    batch = data.Examples(images, digits.train.labels[:100])
+    examples = data.Examples(jnp.asarray(images), jnp.asarray(digits.train.labels[:100]))
     losses = []
     for _ in range(20):
-        state, metrics = training.train_step(state, batch)
-        losses.append(float(metrics.loss))
+        state, metrics = step(state, Batch.of(examples))
+        losses.append(float(metrics["loss"].mean))
     assert losses[-1] < 0.5 * losses[0]
     jax.tree.map(
         np.testing.assert_array_equal, learned_weights(organised), learned_weights(state.model)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
-from dlc_jax.ops import patches, spectral, strided, winograd
+from dlc_jax.ops import fourier, im2col, winograd, winograd_strided
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -125,7 +125,7 @@ def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
 # Every formulation on shapes of its own, whether `conv2d` would choose it there or not.
 @settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from([patches, spectral, strided, winograd]),
+    st.sampled_from([im2col, fourier, winograd_strided, winograd]),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -141,9 +141,9 @@ def test_each_formulation_is_as_exact_as_xlas(
     large: bool,
 ) -> None:
     shape, window, strides, _ = case
-    if formulation in (spectral, winograd):
+    if formulation in (fourier, winograd):
         strides = (1, 1)
-    if formulation is strided:
+    if formulation is winograd_strided:
         window, strides = (3, window[1]), (2, strides[1])
         shape = (shape[0], shape[1] + 2, *shape[2:])
     if formulation is winograd:
@@ -153,7 +153,7 @@ def test_each_formulation_is_as_exact_as_xlas(
         shape = (shape[0], shape[1] + more, shape[2] + more, shape[3])
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
     # A transform sums over the whole image, even where the kernel is a single pixel.
-    units = 1 if formulation is patches else 4
+    units = 1 if formulation is im2col else 4
     ours = by_formulation(formulation, strides, pads)
     compare_convolutions(ours, x, kernel, strides, pads, units)
 
@@ -161,12 +161,12 @@ def test_each_formulation_is_as_exact_as_xlas(
 # The lecture's second layer, two wide layers with large and small tiles, a strided one, the
 # lecture's first layer, and one in which no patch of output columns divides the width.
 CHOICES = [
-    (spectral, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
+    (fourier, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
     (winograd, (8, 9, 10, 16), (3, 3, 16, 16), 1, "SAME"),
     (winograd, (16, 7, 6, 16), (3, 3, 16, 16), 1, "VALID"),
-    (strided, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
-    (patches, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
-    (patches, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
+    (winograd_strided, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
+    (im2col, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
+    (im2col, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
 ]
 # One of each formulation, which is chosen for half of the batch as well.
 ONE_OF_EACH = [CHOICES[i] for i in (0, 1, 3, 4)]
@@ -309,18 +309,22 @@ def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.sampled_from([patches, strided]), windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
+@given(
+    st.sampled_from([im2col, winograd_strided]),
+    windows(),
+    st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
 def test_a_few_images_at_a_time_are_as_exact_as_xlas(
     formulation: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
 ) -> None:
     (_, *shape), window, strides, padding = case
-    if formulation is strided:
+    if formulation is winograd_strided:
         window, strides, shape[0] = (3, window[1]), (2, strides[1]), shape[0] + 2
     x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
     pads = explicit_padding(x.shape[1:3], window, strides, padding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formulation, "_LARGEST_WHOLE", 0)
-        patch.setattr(patches, "_CHUNK", 3000)
+        patch.setattr(formulation, "_MAX_BATCH_BYTES", 0)
+        patch.setattr(im2col, "_CHUNK_BYTES", 3000)
         ours = by_formulation(formulation, strides, pads)
         # The kernel's gradient is a sum of as many sums as there are parts of the batch.
         compare_convolutions(ours, x, kernel, strides, pads, units=4)

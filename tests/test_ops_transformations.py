@@ -267,7 +267,7 @@ def test_only_the_gradients_that_are_asked_for_are_in_the_program() -> None:
     loss, _ = losses()
     for argnums, asked in ((0, (True, False)), (1, (False, True)), ((0, 1), (True, True))):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(X, KERNEL).jaxpr
-        found = [e.params["asked"] for e in jaxpr.eqns if e.primitive.name == "conv2d_gradients"]
+        found = [e.params["requested"] for e in jaxpr.eqns if e.primitive.name == "conv2d_gradients"]
         assert found == [asked]
 
 

@@ -78,7 +78,7 @@ def cifar_archive(splits: dict[str, Split]) -> bytes:
     return buffer.getvalue()
 
 
-def original_files(name: str, splits: dict[str, Split]) -> Files:
+def source_files(name: str, splits: dict[str, Split]) -> Files:
     if name == "cifar10":
         return {"cifar-10-binary.tar.gz": cifar_archive(splits)}
     files = {}
@@ -144,7 +144,7 @@ def server() -> Iterator[tuple[str, Files]]:
 
 
 def move(monkeypatch: pytest.MonkeyPatch, name: str, base: str, files: Files) -> None:
-    """Makes the builder of that name expect these files at another address."""
+    """Makes a builder expect these files at another address."""
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
     infos = {
@@ -161,7 +161,7 @@ def move(monkeypatch: pytest.MonkeyPatch, name: str, base: str, files: Files) ->
 
 @pytest.fixture
 def publish(monkeypatch: pytest.MonkeyPatch, server: tuple[str, Files]) -> Publish:
-    """Serves what is given, and expects `expected`, which is the same by default."""
+    """Serves the given files; TFDS expects `expected`, by default the same files."""
     base, files = server
 
     def serve(name: str, given: Files, expected: Files | None = None) -> str:
@@ -180,7 +180,7 @@ def contents(images: Any, labels: Any) -> Counter[tuple[bytes, int]]:
 
 
 def leftovers(data_dir: Path) -> list[Path]:
-    """What a failure should have removed: all but the files that were downloaded whole."""
+    """Files that a failure should have removed: all but complete downloads."""
     downloads = data_dir / "downloads"
     unfinished = [*downloads.rglob("*.tmp.*"), *data_dir.rglob("incomplete.*")]
     return unfinished + [path for path in data_dir.iterdir() if path != downloads]
@@ -195,7 +195,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_prepared_examples_are_those_served(name: str, tmp_path: Path, publish: Publish) -> None:
     splits = random_splits(name)
-    publish(name, original_files(name, splits))
+    publish(name, source_files(name, splits))
     prepared = prepare(name, tmp_path)
     builder = tfds.builder_from_directory(prepared)
     assert prepared == tmp_path / name / str(official_class(name).VERSION)
@@ -210,7 +210,7 @@ def test_prepared_examples_are_those_served(name: str, tmp_path: Path, publish: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prepared_metadata_is_tfds_own(name: str, tmp_path: Path, publish: Publish) -> None:
-    publish(name, original_files(name, random_splits(name)))
+    publish(name, source_files(name, random_splits(name)))
     info = tfds.builder_from_directory(prepare(name, tmp_path)).info
     official = official_class(name)(data_dir=tmp_path / "empty").info
     names = CIFAR_CLASSES if name == "cifar10" else official.features["label"].names
@@ -231,12 +231,12 @@ def test_urls_and_checksums_are_tfds_own(name: str, tmp_path: Path) -> None:
     builder = made(data_dir=tmp_path)
     assert builder.info.as_json == official(data_dir=tmp_path).info.as_json
     if name == "cifar10":
-        asked = [builder._cifar_info.url]
+        urls = [builder._cifar_info.url]
     else:
         generators = builder._split_generators(SimpleNamespace(download=lambda urls: urls))
         arguments = [generator.gen_kwargs for generator in generators]
-        asked = [kwargs[key] for kwargs in arguments for key in ("data_path", "label_path")]
-    assert set(asked) == set(official.url_infos)
+        urls = [kwargs[key] for kwargs in arguments for key in ("data_path", "label_path")]
+    assert set(urls) == set(official.url_infos)
 
 
 def test_mnist_examples_have_tfds_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_cifar_examples_have_tfds_own_keys_and_ids(
 
 def test_cifar_ids_count_through_the_batches(tmp_path: Path, publish: Publish) -> None:
     splits = random_splits("cifar10")
-    publish("cifar10", original_files("cifar10", splits))
+    publish("cifar10", source_files("cifar10", splits))
     builder = tfds.builder_from_directory(prepare("cifar10", tmp_path))
     for split, (images, labels) in splits.items():
         rows = sorted(builder.as_data_source(split), key=lambda row: row["id"])
@@ -291,16 +291,16 @@ def test_cifar_ids_count_through_the_batches(tmp_path: Path, publish: Publish) -
         np.testing.assert_array_equal([row["label"] for row in rows], labels)
 
 
-def test_what_is_prepared_needs_no_network(
+def test_a_prepared_dataset_needs_no_network(
     tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish("mnist", original_files("mnist", random_splits("mnist")))
+    publish("mnist", source_files("mnist", random_splits("mnist")))
     prepared = prepare("mnist", tmp_path)
     monkeypatch.setattr(preparing, "_probe", pytest.fail)
     assert prepare("mnist", tmp_path) == prepared
 
 
-def test_preparing_is_silent_and_leaves_tfds_as_it_was(
+def test_preparing_is_silent_and_restores_tfds(
     tmp_path: Path,
     publish: Publish,
     capfd: pytest.CaptureFixture[str],
@@ -309,7 +309,7 @@ def test_preparing_is_silent_and_leaves_tfds_as_it_was(
 ) -> None:
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    publish("mnist", original_files("mnist", random_splits("mnist")))
+    publish("mnist", source_files("mnist", random_splits("mnist")))
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(tqdm_utils, "_active", True)
     prepare("mnist", tmp_path)
@@ -324,7 +324,7 @@ def test_preparing_is_silent_and_leaves_tfds_as_it_was(
 def test_progress_is_shown_only_on_a_terminal(
     terminal: bool, tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish("mnist", original_files("mnist", random_splits("mnist")))
+    publish("mnist", source_files("mnist", random_splits("mnist")))
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", screen)
@@ -333,10 +333,10 @@ def test_progress_is_shown_only_on_a_terminal(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_checksum_is_refused_and_leaves_nothing_behind(
+def test_a_wrong_checksum_is_an_error_and_leaves_no_files(
     name: str, tmp_path: Path, publish: Publish
 ) -> None:
-    right = original_files(name, random_splits(name))
+    right = source_files(name, random_splits(name))
     last = list(right)[-1]
     base = publish(name, right | {last: right[last] + b"more"}, expected=right)
     with pytest.raises(InputError) as error:
@@ -347,11 +347,11 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing_behind(
 
 
 def damaged(name: str) -> Files:
-    files = original_files(name, random_splits(name))
+    files = source_files(name, random_splits(name))
     return {file: data[: len(data) // 2] for file, data in files.items()}
 
 
-def lacking_a_batch() -> Files:
+def missing_batch() -> Files:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin"))
@@ -359,12 +359,12 @@ def lacking_a_batch() -> Files:
 
 
 def labels_for_images() -> Files:
-    files = original_files("mnist", random_splits("mnist"))
+    files = source_files("mnist", random_splits("mnist"))
     return dict.fromkeys(files, files["t10k-labels-idx1-ubyte.gz"])
 
 
 def fewer_labels_than_images() -> Files:
-    files = original_files("mnist", random_splits("mnist"))
+    files = source_files("mnist", random_splits("mnist"))
     return files | {"train-labels-idx1-ubyte.gz": files["t10k-labels-idx1-ubyte.gz"]}
 
 
@@ -377,11 +377,11 @@ def fewer_labels_than_images() -> Files:
         ("mnist", dict.fromkeys(damaged("mnist"), b"not gzip")),
         ("mnist", labels_for_images()),
         ("mnist", fewer_labels_than_images()),
-        ("cifar10", lacking_a_batch()),
+        ("cifar10", missing_batch()),
     ],
     ids=["cut gz", "cut tar.gz", "no IDX", "no gzip", "no images", "few labels", "no batch"],
 )
-def test_a_damaged_file_is_a_one_line_error_and_leaves_nothing_behind(
+def test_a_damaged_file_is_a_one_line_error_and_leaves_no_files(
     name: str, files: Files, tmp_path: Path, publish: Publish
 ) -> None:
     publish(name, files)
@@ -397,7 +397,7 @@ def closed_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def assert_unavailable_soon(name: str, data_dir: Path, host: str) -> str:
+def assert_unavailable_within_seconds(name: str, data_dir: Path, host: str) -> str:
     start = time.monotonic()
     with pytest.raises(DatasetUnavailable) as error:
         prepare(name, data_dir)
@@ -409,51 +409,51 @@ def assert_unavailable_soon(name: str, data_dir: Path, host: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unreachable_host_is_known_soon(
+def test_an_unreachable_host_is_an_error_within_seconds(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = f"127.0.0.1:{closed_port()}"
     move(monkeypatch, name, f"http://{host}/", {"file": b""})
-    assert_unavailable_soon(name, tmp_path / "data", host)
+    assert_unavailable_within_seconds(name, tmp_path / "data", host)
 
 
-def test_a_server_that_never_answers_is_known_soon(
+def test_a_server_that_never_answers_is_an_error_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The system accepts the connection; no one reads from it.
+    # The system accepts the connection, but nothing reads from it.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
         move(monkeypatch, "mnist", f"http://{host}/", {"file": b""})
-        assert_unavailable_soon("mnist", tmp_path / "data", host)
+        assert_unavailable_within_seconds("mnist", tmp_path / "data", host)
 
 
-def test_a_name_that_is_looked_up_for_ever_is_known_soon(
+def test_endless_name_resolution_is_an_error_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given_up = threading.Event()
+    finished = threading.Event()
 
     def look_up(*args: Any, **kwargs: Any) -> Any:
-        given_up.wait(30)
+        finished.wait(30)
         raise socket.gaierror
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(preparing, "_PATIENCE", 0.5)
+    monkeypatch.setattr(preparing, "_PROBE_TIMEOUT", 0.5)
     move(monkeypatch, "mnist", "http://host.invalid/", {"file": b""})
     try:
-        assert_unavailable_soon("mnist", tmp_path / "data", "host.invalid")
+        assert_unavailable_within_seconds("mnist", tmp_path / "data", "host.invalid")
     finally:
-        given_up.set()
+        finished.set()
 
 
 def test_an_error_status_names_host_and_status(tmp_path: Path, publish: Publish) -> None:
-    base = publish("mnist", {}, expected=original_files("mnist", random_splits("mnist")))
-    assert "404" in assert_unavailable_soon("mnist", tmp_path / "data", base.split("/")[2])
+    base = publish("mnist", {}, expected=source_files("mnist", random_splits("mnist")))
+    assert "404" in assert_unavailable_within_seconds(
+        "mnist", tmp_path / "data", base.split("/")[2]
+    )
 
 
-def test_a_file_missing_on_the_server_leaves_nothing_behind(
-    tmp_path: Path, publish: Publish
-) -> None:
-    files = original_files("mnist", random_splits("mnist"))
+def test_a_file_missing_on_the_server_leaves_no_files(tmp_path: Path, publish: Publish) -> None:
+    files = source_files("mnist", random_splits("mnist"))
     first, *_ = files
     base = publish("mnist", {first: files[first]}, expected=files)
     with pytest.raises(DatasetUnavailable) as error:
@@ -462,7 +462,7 @@ def test_a_file_missing_on_the_server_leaves_nothing_behind(
     assert not leftovers(tmp_path)
 
 
-def test_an_unwritable_folder_is_named_before_the_network_is_asked(
+def test_an_unwritable_folder_is_an_error_before_any_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
@@ -487,7 +487,7 @@ def test_a_full_disk_names_the_folder(
     def fail(path: Path) -> np.ndarray:
         raise problem
 
-    publish("mnist", original_files("mnist", random_splits("mnist")))
+    publish("mnist", source_files("mnist", random_splits("mnist")))
     monkeypatch.setattr(preparing, "_idx", fail)
     with pytest.raises(InputError) as error:
         prepare("mnist", tmp_path)
@@ -496,32 +496,32 @@ def test_a_full_disk_names_the_folder(
     assert not leftovers(tmp_path)
 
 
-def test_what_killed_processes_left_is_removed_once_nobody_goes_on_with_it(
+def test_unfinished_files_of_killed_processes_are_removed_when_old(
     tmp_path: Path, publish: Publish
 ) -> None:
-    publish("mnist", original_files("mnist", random_splits("mnist")))
+    publish("mnist", source_files("mnist", random_splits("mnist")))
     downloads = tmp_path / "downloads" / "mnist"
-    # A folder whose files are new is still in use, however old it is itself.
-    old, used = downloads / "file.tmp.0123", downloads / "incomplete.4567"
+    # An old folder with new files is still in use.
+    old, in_use = downloads / "file.tmp.0123", downloads / "incomplete.4567"
     aborted = tmp_path / "mnist" / "3.0.1.incomplete_89AB"
-    for folder in (old, used, aborted):
+    for folder in (old, in_use, aborted):
         folder.mkdir(parents=True)
         (folder / "half").touch()
     two_days_ago = time.time() - 48 * 3600
-    for path in (old / "half", old, used, aborted / "half", aborted):
+    for path in (old / "half", old, in_use, aborted / "half", aborted):
         os.utime(path, (two_days_ago, two_days_ago))
     prepare("mnist", tmp_path)
     assert not old.exists()
     assert not aborted.exists()
-    assert used.exists()
+    assert in_use.exists()
 
 
-def test_an_unknown_dataset_is_answered_with_the_known(tmp_path: Path) -> None:
+def test_an_unknown_dataset_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'imagenet' can't be prepared; choose one of mnist, "):
         prepare("imagenet", tmp_path)
 
 
-def test_without_tfds_the_error_says_what_to_install(
+def test_without_tfds_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

@@ -72,7 +72,7 @@ def relative(result: Any, expected: Any) -> float:
 
 def ours(network: Any, name: str, **options: Any) -> models.Network:
     """Our network with the weights of torchvision's."""
-    model = interop.load_torch(models.abstract(name, **options), network.state_dict())
+    model = interop.load_torch(models.create_abstract(name, **options), network.state_dict())
     graphdef, state = nnx.split(model)
     # Only keys and counts of random numbers are still abstract.
     filled = jax.tree.map(

@@ -1,47 +1,43 @@
-"""What there is: dlc-jax recipes, data and models."""
+"""dlc-jax recipes, data and models: lists of what there is."""
 
+import dataclasses
 from typing import Any
 
 import click
 
 from dlc_jax.cli.group import commands
-from dlc_jax.cli.options import data_dir_option, json_option, model_options_option
-from dlc_jax.cli.output import say
-from dlc_jax.cli.types import Integer, Shape
+from dlc_jax.cli.options import data_dir_option, json_option, model_option
+from dlc_jax.cli.output import print_line
+from dlc_jax.cli.types import ImageShape, Integer
 from dlc_jax.utils import strict_json
 
 
 @commands.command("recipes")
 @json_option
 def list_recipes(as_json: bool) -> None:
-    """List the recipes: what to train, on what and how.
+    """List the recipes: combinations of dataset, model and hyperparameters.
 
     \b
     Example:
       dlc-jax recipes
     """
-    import dataclasses
-
-    from dlc_jax.runs import recipes
+    from dlc_jax.runs.recipes import RECIPES
 
     if as_json:
-        say(
-            strict_json.dumps(
-                {
-                    name: {
-                        "summary": entry.summary,
-                        "source": entry.source,
-                        **dataclasses.asdict(entry.recipe),
-                    }
-                    for name, entry in recipes.RECIPES.items()
-                }
-            )
-        )
+        described = {
+            name: {
+                "summary": info.summary,
+                "source": info.source,
+                **dataclasses.asdict(info.recipe),
+            }
+            for name, info in RECIPES.items()
+        }
+        print_line(strict_json.dumps(described))
         return
-    for name, entry in recipes.RECIPES.items():
-        recipe = entry.recipe
-        say(f"{name:18} {entry.summary} ({entry.source})")
-        say(f"{'':18} {recipe.model} on {recipe.dataset}, {recipe.epochs} epochs")
+    for name, info in RECIPES.items():
+        recipe = info.recipe
+        print_line(f"{name:18} {info.summary} ({info.source})")
+        print_line(f"{'':18} {recipe.model} on {recipe.dataset}, {recipe.epochs} epochs")
 
 
 @commands.command("data")
@@ -58,19 +54,19 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
     from dlc_jax.utils.files import NOWHERE, cache_folder
 
     statuses = [data.status(name, data_dir) for name in data.names()]
-    folders = {"data_folder": data.data_folder(data_dir), "cache_folder": cache_folder()}
-    places = {name: None if path == NOWHERE else str(path) for name, path in folders.items()}
+    paths = {"data_folder": data.data_folder(data_dir), "cache_folder": cache_folder()}
+    folders = {name: None if path == NOWHERE else str(path) for name, path in paths.items()}
     if as_json:
-        say(strict_json.dumps({**places, "datasets": statuses}))
+        print_line(strict_json.dumps({**folders, "datasets": statuses}))
         return
     for status in statuses:
-        say(f"{status['name']:14} {status['summary']} ({status['reference']})")
-        say(f"{'':14} {status['where']}")
+        print_line(f"{status['name']:14} {status['summary']} ({status['reference']})")
+        print_line(f"{'':14} {status['where']}")
         if status["cache"]:
-            say(f"{'':14} decoded: {status['cache']}")
-    say(
-        f"prepared datasets: {places['data_folder'] or 'no folder'}    "
-        f"cache: {places['cache_folder'] or 'no folder'}"
+            print_line(f"{'':14} decoded: {status['cache']}")
+    print_line(
+        f"prepared datasets: {folders['data_folder'] or 'no folder'}    "
+        f"cache: {folders['cache_folder'] or 'no folder'}"
     )
 
 
@@ -78,12 +74,12 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option(
     "--image-shape",
-    type=Shape(),
+    type=ImageShape(),
     metavar="HxWxC",
-    help="Height, width and channels of its images.  [default: its paper's]",
+    help="Height, width and channels of the images, for example 32x32x3.  [default: the paper's]",
 )
-@click.option("--classes", type=Integer(1), help="How many.  [default: its paper's]")
-@model_options_option
+@click.option("--classes", type=Integer(1), help="Number of classes.  [default: the paper's]")
+@model_option
 @json_option
 def list_models(
     name: str | None,
@@ -94,35 +90,31 @@ def list_models(
 ) -> None:
     """List the networks, or the layers of one of them.
 
-    Sizes are for the images and classes of the network's paper. Multiply-adds are those of
-    convolutions and matrix products for one image; the depth is how many of them follow one
-    another.
+    Multiply-adds are those of convolutions and matrix products for one image. The depth is the
+    largest number of them in a row.
 
     \b
     Examples:
       dlc-jax models
       dlc-jax models resnet18
-      dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --option stem=small
+      dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --model-option stem=small
     """
     from dlc_jax import models
     from dlc_jax.cli import progress
-    from dlc_jax.models import report
+    from dlc_jax.models import tabulate
+    from dlc_jax.models.summary import describe
 
-    told = {"image_shape": image_shape, "num_classes": classes, **dict(model_options)}
     if name is not None:
-        described = report.describe(name, **told)
-        lines = report.layer_lines(described)
+        result = describe(name, image_shape=image_shape, num_classes=classes, **dict(model_options))
+        lines = tabulate.layer_table(result)
     elif image_shape or classes or model_options:
-        raise click.UsageError("name a network to describe it for other images, as resnet18")
+        raise click.UsageError("name a network to describe it with options, for example resnet18")
     else:
         rows = []
-        with progress.stages() as bar:
+        with progress.stages() as update:
             for done, each in enumerate(models.names()):
-                bar(each, done, len(models.names()))
-                rows.append(report.describe(each))
-        described = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
-        lines = report.table_lines(rows)
-    if as_json:
-        say(strict_json.dumps(described))
-    else:
-        say("\n".join(lines))
+                update(each, done, len(models.names()))
+                rows.append(describe(each))
+        result = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
+        lines = tabulate.network_table(rows)
+    print_line(strict_json.dumps(result) if as_json else "\n".join(lines))

@@ -1,8 +1,8 @@
-"""Progress on a terminal; nothing where standard error is something else."""
+"""Progress bars, shown if standard error is a terminal."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TextIO
@@ -20,12 +20,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dlc_jax.training import EpochReport
-from dlc_jax.utils.text import printable, width
+from dlc_jax.training import EpochRecord
+from dlc_jax.utils.text import printable
 
-# A training step costs about three times as much as a forward pass: it computes the
-# values, and the gradients with respect to parameters and to inputs.
-_TRAIN_TO_TEST = 3
+# Training on an image takes about three forward passes: the gradients with respect to parameters
+# and to inputs take one each.
+_TRAIN_TO_TEST_RATIO = 3
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
@@ -42,81 +42,56 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _spinner() -> SpinnerColumn:
-    # The usual one needs more characters than ASCII has.
+    # The default one is not ASCII.
     return SpinnerColumn("dots" if "utf" in Console(stderr=True).encoding.lower() else "line")
 
 
 def _text(template: str) -> TextColumn:
-    # Brackets in a name are no markup.
+    # Names may contain brackets, which are not markup.
     return TextColumn(template, markup=False)
 
 
 @contextmanager
-def counting(description: str) -> Iterator["Counter"]:
-    """A bar for work of which one learns only later how much there is."""
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar; yields a function that takes the number done and the total number."""
     columns = (_spinner(), _text("{task.description}"), BarColumn())
     with _progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        yield Counter(progress, description)
+        task = progress.add_task(printable(description), total=None)
 
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
 
-class Counter:
-    """Tells a bar how far the work is."""
-
-    def __init__(self, progress: Progress, description: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(printable(description), total=None)
-
-    def __call__(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` pieces are done."""
-        self._progress.update(self._task, completed=done, total=total)
+        yield update
 
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, float, int], None]]:
-    """A bar over a known number of steps, each with a name of its own."""
+    """Shows a bar; yields a function that takes a stage's name, the number done and the total."""
     columns = (_spinner(), BarColumn(), _text("{task.completed:.0f}/{task.total}"))
-    named = _text("{task.description}")
-    with _progress(*columns, named, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+    name = _text("{task.description}")
+    with _progress(*columns, name, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=None)
 
-        def report(what: str, done: float, total: int) -> None:
-            progress.update(task, description=printable(what), completed=done, total=total)
+        def update(stage: str, done: float, total: int) -> None:
+            progress.update(task, description=printable(stage), completed=done, total=total)
 
-        yield report
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of the same keys, aligned under these; the first column to the left."""
-    lines = [[*map(printable, cells)] for cells in (rows[0], *(row.values() for row in rows))]
-    first, *rest = (max(map(width, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        "  ".join(
-            [
-                name + " " * (first - width(name)),
-                *(
-                    " " * (most - width(text)) + text
-                    for text, most in zip(texts, rest, strict=True)
-                ),
-            ]
-        )
-        for name, *texts in lines
-    )
+        yield update
 
 
-class _EpochBar(BarColumn):
-    """Advances within an epoch by the time that the epoch should take."""
+class _EpochBarColumn(BarColumn):
+    """A bar that also advances within an epoch, by the time the epoch is expected to take."""
 
     def render(self, task: Task) -> "ProgressColumn":  # type: ignore[override]
-        shown = task.completed
-        task.completed = shown + _fraction(task)
+        completed = task.completed
+        task.completed = completed + _fraction_of_epoch(task)
         try:
             return super().render(task)  # type: ignore[return-value]
         finally:
-            task.completed = shown
+            task.completed = completed
 
 
-class _TimeLeft(ProgressColumn):
-    """Epochs still to do, times what one takes."""
+class _EpochTimeColumn(ProgressColumn):
+    """The time left: the number of epochs left times the duration of one."""
 
     max_refresh = 0.5
 
@@ -124,72 +99,70 @@ class _TimeLeft(ProgressColumn):
         seconds = task.fields["epoch_seconds"]
         if seconds is None or task.total is None:
             return Text("compiling")
-        left = (task.total - task.completed - _fraction(task)) * seconds
+        left = (task.total - task.completed - _fraction_of_epoch(task)) * seconds
         return Text(f"{timedelta(seconds=round(left))} left")
 
 
-def _fraction(task: Task) -> float:
-    """How much of the present epoch should be done by now."""
+def _fraction_of_epoch(task: Task) -> float:
+    """Returns the fraction of the current epoch that should be done by now."""
     seconds = task.fields["epoch_seconds"]
     if seconds is None or task.finished:
         return 0.0
-    return min((time.monotonic() - task.fields["since"]) / seconds, 0.99)
+    return min((time.monotonic() - task.fields["epoch_start"]) / seconds, 0.99)
 
 
 class EpochProgress:
-    """Tells a bar what the epochs bring."""
+    """A bar over epochs; see `epochs`."""
 
-    def __init__(self, progress: Progress, epochs: int, images: int, test_images: int) -> None:
-        self._progress = progress
-        self._images, self._test_images = images, test_images
+    def __init__(self, progress: Progress, num_epochs: int, num_test: int) -> None:
+        self._progress, self._num_test = progress, num_test
         self._task = progress.add_task(
-            "", total=epochs, epoch_seconds=None, since=time.monotonic(), numbers=""
+            "", total=num_epochs, epoch_seconds=None, epoch_start=time.monotonic(), metrics=""
         )
 
-    def __call__(self, report: EpochReport) -> None:
-        """Shows that an epoch is done."""
-        if report.epoch:
-            rate = self._images / report.train_seconds
-            seconds = report.train_seconds + report.test_seconds
-            numbers = f"loss {report.losses.mean():.4f}  {rate:,.0f} images/s"
+    def update(self, record: EpochRecord) -> None:
+        """Shows an epoch's record."""
+        if record.epoch:
+            rate = record.num_examples / record.train_seconds
+            seconds = record.train_seconds + record.test_seconds
+            metrics = f"loss {float(record.train['loss']):.4f}  {rate:,.0f} images/s"
         else:
-            per_image = report.test_seconds / self._test_images
-            seconds = self._images * per_image * _TRAIN_TO_TEST + report.test_seconds
-            numbers = f"loss {float(report.test.loss):.4f}"
+            test_images = record.num_examples * _TRAIN_TO_TEST_RATIO + self._num_test
+            seconds = record.test_seconds * test_images / self._num_test
+            metrics = f"loss {float(record.test['loss']):.4f}"
         self._progress.update(
             self._task,
-            completed=report.epoch,
+            completed=record.epoch,
             epoch_seconds=seconds,
-            since=time.monotonic(),
-            numbers=numbers,
+            epoch_start=time.monotonic(),
+            metrics=metrics,
         )
 
-    def line(self, text: str) -> None:
-        """Prints a line on standard output, above the bar."""
+    def print_line(self, text: str) -> None:
+        """Prints a line to standard output, above the bar."""
         if self._progress.disable:
             print(text, flush=True)
         else:
-            # The bar, on standard error, would be in the line's way.
+            # The bar on standard error would otherwise overlap the line.
             self._progress.stop()
             print(text, flush=True)
             self._progress.start()
 
 
 @contextmanager
-def epochs(count: int, images: int, test_images: int) -> Iterator[EpochProgress]:
-    """A bar over epochs, with loss, images per second and time left.
+def epochs(num_epochs: int, num_test: int) -> Iterator[EpochProgress]:
+    """Shows a bar over epochs, with loss, images per second and time left.
 
     Args:
-      count: how many epochs there are.
-      images: training images in one.
-      test_images: how many it is tested on.
+      num_epochs: number of epochs.
+      num_test: number of test images.
     """
     columns = (
         _spinner(),
         TextColumn("epoch {task.completed}/{task.total}"),
-        _EpochBar(),
-        _text("{task.fields[numbers]}"),
-        _TimeLeft(),
+        _EpochBarColumn(),
+        _text("{task.fields[metrics]}"),
+        _EpochTimeColumn(),
     )
     with _progress(*columns) as progress:
-        yield EpochProgress(progress, count, images, test_images)
+        yield EpochProgress(progress, num_epochs, num_test)

@@ -1,4 +1,4 @@
-"""Standard input, output and error, whatever the command was started by."""
+"""Standard input, output and error, also where they are closed, full or ASCII."""
 
 import codecs
 import errno
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, TextIO
 
-from dlc_jax.cli.output import complain
+from dlc_jax.cli.output import warn
 
 _NAMES = ("stdin", "stdout", "stderr")
 
 
 def _escape(error: UnicodeError) -> tuple[bytes, int]:
-    """Bytes of a file's name as they are, and escapes for what an encoding lacks."""
+    """Error handler: keeps undecodable bytes of file names, and escapes other characters."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return b"".join(map(_encoded, text)), error.end
+    return b"".join(map(_encode, text)), error.end
 
 
-def _encoded(character: str) -> bytes:
+def _encode(character: str) -> bytes:
     if "\udc80" <= character <= "\udcff":
         return bytes([ord(character) - 0xDC00])
     return character.encode("ascii", "backslashreplace")
@@ -34,30 +34,30 @@ codecs.register_error("dlc_jax.escape", _escape)
 
 @contextmanager
 def usable() -> Iterator[None]:
-    """Within it there are standard streams, which take any character.
+    """Makes all standard streams usable for any text, and restores them afterwards.
 
-    What libraries warn of, and loggers of this package, becomes a line of standard error, once.
-    Afterwards, all is as it was.
+    Missing streams are opened. Warnings of libraries and this package's log messages become lines
+    on standard error, each once.
     """
     before = {name: getattr(sys, name) for name in _NAMES}
     closed = _open_descriptors()
-    errors: dict[TextIO, str] = {}
+    handlers: dict[TextIO, str] = {}
     for number, name in enumerate(_NAMES):
         stream = before[name]
         if stream is None or stream.closed:
-            setattr(sys, name, _stand_in(number, number in closed))
+            setattr(sys, name, _replacement(number, number in closed))
         elif name != "stdin" and hasattr(stream, "reconfigure") and stream.errors:
-            errors[stream] = stream.errors
+            handlers[stream] = stream.errors
             with suppress(OSError):
                 stream.reconfigure(errors="dlc_jax.escape")
     try:
-        with _told():
+        with _one_line_warnings():
             yield
     finally:
         for name in ("stdout", "stderr"):
-            settle(getattr(sys, name))
-            settle(before[name])
-        for stream, handler in errors.items():
+            flush(getattr(sys, name))
+            flush(before[name])
+        for stream, handler in handlers.items():
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=handler)  # type: ignore[attr-defined]
         for name, stream in before.items():
@@ -66,14 +66,14 @@ def usable() -> Iterator[None]:
             setattr(sys, name, stream)
 
 
-def settle(stream: TextIO | None) -> OSError | None:
-    """Writes what waits to be written; if that fails, returns why, and no one tries again."""
+def flush(stream: TextIO | None) -> OSError | None:
+    """Flushes a stream; if that fails, returns the error and discards what was not written."""
     if stream is None or stream.closed:
         return None
     try:
         stream.flush()
     except OSError as error:
-        # Python would try it once more when it exits, and complain itself.
+        # Python would flush again at exit, and print a traceback.
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
@@ -87,7 +87,7 @@ def settle(stream: TextIO | None) -> OSError | None:
 def _open_descriptors() -> set[int]:
     """Opens those of the descriptors 0, 1 and 2 that are closed, and returns them.
 
-    Files would otherwise be opened under their numbers, and get what native code prints.
+    Otherwise the next opened files would get these numbers, and the output of native code.
     """
     closed = set()
     for number in range(3):
@@ -105,22 +105,22 @@ def _open_descriptors() -> set[int]:
     return closed
 
 
-def _stand_in(number: int, ours: bool) -> TextIO:
+def _replacement(number: int, is_descriptor_open: bool) -> TextIO:
     mode: Literal["r", "w"] = "w" if number else "r"
-    if ours:
+    if is_descriptor_open:
         return open(number, mode, encoding="utf-8", errors="replace", closefd=False)
     return open(os.devnull, mode, encoding="utf-8", errors="replace")
 
 
-class _Complaints(logging.Handler):
+class _WarnHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage())
+        warn(record.getMessage())
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _one_line_warnings() -> Iterator[None]:
     ours, matplotlib = logging.getLogger("dlc_jax"), logging.getLogger("matplotlib")
-    propagates, level, handler = ours.propagate, matplotlib.level, _Complaints()
+    propagates, level, handler = ours.propagate, matplotlib.level, _WarnHandler()
     seen: set[str] = set()
 
     def show(
@@ -132,14 +132,14 @@ def _told() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         text = " ".join(str(message).split())
-        # Of what is said of each of many programs or files, the first is enough.
+        # Similar warnings, for example one per file, are shown once.
         if text[:40] not in seen:
             seen.add(text[:40])
-            complain(f"{text[:300]} ({category.__name__})")
+            warn(f"{text[:300]} ({category.__name__})")
 
     ours.addHandler(handler)
     ours.propagate = False
-    # Without a folder for what it caches it works as well.
+    # It warns where it has no cache folder, but works.
     matplotlib.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

@@ -1,51 +1,71 @@
-"""What a network's inputs and outputs mean, compared wherever two networks or a dataset meet."""
+"""Checks that networks and datasets have the same images and classes before they are combined."""
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Protocol
 
 from dlc_jax.errors import InputError
 
 
+class HasDataSpec(Protocol):
+    """A dataset, or the configuration of a run."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        ...
+
+
 @dataclass(frozen=True)
-class Meaning:
-    """The images that a network or a dataset is about, and its classes.
+class DataSpec:
+    """The images and classes of a network or a dataset.
 
     Attributes:
-      whose: in words, as `the run in 'runs/first'`.
+      label: what it belongs to, in words, such as "the run in 'runs/first'".
       image_shape: height, width and channels.
-      class_names: in the order of the labels.
+      class_names: names of the classes, by label.
     """
 
-    whose: str
+    label: str
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, whose: str, what: Any) -> "Meaning":
-        """That of a dataset or a run's configuration."""
-        return cls(whose, tuple(what.image_shape), tuple(what.class_names))
+    def of(cls, label: str, source: HasDataSpec) -> "DataSpec":
+        """The spec of a dataset or of a run's configuration."""
+        return cls(label, tuple(source.image_shape), tuple(source.class_names))
 
 
-def check_same(one: Meaning, other: Meaning) -> None:
-    """Sees that two have the same images and the same classes in the same order.
+def check_compatible(first: DataSpec, second: DataSpec) -> None:
+    """Checks that two specs have the same image shape and the same classes in the same order.
 
     Raises:
-      InputError: they have not; it names the first difference.
+      InputError: they differ; it names the first difference.
+
+    Example:
+      >>> mnist = DataSpec("the dataset mnist", (28, 28, 1), tuple("0123456789"))
+      >>> check_compatible(mnist, mnist)
     """
-    if one.image_shape != other.image_shape:
-        shapes = ("x".join(map(str, each.image_shape)) for each in (one, other))
-        raise _difference(one, other, "images of {}", *shapes)
-    names, others = one.class_names, other.class_names
-    for label, (ours, theirs) in enumerate(zip_longest(names, others)):
-        if ours is None or theirs is None:
-            raise _difference(one, other, "{} classes", len(names), len(others))
-        if ours != theirs:
-            raise _difference(one, other, f"{{}} as class {label}", repr(ours), repr(theirs))
+    if first.image_shape != second.image_shape:
+        shapes = ("x".join(map(str, spec.image_shape)) for spec in (first, second))
+        raise _difference(first, second, "images of {}", *shapes)
+    names = first.class_names, second.class_names
+    for label, (one, other) in enumerate(zip_longest(*names)):
+        if one is None or other is None:
+            raise _difference(first, second, "{} classes", *map(len, names))
+        if one != other:
+            raise _difference(first, second, f"{{}} as class {label}", repr(one), repr(other))
 
 
-def _difference(one: Meaning, other: Meaning, what: str, ours: Any, theirs: Any) -> InputError:
+def _difference(
+    first: DataSpec, second: DataSpec, template: str, one: object, other: object
+) -> InputError:
     return InputError(
-        f"{other.whose} has {what.format(theirs)}, while {one.whose} has {what.format(ours)}; "
-        "give those that are about the same images and classes, in the same order"
+        f"{second.label} has {template.format(other)}, while {first.label} has "
+        f"{template.format(one)}; use the same images and classes, in the same order"
     )

@@ -1,8 +1,8 @@
-"""Downloads datasets from where TFDS publishes them and prepares them, without TensorFlow.
+"""Downloads datasets and prepares them in TFDS's format, without TensorFlow.
 
-TFDS's own builders read the raw files through `tf.io.gfile` and encode arrays with
-TensorFlow. The builders here are theirs in all else (URLs, checksums, features, keys and
-so the order of the examples), but read the files in Python and yield Pillow images.
+TFDS's builders read and encode files with TensorFlow. The builders here inherit everything else
+from them (URLs, checksums, features and keys, so the order of the examples), but read the files
+in Python and yield Pillow images.
 """
 
 import errno
@@ -29,32 +29,31 @@ from jaxtyping import UInt8
 from dlc_jax.errors import DatasetUnavailable, InputError
 from dlc_jax.utils.files import untouched
 
-# What TFDS's builders yield: a key and the features of an example.
+# Pairs of a key and the features of an example.
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
-# Seconds that the host has to answer.
-_PATIENCE = 4.0
-# Seconds after which nobody is taken to go on with a preparation.
-_ABANDONED = 24 * 3600.0
+# Seconds.
+_PROBE_TIMEOUT = 4.0
+# Seconds without changes after which unfinished files count as abandoned.
+_ABANDONED_AFTER = 24 * 3600.0
 
 
 def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
-    """Downloads a dataset and prepares it as ArrayRecord, as TFDS itself would.
+    """Downloads a dataset and prepares it in ArrayRecord format, as TFDS itself would.
 
     Args:
-      name: what TFDS calls it: mnist, fashion_mnist or cifar10.
-      data_dir: where to prepare it; made if need be. The downloaded files stay in its
-        folder `downloads`, where TFDS looks for them, too.
-      progress: shows TFDS's progress bars, if standard error is a terminal.
+      name: TFDS's name: mnist, fashion_mnist or cifar10.
+      data_dir: folder of prepared datasets, created if need be. The downloaded files stay in its
+        subfolder `downloads`, as with TFDS.
+      progress: whether to show TFDS's progress bars, if standard error is a terminal.
 
     Returns:
-      The folder <data_dir>/<name>/<version>, at once if it is already there.
+      The folder <data_dir>/<name>/<version>. If it exists, nothing is downloaded.
 
     Raises:
-      DatasetUnavailable: TFDS is not installed, or the host does not answer; the latter
-        is known within five seconds.
-      InputError: the dataset is none of the three, `data_dir` can't be written to or is
-        full, or the files are not what TFDS expects.
+      DatasetUnavailable: TFDS is not installed, or the host does not answer within 5 seconds.
+      InputError: there is no such dataset, `data_dir` can't be written to or is full, or the
+        files are not what TFDS expects.
     """
     builder_class = _builder_class(name)
     prepared = data_dir / name / str(builder_class.VERSION)
@@ -63,7 +62,7 @@ def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
     _check_writable(data_dir)
     urls = list(builder_class.url_infos)
     _probe(name, urls[0], data_dir)
-    with _quiet(bars=progress and sys.stderr.isatty()), _tidy(name, data_dir):
+    with _quiet(bars=progress and sys.stderr.isatty()), _removing_unfinished(name, data_dir):
         import tensorflow_datasets as tfds
 
         config = tfds.download.DownloadConfig(
@@ -72,16 +71,16 @@ def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
         try:
             builder = builder_class(data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare(download_config=config)
-        # TFDS, requests, gzip, tarfile and ArrayRecord each raise their own errors.
+        # TFDS, requests, gzip, tarfile and ArrayRecord each raise errors of their own.
         except Exception as error:
-            # Another process may have prepared it meanwhile.
+            # Another process may have prepared it in the meantime.
             if not prepared.exists():
-                raise _explain(error, name, data_dir, urls) from error
+                raise _to_input_error(error, name, data_dir, urls) from error
     return prepared
 
 
 class _Builder:
-    """What the builders made here share; `official` is TFDS's own."""
+    """Base class of the mixins below; `official` is TFDS's builder class."""
 
     official: ClassVar[Any]
 
@@ -93,18 +92,18 @@ class _Builder:
 
 class _MnistLike(_Builder):
     def _split_generators(self, dl_manager: Any) -> Any:
-        # One by one, since TFDS would go on with the others in the background if one failed.
+        # Sequentially: TFDS would continue the other downloads if one failed.
         def download(urls: dict[str, str]) -> dict[str, Path]:
             return {key: dl_manager.download(url) for key, url in urls.items()}
 
-        # TFDS's unpacking goes through TensorFlow, so its own method gets packed files.
+        # TFDS would unpack the files with TensorFlow.
         packed = SimpleNamespace(download_and_extract=download)
         return self.official._split_generators(self, packed)
 
     def _generate_examples(self, num_examples: int, data_path: Path, label_path: Path) -> Rows:
         from PIL import Image
 
-        del num_examples  # the files say it
+        del num_examples
         rows = zip(_idx(data_path), _idx(label_path), strict=True)
         for index, (pixels, label) in enumerate(rows):
             yield index, {"image": Image.fromarray(pixels), "label": int(label)}
@@ -143,10 +142,10 @@ _BUILDERS: dict[str, tuple[str, type[_Builder]]] = {
 
 @cache
 def _builder_class(name: str) -> Any:
-    """TFDS's builder of that name, with the methods above in place of its own."""
+    """TFDS's builder class of a dataset, with the methods of the mixins above."""
     if name not in _BUILDERS:
         raise InputError(f"{name!r} can't be prepared; choose one of {', '.join(_BUILDERS)}")
-    class_name, reader = _BUILDERS[name]
+    class_name, mixin = _BUILDERS[name]
     try:
         import tensorflow_datasets as tfds
 
@@ -157,18 +156,17 @@ def _builder_class(name: str) -> Any:
             "importlib_resources"
         ) from error
     namespace = {"__module__": __name__, "name": name, "official": official}
-    made = type(official)(class_name, (reader, official), namespace, skip_registration=True)
-    # TFDS finds the checksums by the module, and writes it into dataset_info.json. It is set
-    # only now, since on creation TFDS would list the class among its module's own.
-    made.__module__ = official.__module__
-    return made
+    builder_class = type(official)(class_name, (mixin, official), namespace, skip_registration=True)
+    # TFDS finds the checksums by the module. Set on creation, it would register the class there.
+    builder_class.__module__ = official.__module__
+    return builder_class
 
 
 def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """Reads a gzipped IDX file of bytes: images [n, height, width] or labels [n].
 
     Raises:
-      ValueError: it is something else, or shorter or longer than its header says.
+      ValueError: it has another format, or another length than its header says.
     """
     with gzip.open(path) as file:
         data = file.read()
@@ -181,14 +179,14 @@ def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
 
 
 def _members(archive: Path, names: list[str]) -> list[bytes]:
-    """The contents of the named files of a tar.gz archive.
+    """Contents of files in a tar.gz archive.
 
     Raises:
-      ValueError: one of them is missing.
+      ValueError: a file is missing.
     """
     found = {}
     with tarfile.open(archive, "r:gz") as tar:
-        # In the archive's order, since going back would mean to unpack it again.
+        # In the archive's order: seeking back would decompress it again.
         for member in tar:
             if member.name in names and (file := tar.extractfile(member)):
                 found[member.name] = file.read()
@@ -198,7 +196,7 @@ def _members(archive: Path, names: list[str]) -> list[bytes]:
 
 
 def _cifar(data: bytes) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, "n 32 32 3"]]:
-    """Splits CIFAR-10's records, a label and 3x32x32 pixels each, into labels and images.
+    """Labels and images of CIFAR-10's binary format: per record a label and 3x32x32 pixels.
 
     Raises:
       ValueError: `data` is not a whole number of records.
@@ -210,7 +208,7 @@ def _cifar(data: bytes) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, "n 3
 
 def _check_writable(data_dir: Path) -> None:
     try:
-        # No folder is made before it is known that there is something to put there.
+        # Creates no folder before the download is known to work.
         existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -219,31 +217,31 @@ def _check_writable(data_dir: Path) -> None:
 
 
 def _probe(name: str, url: str, data_dir: Path) -> None:
-    """Asks for a URL once, because TFDS would retry for minutes before it gave up."""
+    """Requests a URL once, since TFDS would retry for minutes."""
     import requests
 
     problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            with requests.get(url, stream=True, timeout=_PATIENCE) as response:
+            with requests.get(url, stream=True, timeout=_PROBE_TIMEOUT) as response:
                 problems.put(None if response.ok else f"HTTP status {response.status_code}")
         except Exception as error:
             problems.put(type(error).__name__)
 
-    # requests bounds single steps, neither their sum nor the look-up of the host's name.
-    threading.Thread(target=ask, daemon=True).start()
+    # The timeout of requests limits neither the total time nor name resolution.
+    threading.Thread(target=request, daemon=True).start()
     try:
-        problem = problems.get(timeout=_PATIENCE)
+        problem = problems.get(timeout=_PROBE_TIMEOUT)
     except queue.Empty:
-        problem = f"no answer in {_PATIENCE:g} seconds"
+        problem = f"no answer in {_PROBE_TIMEOUT:g} seconds"
     if problem:
         raise _unreachable(name, url, data_dir, problem)
 
 
 @contextmanager
 def _quiet(bars: bool) -> Iterator[None]:
-    """Keeps TFDS and urllib3 from logging, and TFDS from drawing bars unless `bars`."""
+    """Context without log messages of TFDS and urllib3, and with progress bars only if `bars`."""
     from tensorflow_datasets.core.utils import tqdm_utils
 
     def drop(record: logging.LogRecord) -> bool:
@@ -263,10 +261,10 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _tidy(name: str, data_dir: Path) -> Iterator[None]:
-    """Removes the unfinished downloads that TFDS leaves behind when it fails.
+def _removing_unfinished(name: str, data_dir: Path) -> Iterator[None]:
+    """Context that removes the unfinished downloads that TFDS leaves when it fails.
 
-    What a killed process has left is removed as well, once nobody has written to it for a day.
+    Those of killed processes are removed once they are a day old.
     """
     downloads = data_dir / "downloads" / name
 
@@ -279,7 +277,7 @@ def _tidy(name: str, data_dir: Path) -> Iterator[None]:
 
     with suppress(OSError):
         for path in {*unfinished(), *(data_dir / name).glob("*.incomplete*")}:
-            if untouched(path, _ABANDONED):
+            if untouched(path, _ABANDONED_AFTER):
                 remove(path)
     before = unfinished()
     try:
@@ -291,8 +289,8 @@ def _tidy(name: str, data_dir: Path) -> Iterator[None]:
             (data_dir / name).rmdir()
 
 
-def _explain(error: Exception, name: str, data_dir: Path, urls: list[str]) -> InputError:
-    """What to tell the user of a failed preparation, in one line."""
+def _to_input_error(error: Exception, name: str, data_dir: Path, urls: list[str]) -> InputError:
+    """A one-line error for a failed preparation."""
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
@@ -307,7 +305,7 @@ def _explain(error: Exception, name: str, data_dir: Path, urls: list[str]) -> In
         )
     if isinstance(error, (DownloadError, requests.RequestException)):
         return _unreachable(name, url, data_dir, type(error).__name__)
-    # ArrayRecord's writer has no error of its own for a full disk.
+    # ArrayRecord has no error class for a full disk.
     if (disk_full := os.strerror(errno.ENOSPC)) in text:
         return _unwritable(data_dir, disk_full)
     if isinstance(error, OSError) and error.strerror:

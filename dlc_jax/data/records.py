@@ -440,9 +440,7 @@ def _split(
     return Records(_ArrayRecordReader(source, folder, shape, resize), count, shape)
 
 
-def _test_split(
-    builder: Any, folder: Path, shape: tuple[int, int, int], resize: bool
-) -> Records:
+def _test_split(builder: Any, folder: Path, shape: tuple[int, int, int], resize: bool) -> Records:
     """The test split, or validation if there is none or its labels are secret, as ImageNet's."""
     if "test" in builder.info.splits:
         test = _split(builder, "test", folder, shape, resize)

@@ -5,25 +5,30 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int, PRNGKeyArray
 
-from dlc_jax.data.dataset import AnyArray
+from dlc_jax.typing import AnyArray
 
 
-def split(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The key of training as one of the order and one of the augmentation."""
-    ordering, drawing = jax.random.split(key)
-    return ordering, drawing
+def split_key(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The key of a run, split into a shuffling key and an augmentation key."""
+    shuffling, augmentation = jax.random.split(key)
+    return shuffling, augmentation
 
 
-def order(
-    key: PRNGKeyArray, epoch: Int[AnyArray, ""] | int, examples: int
+def epoch_permutation(
+    key: PRNGKeyArray, epoch: Int[AnyArray, ""] | int, num_examples: int
 ) -> Int[Array, " examples"]:
-    """The places of an epoch's examples in their split, in the order in which it takes them.
+    """A random permutation of the examples' indices, another one in each epoch.
 
     Args:
-      key: of training, the same for all epochs, as for `dlc_jax.training.train_epoch`.
-      epoch: how many epochs there were before this one.
-      examples: how many there are.
+      key: the run's key, the same for all epochs.
+      epoch: number of the epoch, from 0.
+      num_examples: number of examples.
+
+    Example:
+      >>> import jax
+      >>> epoch_permutation(jax.random.key(0), 0, 5).shape
+      (5,)
     """
-    ordering, _ = split(key)
-    places = jnp.arange(examples, dtype=jnp.int32)
-    return jax.random.permutation(jax.random.fold_in(ordering, epoch), places)
+    shuffling, _ = split_key(key)
+    indices = jnp.arange(num_examples, dtype=jnp.int32)
+    return jax.random.permutation(jax.random.fold_in(shuffling, epoch), indices)

@@ -1,10 +1,10 @@
-"""Images that a unit answers most to: activation maximisation (Erhan et al. 2009).
+"""Activation maximization (Erhan et al. 2009).
 
-("Visualizing higher-layer features of a deep network".) Simonyan et al. 2014 ("Deep inside
-convolutional networks", section 2) maximise the logits of classes. The regularisers are those of
-Yosinski et al. 2015 ("Understanding neural networks through deep visualization", section 3: decay
-and blur) and of Mahendran and Vedaldi 2016 ("Visualizing deep convolutional neural networks using
-natural pre-images", section 3: total variation and jitter).
+"Visualizing higher-layer features of a deep network". Simonyan et al. 2014 ("Deep inside
+convolutional networks", section 2) maximize the logits of classes. Regularization: decay and blur
+of Yosinski et al. 2015 ("Understanding neural networks through deep visualization", section 3),
+total variation and jitter of Mahendran and Vedaldi 2016 ("Visualizing deep convolutional neural
+networks using natural pre-images", section 3).
 """
 
 from functools import partial
@@ -15,154 +15,176 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain import ascent
-from dlc_jax.explain.checks import check_choices
-from dlc_jax.explain.classifier import View
+from dlc_jax.explain import gradient_ascent
+from dlc_jax.explain.classifier import ImageClassifier, ImageShape
+from dlc_jax.explain.validation import check_indices
+from dlc_jax.typing import AnyArray
 
-# Half of a trained network's rectified units are silent on any one image, and then have no
-# gradient; so that each begins with the best of some. They are smooth, as what deeper layers look
-# for is.
-_STARTS = 32
+# About half of a trained network's rectified units are zero on a random image and have no
+# gradient, so each unit starts from the best of several random images.
+_CANDIDATES = 32
 _CONTRAST = 0.3
 
 
-class Maximised(NamedTuple):
-    """Images that units answer to, and how they came to.
+class MaximizationResult(NamedTuple):
+    """Result of activation maximization.
 
     Attributes:
-      images: one for each unit; pixels from 0 to 1.
-      activations: each unit's before each step, of the image moved as in that step.
+      images: Image of each unit, with pixels from 0 to 1.
+      activations: Activation of each unit before each step, for the image shifted by the jitter.
     """
 
-    images: Float[Array, "count height width channels"]
-    activations: Float[Array, "steps count"]
+    images: Float[Array, "units height width channels"]
+    activations: Float[Array, "steps units"]
 
 
-def maximise(
-    view: View,
+class _Regularization(NamedTuple):
+    decay: Float[AnyArray, ""] | float
+    total_variation: Float[AnyArray, ""] | float
+    blur: Float[AnyArray, ""] | float
+
+
+def maximize_activation(
+    classifier: ImageClassifier,
     stage: str,
-    maps: Int[AnyArray, " count"],
+    units: Int[AnyArray, " units"],
     *,
     key: PRNGKeyArray,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     steps: int = 256,
     learning_rate: Float[AnyArray, ""] | float = 0.1,
     decay: Float[AnyArray, ""] | float = 0.05,
     total_variation: Float[AnyArray, ""] | float = 0.5,
     jitter: int = 1,
     blur: Float[AnyArray, ""] | float = 0.3,
-    start: Float[AnyArray, "count height width channels"] | None = None,
-) -> Maximised:
-    """For each of some units an image that it answers most to.
+    initial_images: Float[AnyArray, "units height width channels"] | None = None,
+) -> MaximizationResult:
+    """Finds an image for each unit that maximizes its activation, by gradient ascent.
 
-    The unit is a feature map's mean over all positions, or a vector's element; of "logits" it is
-    a class. From `start` on, each step adds to the image, times the learning rate, the unit's
-    gradient (of mean absolute value 1) less that of the total variation times its weight; then
-    the image decays, is blurred, and its pixels are clipped to [0, 1]. Learning rate, decay and
-    blur go linearly to zero, so that the image comes to rest. A rectified unit that is silent at
-    `start` has no gradient: its activations stay zero.
+    A unit is the mean of a feature map over all positions, or an element of a vector; a unit of
+    "logits" is a class. Each step adds the learning rate times the gradient of the unit (with mean
+    absolute value 1) minus the weighted gradient of the total variation. Then the image decays, is
+    blurred, and is clipped to [0, 1]. Learning rate, decay and blur decrease linearly to zero. A
+    rectified unit that is zero for the initial image has no gradient and stays zero.
 
     Args:
-      view: the network.
-      stage: whose units, as `View.stages` has it.
-      maps: the units, each an index of the stage's last axis.
-      key: of the first images and of the jitter.
-      image_shape: height, width and channels of the images.
-      steps: how many, at least one.
-      learning_rate: of the first step; by how much a pixel changes on average.
-      decay: what part of its difference to the training images' mean an image loses in the
-        first step.
-      total_variation: weight of the sum of the lengths of the image's differences between
-        neighbours, against the unit's gradient.
-      jitter: by how many pixels an image is moved at most in each step; see `ascent.slope`.
-      blur: standard deviation in pixels of the first step's Gaussian.
-      start: where to begin; by default for each unit that of 32 images of smooth noise, around the
-        training images' mean, which it answers most to.
+      classifier: The classifier.
+      stage: Name of the stage.
+      units: Units, as indices of the stage's last axis.
+      key: PRNG key of the initial images and the jitter.
+      image_shape: Height, width and channels of the images.
+      steps: Number of steps.
+      learning_rate: Mean change of a pixel in the first step.
+      decay: Fraction of the difference to the training images' mean that is lost in the first
+        step.
+      total_variation: Weight of the total variation.
+      jitter: Largest shift of the images in each step, in pixels; see
+        `gradient_ascent.normalized_gradient`.
+      blur: Standard deviation of the Gaussian in the first step, in pixels.
+      initial_images: Initial images. By default, for each unit the one of 32 images of smooth
+        noise, around the training images' mean, with the largest activation.
 
     Raises:
-      InputError: there is no such stage or unit, no units are asked for, the network takes no
-        such images, `start` is of another shape, there are no steps, or the jitter is negative.
+      InputError: There is no such stage or unit, no units are given, the network takes no such
+        images, the initial images have another shape, there are no steps, or the jitter is
+        negative.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> result = maximize_activation(
+      ...     tiny_classifier(),
+      ...     "logits",
+      ...     np.array([0, 2]),
+      ...     key=jax.random.key(0),
+      ...     image_shape=(8, 8, 1),
+      ...     steps=10,
+      ... )
+      >>> result.images.shape, result.activations.shape
+      ((2, 8, 8, 1), (10, 2))
     """
-    _check(view, stage, maps, image_shape, steps, jitter)
-    shape = (len(maps), *image_shape)
-    start_key, jitter_key = jax.random.split(key)
-    if start is None:
-        start = _start(view, stage, maps, start_key, image_shape)
-    if start.shape != shape:
-        raise InputError(f"the start for these units is of shape {shape}, not {start.shape}")
-    settings = learning_rate, decay, total_variation, blur
-    return _ascend(view, stage, maps, jitter_key, steps, jitter, settings, start)
-
-
-def _check(
-    view: View,
-    stage: str,
-    maps: Int[AnyArray, " count"],
-    image_shape: tuple[int, int, int],
-    steps: int,
-    jitter: int,
-) -> None:
-    ascent.check(view, stage, image_shape, steps, jitter)
-    if len(maps) == 0:
-        raise InputError("maps is empty; give the index of at least one unit")
-    check_choices("unit", maps, len(maps), view.stage_shapes(image_shape)[stage][-1])
+    gradient_ascent.check_ascent(classifier, stage, image_shape, steps, jitter)
+    if len(units) == 0:
+        raise InputError("units is empty; give the index of at least one unit")
+    check_indices("unit", units, len(units), classifier.stage_shapes(image_shape)[stage][-1])
+    shape = (len(units), *image_shape)
+    initial_key, jitter_key = jax.random.split(key)
+    if initial_images is None:
+        initial_images = _initial_images(classifier, stage, units, initial_key, image_shape)
+    if initial_images.shape != shape:
+        raise InputError(f"initial_images has shape {initial_images.shape}; give {shape}")
+    return _ascend(
+        classifier,
+        units,
+        jitter_key,
+        learning_rate,
+        _Regularization(decay, total_variation, blur),
+        initial_images,
+        stage=stage,
+        steps=steps,
+        jitter=jitter,
+    )
 
 
 @partial(jax.jit, static_argnames=("stage", "image_shape"))
-def _start(
-    view: View,
+def _initial_images(
+    classifier: ImageClassifier,
     stage: str,
-    maps: Int[AnyArray, " count"],
+    units: Int[AnyArray, " units"],
     key: PRNGKeyArray,
-    image_shape: tuple[int, int, int],
-) -> Float[Array, "count height width channels"]:
-    """For each unit that of some random images which it answers most to."""
-    width = min(image_shape[:2]) / 14
-    noise = jax.random.normal(key, (_STARTS, *image_shape), jnp.float32).astype(float)
-    noise = ascent.blur(noise, width)
-    candidates = (view.mean_pixels + _CONTRAST * noise / noise.std()).clip(0, 1)
-    # One after the other, since all at once may take more memory than the ascent.
-    answers = lax.map(lambda image: _units(view, image[None], stage)[0], candidates)
-    return candidates[answers[:, jnp.asarray(maps)].argmax(0)]
+    image_shape: ImageShape,
+) -> Float[Array, "units height width channels"]:
+    """For each unit the random image with the largest activation."""
+    noise = jax.random.normal(key, (_CANDIDATES, *image_shape), jnp.float32).astype(float)
+    noise = gradient_ascent.gaussian_blur(noise, min(image_shape[:2]) / 14)
+    candidates = (classifier.pixel_mean + _CONTRAST * noise / noise.std()).clip(0, 1)
+    # One by one, since all at once may take more memory than the ascent.
+    activations = lax.map(lambda image: _all_units(classifier, image[None], stage)[0], candidates)
+    return candidates[activations[:, jnp.asarray(units)].argmax(0)]
 
 
-def _units(view: View, pixels: ascent.Images, stage: str) -> Float[Array, "batch units"]:
-    """The activations of all units of a stage, of feature maps the means."""
-    activations = view.activations(pixels, stage)
+def _all_units(
+    classifier: ImageClassifier, pixels: gradient_ascent.Images, stage: str
+) -> Float[Array, "batch units"]:
+    """Activations of all units of a stage; of feature maps the means."""
+    activations = classifier.activations(pixels, stage)
     return activations.reshape(len(pixels), -1, activations.shape[-1]).mean(1)
 
 
 @partial(jax.jit, static_argnames=("stage", "steps", "jitter"))
 def _ascend(
-    view: View,
-    stage: str,
-    maps: Int[AnyArray, " count"],
+    classifier: ImageClassifier,
+    units: Int[AnyArray, " units"],
     key: PRNGKeyArray,
+    learning_rate: Float[AnyArray, ""] | float,
+    regularization: _Regularization,
+    initial_images: Float[AnyArray, "units height width channels"],
+    *,
+    stage: str,
     steps: int,
     jitter: int,
-    settings: tuple[Float[AnyArray, ""] | float, ...],
-    start: Float[AnyArray, "count height width channels"],
-) -> Maximised:
-    learning_rate, decay, total_variation, blur = settings
-    mean, units = view.mean_pixels, jnp.asarray(maps)[:, None]
+) -> MaximizationResult:
+    decay, total_variation, blur = regularization
+    mean, indices = classifier.pixel_mean, jnp.asarray(units)[:, None]
 
-    def answers(pixels: ascent.Images) -> Float[Array, " count"]:
-        return jnp.take_along_axis(_units(view, pixels, stage), units, 1)[:, 0]
+    def objective(pixels: gradient_ascent.Images) -> Float[Array, " units"]:
+        return jnp.take_along_axis(_all_units(classifier, pixels, stage), indices, 1)[:, 0]
 
-    def variation(pixels: ascent.Images) -> Float[Array, ""]:
-        return ascent.total_variation(pixels).sum()
+    def variation(pixels: gradient_ascent.Images) -> Float[Array, ""]:
+        return gradient_ascent.total_variation(pixels).sum()
 
-    def step(pixels: ascent.Images, inputs: tuple[Array, Array]) -> tuple[ascent.Images, Array]:
-        key, left = inputs
-        activations, direction = ascent.slope(answers, pixels, key, jitter)
+    def step(
+        pixels: gradient_ascent.Images, inputs: tuple[Array, Array]
+    ) -> tuple[gradient_ascent.Images, Array]:
+        key, scale = inputs
+        activations, direction = gradient_ascent.normalized_gradient(objective, pixels, key, jitter)
         direction -= total_variation * jax.grad(variation)(pixels)
-        pixels = pixels + left * learning_rate * direction
-        pixels = ascent.blur(mean + (1 - left * decay) * (pixels - mean), left * blur)
-        return pixels.clip(0, 1), activations
+        pixels = pixels + scale * learning_rate * direction
+        pixels = mean + (1 - scale * decay) * (pixels - mean)
+        return gradient_ascent.gaussian_blur(pixels, scale * blur).clip(0, 1), activations
 
-    # What part of the first step's is left.
-    left = 1 - jnp.arange(steps) / steps
-    first = jnp.asarray(start, float).clip(0, 1)
-    return Maximised(*lax.scan(step, first, (jax.random.split(key, steps), left)))
+    schedule = 1 - jnp.arange(steps) / steps
+    initial = jnp.asarray(initial_images, float).clip(0, 1)
+    return MaximizationResult(*lax.scan(step, initial, (jax.random.split(key, steps), schedule)))

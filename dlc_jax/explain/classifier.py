@@ -13,10 +13,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax.data.dataset import Normalize, unshared
+from dlc_jax.data.dataset import Normalize
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.typing import AnyArray
+from dlc_jax.utils.arrays import owned_copy
 
 if TYPE_CHECKING:
     from dlc_jax.runs.folder import Run
@@ -44,12 +45,10 @@ class ImageClassifier:
       >>> from flax import nnx
       >>> from dlc_jax import models
       >>> from dlc_jax.data import Normalize
-      >>> model = models.create(
-      ...     "perceptron", image_shape=(4, 4, 1), num_classes=10, rngs=nnx.Rngs(0)
-      ... )
-      >>> classifier = ImageClassifier.from_model(model, Normalize((127.5,), (63.75,)))
-      >>> classifier.logits(np.zeros((2, 4, 4, 1))).shape
-      (2, 10)
+      >>> model = models.create("tc", image_shape=(6, 6, 1), num_classes=2, rngs=nnx.Rngs(0))
+      >>> classifier = ImageClassifier.from_model(model, Normalize((0,), (255,)))
+      >>> classifier.logits(np.zeros((3, 6, 6, 1))).shape
+      (3, 2)
     """
 
     variables: Any
@@ -74,7 +73,7 @@ class ImageClassifier:
         model = nnx.clone(model)
         model.eval()
         graphdef, variables = nnx.split(model)
-        return cls(jax.tree.map(unshared, variables), normalize, graphdef)
+        return cls(jax.tree.map(owned_copy, variables), normalize, graphdef)
 
     @classmethod
     def from_run(cls, run: "Run") -> "ImageClassifier":

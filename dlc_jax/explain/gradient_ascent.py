@@ -1,90 +1,73 @@
-"""Gradient ascent on pixels: what activation maximisation and dreaming share."""
+"""Gradient ascent on pixels, shared by activation maximization, DeepDream and fooling images."""
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain.classifier import Pixels, View
+from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
+from dlc_jax.explain.validation import check_image_shape, check_positive, check_stage
+from dlc_jax.typing import AnyArray
 
-Images = Float[Array, "batch height width channels"]
-
-
-def accepts(view: View, image_shape: tuple[int, int, int]) -> bool:
-    """Whether a network takes images of a shape, of which nothing is computed.
-
-    A network with a linear layer on all of its feature maps, such as `lecture`, takes one shape
-    alone. Others need only that their windows fit.
-
-    Args:
-      view: the network.
-      image_shape: height, width and channels.
-    """
-    try:
-        shapes = view.stage_shapes(image_shape)
-    except (TypeError, ValueError):  # what layers raise that do not fit what they are given
-        return False
-    return all(math.prod(shape) > 0 for shape in shapes.values())
+Images: TypeAlias = Float[Array, "batch height width channels"]
 
 
-def check(
-    view: View, stage: str, image_shape: tuple[int, int, int], steps: int, jitter: int
+def check_ascent(
+    classifier: ImageClassifier, stage: str, image_shape: ImageShape, steps: int, jitter: int
 ) -> None:
-    """Raises an InputError unless a network can be climbed so.
+    """Checks the arguments of gradient ascent.
 
     Args:
-      view: the network.
-      stage: whose activations are to grow.
-      image_shape: height, width and channels of the images.
-      steps: how many.
-      jitter: by how many pixels images are moved at most.
+      classifier: The classifier.
+      stage: Name of the stage whose activations are maximized.
+      image_shape: Height, width and channels of the images.
+      steps: Number of steps.
+      jitter: Largest shift of the images in each step, in pixels.
 
     Raises:
-      InputError: the network takes no such images or has no such stage, there are no steps, or
-        the jitter is negative.
+      InputError: The network takes no such images or has no such stage, there are no steps, or the
+        jitter is negative.
     """
-    if not accepts(view, image_shape):
-        raise refused(image_shape)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jax.eval_shape(lambda pixels: view.activations(pixels, stage), image)
-    if steps < 1:
-        raise InputError(f"gradient ascent takes at least one step, not {steps}")
+    check_image_shape(classifier, image_shape)
+    check_stage(classifier, image_shape, stage)
+    check_positive(steps=steps)
     if jitter < 0:
-        raise InputError(f"images can't be moved by {jitter} pixels; use a jitter of 0 or more")
+        raise InputError(f"jitter is {jitter}; give 0 or more")
 
 
-def refused(image_shape: tuple[int, int, int]) -> InputError:
-    """What to raise where a network does not accept images."""
-    shape = "x".join(map(str, image_shape))
-    return InputError(f"the network takes no images of {shape}; use the size that it was built for")
-
-
-def slope(
+def normalized_gradient(
     objective: Callable[[Images], Float[Array, " batch"]],
     pixels: Images,
     key: PRNGKeyArray,
     jitter: int,
 ) -> tuple[Float[Array, " batch"], Images]:
-    """Each image's objective and its gradient, where all are moved by the same random offset.
+    """Objective of each image and its gradient, with mean absolute value 1.
 
-    The images are rolled, so that what leaves at one border enters at the other, and the
-    gradients are rolled back (Mordvintsev et al. 2015, in the program that they published).
+    The images are rolled by one random offset, and the gradients are rolled back, as in the code
+    that Mordvintsev et al. 2015 ("Inceptionism: going deeper into neural networks") published.
 
     Args:
-      objective: of each image, independent of the others of the batch.
-      pixels: where to take it.
-      key: of the offset.
-      jitter: by how many pixels they are moved at most, in each direction.
+      objective: Function of a batch of images; the images do not depend on each other.
+      pixels: Images.
+      key: PRNG key of the offset.
+      jitter: Largest offset in each direction, in pixels.
 
     Returns:
-      The objectives of the moved images; and the gradients, each of mean absolute value 1, or
-      zero where the objective does not change.
+      Objectives of the rolled images, and their gradients; a gradient of zero stays zero.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> def objective(pixels):
+      ...     return (pixels**2).sum((1, 2, 3))
+      >>> pixels = jnp.array([1.0, 3.0]).reshape(1, 1, 2, 1)
+      >>> _, gradient = normalized_gradient(objective, pixels, jax.random.key(0), jitter=1)
+      >>> gradient.ravel().tolist()
+      [0.5, 1.5]
     """
     offset = jax.random.randint(key, (2,), -jitter, jitter + 1, jnp.int32)
 
@@ -93,50 +76,61 @@ def slope(
         return objectives.sum(), objectives
 
     gradient, objectives = jax.grad(total, has_aux=True)(jnp.roll(pixels, offset, (1, 2)))
-    return objectives, _scaled(jnp.roll(gradient, -offset, (1, 2)))
-
-
-def _scaled(gradient: Images) -> Images:
-    size = jnp.abs(gradient).mean((1, 2, 3), keepdims=True)
-    return gradient / jnp.where(size > 0, size, 1)
+    gradient = jnp.roll(gradient, -offset, (1, 2))
+    scale = jnp.abs(gradient).mean((1, 2, 3), keepdims=True)
+    return objectives, gradient / jnp.where(scale > 0, scale, 1)
 
 
 @jax.jit
 def total_variation(pixels: Pixels) -> Float[Array, " batch"]:
-    """How much each image changes from pixel to pixel.
+    """Total variation of each image.
 
-    It is the sum over pixels and channels of the length of the differences to the pixels below
-    and to the right (Mahendran and Vedaldi 2016, "bounded variation", with beta = 1); beyond the
-    border nothing changes.
+    Sum over pixels and channels of the length of the differences to the pixels below and to the
+    right (Mahendran and Vedaldi 2016, "Visualizing deep convolutional neural networks using
+    natural pre-images", section 3, "bounded variation", with beta = 1). Differences across the
+    border are zero.
 
     Args:
-      pixels: on any scale, which is that of the result.
+      pixels: Images, on any scale.
+
+    Returns:
+      Total variations, on the same scale.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> total_variation(jnp.array([0.0, 1.0, 0.5]).reshape(1, 1, 3, 1)).tolist()
+      [1.5]
     """
     pixels = jnp.asarray(pixels)
     down = jnp.diff(pixels, axis=1, append=pixels[:, -1:])
     right = jnp.diff(pixels, axis=2, append=pixels[:, :, -1:])
     squares = down**2 + right**2
-    # A square root's gradient at zero is infinite: where an image is flat it is to be zero.
+    # The square root's gradient at zero is infinite; here it is zero.
     lengths = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
     return lengths.sum((1, 2, 3))
 
 
 @jax.jit
-def blur(pixels: Pixels, deviation: Float[AnyArray, ""] | float) -> Images:
-    """Images convolved with a Gaussian, which beyond the border is renormalised.
+def gaussian_blur(pixels: Pixels, std: Float[AnyArray, ""] | float) -> Images:
+    """Convolves images with a Gaussian, which is renormalized at the borders.
 
     Args:
-      pixels: on any scale.
-      deviation: the Gaussian's standard deviation in pixels; 0 leaves the images as they are.
+      pixels: Images, on any scale.
+      std: Standard deviation of the Gaussian, in pixels; 0 leaves the images unchanged.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gaussian_blur(jnp.ones((1, 4, 4, 1)), 1.0).mean().round(3).item()
+      1.0
     """
     pixels = jnp.asarray(pixels)
-    rows, columns = (_gaussians(size, deviation) for size in pixels.shape[1:3])
+    rows, columns = (_blur_matrix(size, std) for size in pixels.shape[1:3])
     return jnp.einsum("ij,bjkc,lk->bilc", rows, pixels, columns)
 
 
-def _gaussians(size: int, deviation: Any) -> Float[Array, "size size"]:
-    """A matrix that blurs a row of pixels: a matrix takes widths that only the device knows."""
-    places = jnp.arange(size)
-    squares = (places[:, None] - places) ** 2
-    # At this least deviation a pixel's neighbours weigh exactly nothing.
-    return jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-3) ** 2), axis=1)
+def _blur_matrix(size: int, std: Any) -> Float[Array, "size size"]:
+    """Matrix that blurs a row of pixels; unlike a kernel, it works for a traced `std`."""
+    positions = jnp.arange(size)
+    squares = (positions[:, None] - positions) ** 2
+    # With this smallest deviation the neighbours' weights are exactly zero.
+    return jax.nn.softmax(-squares / (2 * jnp.maximum(std, 1e-3) ** 2), axis=1)

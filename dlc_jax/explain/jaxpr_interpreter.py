@@ -1,8 +1,9 @@
-"""Functions as their equations, evaluated with something changed on the way.
+"""An interpreter of jaxprs that can change equations and values.
 
-A network is a function of pixels, without hooks. What an explanation changes inside it (the
-backward pass of its rectifiers, the value of a stage) is changed in its jaxpr, the list of
-equations that JAX makes of it, so that no network has to provide for it.
+Networks have no hooks. Explanations that change something inside a network, such as the backward
+pass of its ReLUs or the activations of a stage, interpret its jaxpr, the list of equations that
+JAX traces, and change it there. (See "Writing custom Jaxpr interpreters in JAX" in JAX's
+documentation.)
 """
 
 from collections.abc import Callable, Sequence
@@ -16,52 +17,64 @@ if TYPE_CHECKING:
 else:
     from jax.extend.core import ClosedJaxpr
 
-# What computes the results of an equation from its arguments.
-Call: TypeAlias = Callable[[JaxprEqn, list[Any]], list[Any]]
-# What to make of a variable's value; its third argument reads the variables before it.
-Change: TypeAlias = Callable[[Var, Any, Callable[[Any], Any]], Any]
+# Computes the outputs of an equation from the values of its inputs.
+EvalEquation: TypeAlias = Callable[[JaxprEqn, list[Any]], list[Any]]
+# Replaces a variable's value; the third argument returns the values of earlier variables.
+Replace: TypeAlias = Callable[[Var, Any, Callable[[Any], Any]], Any]
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], Any]:
-    """A function's equations, the leaves of its arguments, and the structure of its result.
+    """Traces a function to a jaxpr.
 
     Args:
-      function: of pytrees of arrays.
-      *args: for the shapes and dtypes of their leaves.
+      function: A function of pytrees of arrays.
+      *args: Its arguments, or their shapes and dtypes.
+
+    Returns:
+      The jaxpr, the leaves of the arguments, and the tree structure of the result.
     """
     closed, result = jax.make_jaxpr(function, return_shape=True)(*args)
     return closed, jax.tree.leaves(args), jax.tree.structure(result)
 
 
-def call_as_is(equation: JaxprEqn, args: list[Any]) -> list[Any]:
-    """What the equation's own primitive makes of its arguments.
-
-    Its rules of differentiation, and those of functions called within, hold as ever.
-    """
+def bind_primitive(equation: JaxprEqn, args: list[Any]) -> list[Any]:
+    """Evaluates an equation unchanged, with the differentiation rules of its primitive."""
     primitive = equation.primitive
     results = primitive.bind(*args, **primitive.get_bind_params(equation.params))
     return list(results) if primitive.multiple_results else [results]
 
 
-def keep(variable: Var, value: Any, read: Callable[[Any], Any]) -> Any:
-    """The value as it is."""
+def keep_value(variable: Var, value: Any, read: Callable[[Any], Any]) -> Any:
+    """Returns the value unchanged."""
     del variable, read
     return value
 
 
-def evaluate(
-    closed: ClosedJaxpr, args: Sequence[Any], *, call: Call = call_as_is, change: Change = keep
+def eval_jaxpr(
+    closed: ClosedJaxpr,
+    args: Sequence[Any],
+    *,
+    eval_equation: EvalEquation = bind_primitive,
+    replace: Replace = keep_value,
 ) -> list[Any]:
-    """Evaluates equations one after the other.
+    """Evaluates a jaxpr, equation by equation.
 
     Args:
-      closed: the equations.
-      args: a value for each of their inputs.
-      call: see `Call`.
-      change: see `Change`.
+      closed: The jaxpr.
+      args: Values of its inputs.
+      eval_equation: Evaluates an equation.
+      replace: Replaces the value of each variable.
 
     Returns:
-      A value for each of their outputs.
+      Values of its outputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jaxpr, args, _ = trace(lambda x: jnp.sin(x) + 1, 0.0)
+      >>> def double(variable, value, read):
+      ...     return 2 * value
+      >>> [float(value) for value in eval_jaxpr(jaxpr, args, replace=double)]
+      [2.0]
     """
     values: dict[Var, Any] = {}
 
@@ -70,10 +83,10 @@ def evaluate(
 
     def write(variables: Sequence[Var], results: Sequence[Any]) -> None:
         for variable, result in zip(variables, results, strict=True):
-            values[variable] = change(variable, result, read)
+            values[variable] = replace(variable, result, read)
 
     write(closed.jaxpr.constvars, closed.consts)
     write(closed.jaxpr.invars, args)
     for equation in closed.jaxpr.eqns:
-        write(equation.outvars, call(equation, [read(atom) for atom in equation.invars]))
+        write(equation.outvars, eval_equation(equation, [read(atom) for atom in equation.invars]))
     return [read(atom) for atom in closed.jaxpr.outvars]

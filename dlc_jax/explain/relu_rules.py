@@ -1,10 +1,13 @@
-"""Rectifiers with another backward pass.
+"""Rules for the backward pass of rectifiers (ReLU and GELU).
 
-What passes back through a rectifier tells three ways of looking into a network apart
-(Springenberg et al. 2015, "Striving for simplicity", section 3.4 and figure 1): the gradient
-passes where the input was positive; the deconvnet's signal passes where it is itself positive
-(Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks", section 2.1);
-guided backpropagation asks for both.
+The gradient, the deconvnet and guided backpropagation differ only in what passes back through a
+rectifier (Springenberg et al. 2015, "Striving for simplicity: the all convolutional net", section
+3.4 and figure 1):
+
+- "gradient": the gradient where the input is positive;
+- "deconvnet": the positive part of the gradient (Zeiler and Fergus 2014, "Visualizing and
+  understanding convolutional networks", section 2.1);
+- "guided": the positive part of the gradient where the input is positive.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,65 +21,79 @@ from jax.extend import core
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError
-from dlc_jax.explain import jaxprs
+from dlc_jax.explain import jaxpr_interpreter
+from dlc_jax.explain.jaxpr_interpreter import ClosedJaxpr
 
-Rule: TypeAlias = Literal["gradient", "deconvnet", "guided"]
-RULES: tuple[Rule, ...] = ("gradient", "deconvnet", "guided")
+ReluRule: TypeAlias = Literal["gradient", "deconvnet", "guided"]
+RELU_RULES: tuple[ReluRule, ...] = ("gradient", "deconvnet", "guided")
 
 _RECTIFIERS = ("relu", "gelu")
 _JIT = ("jit", "pjit")
 
 
-def with_rectifiers(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
-    """A function with the same values, whose rectifiers have another backward pass.
+def override_relu_gradient(function: Callable[..., Any], rule: ReluRule) -> Callable[..., Any]:
+    """Changes the backward pass of the rectifiers in a function.
 
     Rectifiers are `jax.nn.relu`, `jax.nn.gelu` and `dlc_jax.nn.layers.gelu`, also inside `jax.jit`,
-    `jax.checkpoint`, `lax.cond`, `lax.switch` and `lax.scan`. Functions with derivatives of their
-    own (`jax.custom_vjp`, `jax.custom_jvp`) keep these, and so do other activations, such as
-    sigmoids and PReLU. The new function is differentiated in reverse mode, once.
+    `jax.checkpoint`, `lax.cond`, `lax.switch` and `lax.scan`. Functions with custom derivatives
+    (`jax.custom_vjp`, `jax.custom_jvp`) and other activations, such as sigmoid and PReLU, keep
+    their gradients. The rules "deconvnet" and "guided" treat GELU as ReLU.
 
     Args:
-      function: of pytrees of arrays, given by position.
-      rule: what passes back: "gradient", as it is; "deconvnet", what is positive; or "guided",
-        what is positive where the rectifier's input was, too. The latter two take GELU for a
-        rectifier, and leave its slope out.
+      function: A function of pytrees of arrays, given by position.
+      rule: "gradient", "deconvnet" or "guided"; see the module.
+
+    Returns:
+      A function with the same values, which can be differentiated once, in reverse mode.
 
     Raises:
-      InputError: there is no such rule.
+      InputError: There is no such rule.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> def f(x):
+      ...     return (jnp.array([3.0, 4.0, -5.0]) * jax.nn.relu(x)).sum()
+      >>> x = jnp.array([1.0, -1.0, 2.0])
+      >>> for rule in RELU_RULES:
+      ...     print(rule, jax.grad(override_relu_gradient(f, rule))(x))
+      gradient [ 3.  0. -5.]
+      deconvnet [3. 4. 0.]
+      guided [3. 0. 0.]
     """
-    check_rule(rule)
+    check_relu_rule(rule)
     if rule == "gradient":
         return function
 
     @wraps(function)
-    def changed(*args: Any) -> Any:
-        closed, leaves, structure = jaxprs.trace(function, *args)
+    def overridden(*args: Any) -> Any:
+        closed, leaves, structure = jaxpr_interpreter.trace(function, *args)
         return jax.tree.unflatten(structure, _evaluate(rule, closed, *leaves))
 
-    return changed
+    return overridden
 
 
-def check_rule(rule: Rule) -> None:
-    """Raises an InputError unless there is such a rule."""
-    if rule not in RULES:
-        raise InputError(f"there is no rule {rule!r}; choose from {', '.join(RULES)}")
+def check_relu_rule(rule: ReluRule) -> None:
+    """Raises an InputError if there is no such rule."""
+    if rule not in RELU_RULES:
+        raise InputError(f"there is no rule {rule!r}; choose from {', '.join(RELU_RULES)}")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rectified(
-    rule: Rule, x: Float[Array, "..."], activations: Float[Array, "..."]
+    rule: ReluRule, x: Float[Array, "..."], activations: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """The activations, whose gradient goes by the rule to x, of which they were made."""
+    """The activations of x, with a gradient by the rule."""
     del rule, x
     return activations
 
 
-def _rectified_forward(rule: Rule, x: Array, activations: Array) -> tuple[Array, Array]:
+def _rectified_forward(rule: ReluRule, x: Array, activations: Array) -> tuple[Array, Array]:
     del rule
     return activations, x
 
 
-def _rectified_backward(rule: Rule, x: Array, grad: Array) -> tuple[Array, None]:
+def _rectified_backward(rule: ReluRule, x: Array, grad: Array) -> tuple[Array, None]:
     passes = grad > 0
     if rule == "guided":
         passes &= x > 0
@@ -86,23 +103,25 @@ def _rectified_backward(rule: Rule, x: Array, grad: Array) -> tuple[Array, None]
 _rectified.defvjp(_rectified_forward, _rectified_backward)
 
 
-def _evaluate(rule: Rule, closed: jaxprs.ClosedJaxpr, *args: Any) -> list[Any]:
+def _evaluate(rule: ReluRule, closed: ClosedJaxpr, *args: Any) -> list[Any]:
     inputs = _rectifiers(closed.jaxpr)
 
-    def change(variable: core.Var, value: Any, read: Callable[[Any], Any]) -> Any:
+    def replace(variable: core.Var, value: Any, read: Callable[[Any], Any]) -> Any:
         if variable not in inputs:
             return value
-        # Its own backward pass is left out, so that the rule's is the only one.
+        # Without stop_gradient, the rectifier's own gradient would be added.
         return _rectified(rule, read(inputs[variable]), lax.stop_gradient(value))
 
-    return jaxprs.evaluate(closed, args, call=partial(_call, rule), change=change)
+    return jaxpr_interpreter.eval_jaxpr(
+        closed, args, eval_equation=partial(_eval_equation, rule), replace=replace
+    )
 
 
-def _call(rule: Rule, equation: core.JaxprEqn, args: list[Any]) -> list[Any]:
-    """The results of an equation, by the rule where there are rectifiers inside it."""
-    inner = _inner(equation)
+def _eval_equation(rule: ReluRule, equation: core.JaxprEqn, args: list[Any]) -> list[Any]:
+    """Evaluates an equation, with the rule for rectifiers inside it."""
+    inner = _inner_jaxprs(equation)
     if not any(_has_rectifiers(closed.jaxpr) for closed in inner):
-        return jaxprs.call_as_is(equation, args)
+        return jaxpr_interpreter.bind_primitive(equation, args)
     functions = [partial(_evaluate, rule, closed) for closed in inner]
     match equation.primitive.name:
         case "cond":
@@ -114,14 +133,14 @@ def _call(rule: Rule, equation: core.JaxprEqn, args: list[Any]) -> list[Any]:
             return functions[0](*args)
 
 
-def _inner(equation: core.JaxprEqn) -> Sequence[jaxprs.ClosedJaxpr]:
-    """What the rules reach inside an equation; not what has derivatives of its own."""
+def _inner_jaxprs(equation: core.JaxprEqn) -> Sequence[ClosedJaxpr]:
+    """Jaxprs inside an equation, except those with custom derivatives."""
     params = equation.params
     match equation.primitive.name:
         case "cond":
             return params["branches"]
         case "checkpoint" | "remat2":
-            return [jaxprs.ClosedJaxpr(params["jaxpr"], [])]
+            return [ClosedJaxpr(params["jaxpr"], [])]
         case "jit" | "pjit" | "scan":
             return [params["jaxpr"]]
         case _:
@@ -146,34 +165,36 @@ def _scan(function: Callable[..., list[Any]], params: dict[str, Any], args: list
 
 def _has_rectifiers(jaxpr: core.Jaxpr) -> bool:
     return bool(_rectifiers(jaxpr)) or any(
-        _has_rectifiers(closed.jaxpr) for equation in jaxpr.eqns for closed in _inner(equation)
+        _has_rectifiers(closed.jaxpr)
+        for equation in jaxpr.eqns
+        for closed in _inner_jaxprs(equation)
     )
 
 
 def _rectifiers(jaxpr: core.Jaxpr) -> dict[core.Var, Any]:
-    """The output of each rectifier among the equations, and its input."""
+    """Maps the output of each rectifier to its input."""
     found = {}
-    for place, equation in enumerate(jaxpr.eqns):
-        if _called(equation) in _RECTIFIERS:
+    for index, equation in enumerate(jaxpr.eqns):
+        if _called_function(equation) in _RECTIFIERS:
             found[equation.outvars[0]] = equation.invars[0]
         else:
-            found |= _inlined_gelu(jaxpr.eqns[place:])
+            found |= _inlined_gelu(jaxpr.eqns[index:])
     return found
 
 
-def _called(equation: core.JaxprEqn) -> str | None:
-    """The name of the function that an equation calls, if it is jitted."""
+def _called_function(equation: core.JaxprEqn) -> str | None:
+    """Name of the jitted function that an equation calls, or None."""
     if equation.primitive.name == "custom_jvp_call":
         equations = equation.params["call_jaxpr"].jaxpr.eqns
-        return _called(equations[0]) if len(equations) == 1 else None
+        return _called_function(equations[0]) if len(equations) == 1 else None
     return equation.params["name"] if equation.primitive.name in _JIT else None
 
 
 def _inlined_gelu(equations: Sequence[core.JaxprEqn]) -> dict[core.Var, Any]:
-    """The output and the input of a GELU with which the equations begin, if they do.
+    """Maps the output to the input of a GELU that the first equations compute, if they do.
 
-    Not every release of JAX jits it. It is then known by its equations, which follow each
-    other as they do where it is traced alone.
+    Some releases of JAX do not jit GELU. It is then found by comparing the equations with those
+    of a GELU that is traced alone.
     """
     for x in equations[0].invars:
         aval = x.aval
@@ -182,34 +203,34 @@ def _inlined_gelu(equations: Sequence[core.JaxprEqn]) -> dict[core.Var, Any]:
         ):
             continue
         for approximate in (False, True):
-            template = _gelu(aval.shape, aval.dtype, approximate)
-            last = _output_like(template, equations, x)
-            if last is not None:
-                return {last: x}
+            template = _gelu_jaxpr(aval.shape, aval.dtype, approximate)
+            output = _matching_output(template, equations, x)
+            if output is not None:
+                return {output: x}
     return {}
 
 
 @lru_cache(maxsize=256)
-def _gelu(shape: tuple[int, ...], dtype: Any, approximate: bool) -> core.Jaxpr:
+def _gelu_jaxpr(shape: tuple[int, ...], dtype: Any, approximate: bool) -> core.Jaxpr:
     function = partial(jax.nn.gelu, approximate=approximate)
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr
 
 
-def _output_like(
+def _matching_output(
     template: core.Jaxpr, equations: Sequence[core.JaxprEqn], x: Any
 ) -> core.Var | None:
-    """The variable that stands for the template's output where the equations begin like it."""
+    """The variable that matches the template's output if the first equations match it."""
     if len(equations) < len(template.eqns):
         return None
-    ours: dict[Any, Any] = {template.invars[0]: x}
-    for equation, model in zip(equations, template.eqns, strict=False):
-        if equation.primitive is not model.primitive or equation.params != model.params:
+    matched: dict[Any, Any] = {template.invars[0]: x}
+    for equation, expected in zip(equations, template.eqns, strict=False):
+        if equation.primitive is not expected.primitive or equation.params != expected.params:
             return None
-        for atom, its in zip(equation.invars, model.invars, strict=True):
-            if isinstance(its, core.Literal):
-                if not isinstance(atom, core.Literal) or atom.val != its.val:
+        for atom, wanted in zip(equation.invars, expected.invars, strict=True):
+            if isinstance(wanted, core.Literal):
+                if not isinstance(atom, core.Literal) or atom.val != wanted.val:
                     return None
-            elif ours[its] is not atom:
+            elif matched[wanted] is not atom:
                 return None
-        ours |= zip(model.outvars, equation.outvars, strict=True)
-    return ours[template.outvars[0]]
+        matched |= zip(expected.outvars, equation.outvars, strict=True)
+    return matched[template.outvars[0]]

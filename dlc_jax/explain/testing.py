@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
-from dlc_jax import ops
 from dlc_jax.data.dataset import Normalize
 from dlc_jax.explain.classifier import ImageClassifier
 from dlc_jax.models.network import Network
@@ -24,12 +23,16 @@ class TinyNetwork(Network):
 
     def stages(self, x: Array) -> OrderedDict[str, Array]:
         """The stages "conv" and "logits"."""
-        maps = jax.nn.relu(ops.conv2d(x, self.kernel[...]))
+        layout = "NHWC", "HWIO", "NHWC"
+        maps = lax.conv_general_dilated(
+            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=layout
+        )
+        maps = jax.nn.relu(maps)
         return OrderedDict(conv=maps, logits=maps.mean((1, 2)) @ self.weight[...])
 
 
 def tiny_classifier(seed: int = 0) -> ImageClassifier:
-    """An untrained classifier of small grey images with three classes.
+    """An untrained classifier of small gray images with three classes.
 
     Its stages are "conv", with four feature maps, and "logits".
 
@@ -37,7 +40,7 @@ def tiny_classifier(seed: int = 0) -> ImageClassifier:
       seed: Random seed of the weights.
 
     Example:
-      >>> tiny_classifier().stage_shapes((8, 8, 1))
-      OrderedDict({'conv': (8, 8, 4), 'logits': (3,)})
+      >>> dict(tiny_classifier().stage_shapes((8, 8, 1)))
+      {'conv': (8, 8, 4), 'logits': (3,)}
     """
     return ImageClassifier.from_model(TinyNetwork(seed), Normalize((127.5,), (63.75,)))

@@ -29,7 +29,7 @@ from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.nn import layers
-from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.buffer import Buffer
 
 _PATCH = 2
 # Variances under about this are noise, and are not scaled up to one (section 3.2).
@@ -124,8 +124,8 @@ class Airbench(Network):
         if len(widths) != 3 or min(widths) < 1:
             raise InputError(f"airbench has three blocks, whose widths can't be {widths}")
         features = 2 * _PATCH**2 * channels
-        normal = layers.as_matrix(nnx.initializers.lecun_normal(), "fan_in")
-        self.whitening = Fixed(
+        normal = layers.matrix_initializer(nnx.initializers.lecun_normal(), "fan_in")
+        self.whitening = Buffer(
             normal(rngs.params(), (_PATCH, _PATCH, channels, features), jnp.float32)
         )
         self.whitening_bias = nnx.Param(jnp.zeros(features, jnp.float32))
@@ -136,7 +136,7 @@ class Airbench(Network):
         self.fc = layers.Linear(widths[-1], num_classes, use_bias=False, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def prepared(
+    def init_from_data(
         self, images: Float[Array, "images height width channels"], key: PRNGKeyArray
     ) -> "Airbench":
         """The network whose first layer whitens these images."""

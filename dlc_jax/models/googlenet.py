@@ -22,12 +22,11 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from dlc_jax import ops
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.models.inception import ConvUnit
-from dlc_jax.models.network import Network
-from dlc_jax.models.stem import check_stem
+from dlc_jax.models.network import Network, check_stem
 from dlc_jax.nn import layers
 from dlc_jax.nn.losses import cross_entropy
+from dlc_jax.typing import AnyArray
 
 _AUXILIARY_WEIGHT = 0.3
 
@@ -143,7 +142,7 @@ class GoogLeNet(Network):
         stem: str = "imagenet",
     ) -> None:
         check_stem("GoogLeNet", stem, image_shape)
-        init = layers.as_matrix(nnx.initializers.truncated_normal(0.01), "fan_in")
+        init = layers.matrix_initializer(nnx.initializers.truncated_normal(0.01), "fan_in")
         options = {"batch_norm": not original, "init": init, "dtype": dtype, "rngs": rngs}
         channels = image_shape[2]
         if stem == "imagenet":
@@ -196,8 +195,8 @@ class GoogLeNet(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """The mean cross-entropy, plus 0.3 times that of each auxiliary classifier."""
+    ) -> Float[Array, " batch"]:
+        """Returns the cross-entropy, plus 0.3 times that of each auxiliary classifier."""
         loss = cross_entropy(stages["logits"], labels, label_smoothing)
         for name in _AUXILIARY:
             if name in stages:
@@ -212,4 +211,4 @@ class GoogLeNet(Network):
 
 def _pool(x: Array, size: int) -> Array:
     window, strides = (size, size), (2, 2)
-    return ops.max_pool(x, window, strides, layers.reaching_beyond(x.shape, window, strides))
+    return ops.max_pool(x, window, strides, layers.ceil_mode_padding(x.shape, window, strides))

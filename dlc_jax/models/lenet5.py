@@ -37,12 +37,12 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from dlc_jax import ops
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.nn import layers
-from dlc_jax.nn.buffer import Fixed
-from dlc_jax.nn.losses import not_from_the_end, refuse_label_smoothing
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.nn.losses import check_no_label_smoothing, mask_negative_labels
+from dlc_jax.typing import AnyArray
 
 # Which maps of S2 (rows) each map of C3 (columns) reads: table I of the paper.
 _TABLE_I = """
@@ -199,7 +199,7 @@ class LeNet5(Network):
         self.f6 = layers.Linear(
             120, _CODE_SIZE, dtype=dtype, rngs=rngs, kernel_init=init, bias_init=init
         )
-        self.codes = Fixed(_codes(num_classes, rngs))
+        self.codes = Buffer(_codes(num_classes, rngs))
 
     @staticmethod
     def _conv(inputs: int, maps: int, dtype: Any, rngs: nnx.Rngs) -> layers.Conv:
@@ -232,24 +232,24 @@ class LeNet5(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """The mean of y_D + log(exp(-j) + sum_i exp(-y_i)): equation 9, the MAP criterion.
+    ) -> Float[Array, " batch"]:
+        """Returns y_D + log(exp(-j) + sum_i exp(-y_i)): equation 9, the MAP criterion.
 
-        y_i are the penalties, D is the right class, and j the rubbish class's penalty.
+        y_i are the penalties, D is the true class, and j the penalty of the rubbish class.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: none; the targets are the paper's.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: Not supported.
         """
-        refuse_label_smoothing(type(self).__name__, label_smoothing)
+        check_no_label_smoothing(type(self).__name__, label_smoothing)
         penalties = stages["penalties"]
-        # At least float32, since a mean over many examples would be lost in bfloat16.
+        # A mean over many examples would lose precision in bfloat16.
         penalties = penalties.astype(jnp.promote_types(penalties.dtype, jnp.float32))
-        labels = not_from_the_end(labels, penalties.shape[1])
-        right = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
+        labels = mask_negative_labels(labels, penalties.shape[1])
+        of_label = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
         competition = jnp.logaddexp(-self.rubbish, jax.nn.logsumexp(-penalties, 1))
-        return (right + competition).mean()
+        return of_label + competition
 
 
 def pad_to_32(

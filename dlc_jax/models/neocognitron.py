@@ -56,11 +56,11 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dlc_jax import ops
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.nn import layers
-from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.typing import AnyArray
 
 _FIELD = (5, 5)  # places that an S-cell reads
 _FIELD_FALLOFF = 0.9  # of c, by which V-cells and the rule weigh these places, for each place
@@ -79,7 +79,7 @@ _AT_ONCE = 100  # images whose activities are computed together while layers org
 _ENOUGH = 3000
 
 
-class Learned(Fixed):
+class Learned(Buffer):
     """Weights that `self_organise` learns: saved with a network, and unknown to gradients."""
 
 
@@ -99,7 +99,7 @@ class SLayer(nnx.Module):
         self, channels: int, planes: int, *, selectivity: float, column: int, rngs: nnx.Rngs
     ) -> None:
         falling = np.repeat(_falling(_FIELD, _FIELD_FALLOFF)[..., None], channels, -1)
-        self.c = Fixed(jnp.asarray(falling / falling.sum(), jnp.float32))
+        self.c = Buffer(jnp.asarray(falling / falling.sum(), jnp.float32))
         first = jax.random.uniform(rngs.params(), (*_FIELD, channels, planes), jnp.float32)
         self.a = Learned(_FIRST_WEIGHTS * self.c[..., None] * first)
         self.b = Learned(jnp.zeros(planes, jnp.float32))
@@ -125,7 +125,7 @@ class CLayer(nnx.Module):
 
     def __init__(self, window: tuple[int, int], *, step: int, padding: str) -> None:
         falling = _POOL_STRENGTH * _falling(window, _POOL_FALLOFF)
-        self.d = Fixed(jnp.asarray(falling, jnp.float32))
+        self.d = Buffer(jnp.asarray(falling, jnp.float32))
         self.step = step
         self.padding = padding
 
@@ -181,7 +181,7 @@ class Neocognitron(Network):
         self.readout = layers.Linear(count, num_classes, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def prepared(
+    def init_from_data(
         self, images: Float[Array, "images height width channels"], key: PRNGKeyArray
     ) -> "Neocognitron":
         """The network after `self_organise` on the first 3,000 images."""

@@ -35,11 +35,12 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.dataset import AnyArray, unshared
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
-from dlc_jax.nn.buffer import Fixed
-from dlc_jax.nn.losses import not_from_the_end, refuse_label_smoothing
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.nn.losses import check_no_label_smoothing, mask_negative_labels
+from dlc_jax.typing import AnyArray
+from dlc_jax.utils.arrays import owned_copy
 
 _RETINA = 20  # S-units, of a side
 
@@ -92,7 +93,7 @@ class Perceptron(Network):
         self.dtype, self.threshold = dtype, threshold
         keys = jax.random.split(rngs.params(), association_units)
         draw = jax.vmap(_connections, in_axes=(0, None, None), out_axes=1)
-        self.wiring = Fixed(draw(keys, excitatory, inhibitory))
+        self.wiring = Buffer(draw(keys, excitatory, inhibitory))
         self.weights = nnx.Param(jnp.zeros((association_units, num_classes), jnp.float32))
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
@@ -113,23 +114,23 @@ class Perceptron(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """By how much the largest logit exceeds the right one, averaged over the batch.
+    ) -> Float[Array, " batch"]:
+        """Returns the largest logit less that of the label.
 
-        Its gradient is minus the correction that `update` makes (also averaged).
+        Its gradient is minus the correction that `update` makes.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: none; the targets are the paper's.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: Not supported.
         """
-        refuse_label_smoothing(type(self).__name__, label_smoothing)
+        check_no_label_smoothing(type(self).__name__, label_smoothing)
         logits = stages["logits"]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        # Taken at an index, since the gradient of a maximum is shared among equal logits.
-        chosen = jnp.stack([logits.argmax(1), not_from_the_end(labels, logits.shape[1])], 1)
-        largest, right = jnp.take_along_axis(logits, chosen, 1).T
-        return (largest - right).mean()
+        # By index, since the gradient of a maximum is shared among equal logits.
+        chosen = jnp.stack([logits.argmax(1), mask_negative_labels(labels, logits.shape[1])], 1)
+        largest, of_label = jnp.take_along_axis(logits, chosen, 1).T
+        return largest - of_label
 
 
 @jax.jit
@@ -180,8 +181,8 @@ def correct(
         change = jnp.where(wrong, active, 0)
         return weights.at[:, label].add(change).at[:, response].add(-change), wrong
 
-    labels = not_from_the_end(unshared(labels), weights.shape[1])
-    examples = jnp.asarray(unshared(activities), weights.dtype), labels
+    labels = mask_negative_labels(owned_copy(labels), weights.shape[1])
+    examples = jnp.asarray(owned_copy(activities), weights.dtype), labels
     weights, wrong = lax.scan(show, weights, examples)
     return weights, wrong.sum()
 

@@ -62,7 +62,7 @@ class PReLUNet(Network):
         if variant not in _VARIANTS:
             raise InputError(f"there is no PReLU-net {variant!r}; choose from A, B, C")
         maps, depth = _VARIANTS[variant]
-        init = layers.as_matrix(
+        init = layers.matrix_initializer(
             nnx.initializers.variance_scaling(2 / (1 + _SLOPE**2), "fan_in", "normal"), "fan_in"
         )
         options: dict[str, Any] = {

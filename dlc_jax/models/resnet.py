@@ -24,8 +24,7 @@ from jaxtyping import Float
 
 from dlc_jax import ops
 from dlc_jax.errors import InputError
-from dlc_jax.models.network import Network
-from dlc_jax.models.stem import check_stem
+from dlc_jax.models.network import Network, check_stem
 from dlc_jax.nn import layers
 
 _SHORTCUTS = ("A", "B", "C")

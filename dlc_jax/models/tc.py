@@ -34,11 +34,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from dlc_jax.data.dataset import AnyArray, Examples
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.nn import layers
-from dlc_jax.nn.losses import refuse_label_smoothing
+from dlc_jax.nn.losses import check_no_label_smoothing
+from dlc_jax.typing import AnyArray
 
 # Five squares each, and they differ in a single one.
 _PATTERNS = (("###", ".#.", ".#."), (".##", ".#.", ".##"))
@@ -46,7 +46,9 @@ _SIDE = 3  # squares, of a pattern's box
 _FIELD = 3  # squares, of a receptive field
 
 
-def patterns(size: int) -> Examples:
+def patterns(
+    size: int,
+) -> tuple[Float[np.ndarray, "patterns size size 1"], Int[np.ndarray, " patterns"]]:
     """All T's (class 0) and C's (class 1), in four rotations at each position.
 
     Args:
@@ -71,7 +73,7 @@ def patterns(size: int) -> Examples:
         margins = [(start, size - _SIDE - start) for start in (row, column)]
         images += [np.pad(box, margins) for box in boxes]
     labels = np.arange(len(images), dtype=np.int32) % len(_PATTERNS)
-    return Examples(np.array(images, np.float32)[..., None], labels)
+    return np.array(images, np.float32)[..., None], labels
 
 
 class TC(Network):
@@ -137,17 +139,17 @@ class TC(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """The mean of (t - o)^2 / 2 over the batch, t being 0 for a T and 1 for a C.
+    ) -> Float[Array, " batch"]:
+        """Returns (t - o)^2 / 2, where t is 0 for a T and 1 for a C, and o is the output.
 
-        The paper's measure of error is this one's sum.
+        The paper sums it over the patterns.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: none; the targets are the paper's.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: Not supported.
         """
-        refuse_label_smoothing(type(self).__name__, label_smoothing)
+        check_no_label_smoothing(type(self).__name__, label_smoothing)
         output = stages["output"][:, 0]
         output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        return jnp.square(jnp.asarray(labels) - output).mean() / 2
+        return jnp.square(jnp.asarray(labels) - output) / 2

@@ -32,10 +32,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
-from dlc_jax.nn.buffer import Fixed
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.typing import AnyArray
 
 
 def fires(
@@ -69,8 +69,8 @@ class Units(nnx.Module):
     def __init__(
         self, synapses: Int[np.ndarray, "inputs units"], thresholds: Int[np.ndarray, " units"]
     ) -> None:
-        self.synapses = Fixed(jnp.array(synapses, jnp.float32))
-        self.thresholds = Fixed(jnp.array(thresholds, jnp.float32))
+        self.synapses = Buffer(jnp.array(synapses, jnp.float32))
+        self.thresholds = Buffer(jnp.array(thresholds, jnp.float32))
 
     def __call__(self, inputs: Bool[AnyArray, "batch inputs"]) -> Bool[Array, "batch units"]:
         """Which units fire."""

@@ -1,13 +1,20 @@
-"""What belongs to a network and is never trained."""
+"""Variables of a network that are saved, but not trained."""
 
 from typing import Any
 
 from flax import nnx
 
 
-class Fixed(nnx.BatchStat[Any]):
-    """A variable that is drawn or set once and saved with the network, but not trained.
+class Buffer(nnx.BatchStat[Any]):
+    """A variable that is saved with the network but not trained, like a buffer in PyTorch.
 
-    Training changes `nnx.Param` alone, and `dlc_jax.models.parameters` saves that and
-    `nnx.BatchStat`: so it is a kind of the latter.
+    Optimizers update `nnx.Param`, and `dlc_jax.models.parameters` saves `nnx.Param` and
+    `nnx.BatchStat`, of which this is a subclass.
+
+    Example:
+      >>> class Shift(nnx.Module):
+      ...     def __init__(self):
+      ...         self.offset = Buffer(1.0)
+      >>> nnx.state(Shift(), nnx.Param)
+      State({})
     """

@@ -1,4 +1,4 @@
-"""What networks are trained on, and judged by."""
+"""Losses and metrics of classification, one value for each example."""
 
 import jax
 import jax.numpy as jnp
@@ -6,55 +6,75 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from dlc_jax.data.dataset import AnyArray
 from dlc_jax.errors import InputError
+from dlc_jax.typing import AnyArray
 
 
 def cross_entropy(
     logits: Float[AnyArray, "batch classes"],
     labels: Int[AnyArray, " batch"],
     smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """Mean over the batch of -log softmax(logits)[label], in nats.
+) -> Float[Array, " batch"]:
+    """Softmax cross-entropy with integer labels, in nats.
 
     Args:
-      logits: of any float dtype.
-      labels: the right classes; for any other number the loss is NaN.
-      smoothing: what part of each target is spread evenly over all classes (Szegedy et al.
-        2016, "Rethinking the Inception architecture", section 7).
+      logits: Unnormalized scores, of any float dtype.
+      labels: The true classes. The loss of any other number is NaN.
+      smoothing: Weight of the uniform distribution in each target (label smoothing: Szegedy et
+        al. 2016, "Rethinking the Inception architecture", section 7).
+
+    Returns:
+      The loss of each example, in at least float32.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+      >>> cross_entropy(logits, jnp.array([0, 1])).round(3)
+      Array([0.127, 0.693], dtype=float32)
     """
-    # At least float32, since a mean over many examples would be lost in bfloat16.
+    # A mean over many examples would lose precision in bfloat16.
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
-    labels = not_from_the_end(labels, logits.shape[-1])
-    right = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    labels = mask_negative_labels(labels, logits.shape[-1])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if not smoothing:
-        return right.mean()
-    evenly = -jax.nn.log_softmax(logits).mean(-1)
-    return ((1 - smoothing) * right + smoothing * evenly).mean()
+        return loss
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    return (1 - smoothing) * loss + smoothing * uniform
 
 
-def not_from_the_end(labels: Int[AnyArray, " batch"], classes: int) -> Int[Array, " batch"]:
-    """The labels, with `classes` for negative ones, which JAX would count from the last class.
+def mask_negative_labels(labels: Int[AnyArray, " batch"], num_classes: int) -> Int[Array, " batch"]:
+    """Replaces negative labels by `num_classes`, an index out of range.
 
-    What is taken at `classes` is NaN, as for any index that is too large.
+    JAX counts negative indices from the end; reading at an index that is too large gives NaN.
+
+    Args:
+      labels: Class indices.
+      num_classes: Number of classes.
+
+    Example:
+      >>> mask_negative_labels(jnp.array([0, -1, 2]), 3)
+      Array([0, 3, 2], dtype=int32)
     """
     labels = jnp.asarray(labels)
-    # Wide enough for the number of classes; what is not an integer is left to be refused.
+    # Small integer types may not hold num_classes. Floats stay floats, which Optax refuses.
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-    return jnp.where(labels < 0, classes, labels)
+    return jnp.where(labels < 0, num_classes, labels)
 
 
 def log_odds_against(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Float[Array, " batch"]:
-    """log((1 - p) / p), where p is the probability of the label.
+    """log((1 - p) / p), where p is the softmax probability of the label.
 
-    It grows with the cross-entropy, -log p, so that the gradients have one direction; but where p
-    is 1 within float32's precision, the cross-entropy's is zero.
+    It increases with the cross-entropy, -log p, so both gradients have the same direction. Where p
+    is 1 in float32, the gradient of the cross-entropy vanishes and this one does not.
 
     Args:
-      logits: of any float dtype.
-      labels: the classes asked for.
+      logits: Unnormalized scores, of any float dtype.
+      labels: Class indices.
+
+    Example:
+      >>> log_odds_against(jnp.array([[3.0, 1.0]]), jnp.array([0]))
+      Array([-2.], dtype=float32)
     """
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
     own = jnp.arange(logits.shape[1]) == jnp.asarray(labels)[:, None]
@@ -65,30 +85,43 @@ def log_odds_against(
 def misclassified(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Bool[Array, " batch"]:
-    """Whether the largest logit is another than the label's."""
+    """Zero-one loss: whether the largest logit is not the label's.
+
+    Args:
+      logits: Unnormalized scores.
+      labels: The true classes.
+
+    Example:
+      >>> misclassified(jnp.array([[2.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1]))
+      Array([False,  True], dtype=bool)
+    """
     return logits.argmax(-1) != labels
 
 
 def average_probabilities(
     logits: Float[AnyArray, "networks batch classes"],
 ) -> Float[Array, "batch classes"]:
-    """The logarithm of the mean over several networks of the probabilities that they give.
+    """Log of the average probabilities of an ensemble.
 
-    It takes the place of one network's logits, of which it is the same function: the
-    probabilities are its softmax.
+    Its softmax is the average, so it can be used as the logits of a single network.
 
     Args:
-      logits: each network's, of any float dtype.
+      logits: The logits of each network, of any float dtype.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[[0.2, 0.8]], [[0.8, 0.2]]]))
+      >>> jax.nn.softmax(average_probabilities(logits))
+      Array([[0.5, 0.5]], dtype=float32)
     """
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
-    each = jax.nn.log_softmax(logits)
-    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(logits))
+    log_probabilities = jax.nn.log_softmax(logits)
+    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(logits))
 
 
-def refuse_label_smoothing(network: str, label_smoothing: float) -> None:
-    """Raises an InputError for a network whose loss has targets of its own."""
+def check_no_label_smoothing(network: str, label_smoothing: float) -> None:
+    """Raises an InputError if label smoothing is asked of a network that does not support it."""
     if label_smoothing:
         raise InputError(
-            f"{network} is trained on targets of its own, which label smoothing "
-            f"({label_smoothing}) does not suit; leave it out"
+            f"{network} has a loss of its own, which has no label smoothing "
+            f"(label_smoothing={label_smoothing}); leave it out"
         )

@@ -1,27 +1,27 @@
-"""A training run from its configuration to its folder of results."""
+"""Runs: a recipe trained on a dataset, and the folder that keeps what came of it."""
 
-from dlc_jax.runs.asking import evaluate, explain, predict, read_images
-from dlc_jax.runs.configuration import AnyDataset, configure
-from dlc_jax.runs.keeping import Saving
-from dlc_jax.runs.results import draw, over_seeds, percent, summarise
-from dlc_jax.runs.training import Outcome, follow, reports, resume, train, train_together
+from dlc_jax.runs.callbacks import CheckpointOptions, RunOptions
+from dlc_jax.runs.configure import AnyDataset, configure
+from dlc_jax.runs.evaluate import evaluate
+from dlc_jax.runs.folder import Run, RunConfig
+from dlc_jax.runs.predict import predict
+from dlc_jax.runs.recipe import Recipe
+from dlc_jax.runs.summary import seed_statistics
+from dlc_jax.runs.train import TrainResult, resume, train, train_vmapped
 
 __all__ = [
     "AnyDataset",
-    "Outcome",
-    "Saving",
+    "CheckpointOptions",
+    "Recipe",
+    "Run",
+    "RunConfig",
+    "RunOptions",
+    "TrainResult",
     "configure",
-    "draw",
     "evaluate",
-    "explain",
-    "follow",
-    "over_seeds",
-    "percent",
     "predict",
-    "read_images",
-    "reports",
     "resume",
-    "summarise",
+    "seed_statistics",
     "train",
-    "train_together",
+    "train_vmapped",
 ]

@@ -1,7 +1,8 @@
-"""Where a run stands, so that one that was stopped at any moment goes on as if it had not been.
+"""Checkpoints, from which a run that was stopped at any moment continues as if it had not been.
 
 Orbax writes each checkpoint beside its final place and renames it when it is complete, in the
-background. Each carries a fingerprint of its arrays: one that is damaged is passed over.
+background. Each carries a fingerprint of its arrays, so that a damaged one is recognised, and the
+one before it is used instead.
 """
 
 import json
@@ -9,70 +10,49 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import xxhash
-from jaxtyping import Float
 
-from dlc_jax.utils import strict_json
 from dlc_jax.errors import InputError, one_line
+from dlc_jax.training import Metrics, Progress, WeightedSum
+from dlc_jax.utils import strict_json
 from dlc_jax.utils.files import check_encodable, make_folder
 from dlc_jax.utils.signals import defer_signals
-from dlc_jax.training.state import TrainState
 
-_NO_LOSSES = np.zeros(0, np.float32)
 Describe = Callable[[int], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come.
-
-    Attributes:
-      state: of the network.
-      losses: of all steps so far.
-      seconds: how long each epoch took that has been begun, evaluation apart.
-    """
-
-    state: TrainState
-    losses: Float[np.ndarray, " steps"]
-    seconds: tuple[float, ...]
-
-    @property
-    def step(self) -> int:
-        """How many updates have been made."""
-        return int(self.state.step)
-
-
-class Checkpoints:
+class CheckpointManager:
     """A folder of checkpoints, of which the last few are kept.
 
     It is a context manager: on leaving it waits until the last one is written.
     """
 
     def __init__(self, folder: Path, keep: int, describe: Describe = lambda step: {}) -> None:
-        """Opens the folder, makes it where it is missing, and clears what was half written.
+        """Opens the folder, creates it if it is missing, and removes incomplete checkpoints.
 
         Args:
-          folder: whose it is.
-          keep: how many checkpoints stay, the newest ones.
-          describe: what a checkpoint at a step tells of the training, besides how far it is, as
-            JSON; under "recipe" what must be the same for those who go on with it.
+          folder: folder.
+          keep: number of checkpoints to keep, the newest ones.
+          describe: further metadata of the checkpoint at a step, as JSON; whatever is under
+            "recipe" must be the same when the run is resumed.
         """
-        # It takes a second to import, which only who trains needs.
+        # Importing Orbax takes a second.
         import orbax.checkpoint as orbax
 
         from dlc_jax.runs import checkpoint_arrays
+
         self._orbax, self._arrays, self._folder = orbax, checkpoint_arrays, folder
         check_encodable(folder)
         make_folder(folder)
-        # Of several processes one alone keeps them, and waits for no other.
+        # The primary process saves alone, and waits for no other.
         alone = orbax.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -82,21 +62,21 @@ class Checkpoints:
             max_to_keep=keep,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
-            # Whoever is to write into a folder that can't be made would wait for it for minutes.
+            # Otherwise writers wait for minutes for a folder that can't be created.
             async_options=orbax.AsyncOptions(create_directories_asynchronously=False),
             create=False,
             multiprocessing_options=alone,
         )
         self._describe = describe
-        # What Orbax does is no news to a person; what goes wrong, it raises.
-        logging.getLogger("absl").addFilter(self._is_others)
+        # Orbax logs what it does; errors it raises as well.
+        logging.getLogger("absl").addFilter(self._is_not_orbax)
         try:
             self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
         except BaseException:
-            logging.getLogger("absl").removeFilter(self._is_others)
+            logging.getLogger("absl").removeFilter(self._is_not_orbax)
             raise
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(
@@ -106,68 +86,68 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            with defer_signals(), self._told():
+            with defer_signals(), self._one_line_errors():
                 self._manager.close()
         finally:
-            logging.getLogger("absl").removeFilter(self._is_others)
+            logging.getLogger("absl").removeFilter(self._is_not_orbax)
 
-    def _is_others(self, record: logging.LogRecord) -> bool:
-        """Whether something else than Orbax logs with the logger that it uses, too."""
+    def _is_not_orbax(self, record: logging.LogRecord) -> bool:
+        """Whether another library logs with the same logger."""
         return "orbax" not in Path(record.pathname).parts
 
     def save(self, progress: Progress) -> None:
-        """Begins to write a checkpoint, and goes on meanwhile."""
+        """Starts to write a checkpoint in the background."""
         arrays = _arrays(progress)
-        facts = {
+        metadata = {
             "fingerprint": _fingerprint(arrays),
             "seconds": list(progress.seconds),
             **self._describe(progress.step),
         }
         args = self._orbax.args.Composite(
-            arrays=self._arrays.ArraysSave(arrays), facts=self._orbax.args.JsonSave(facts)
+            arrays=self._arrays.ArraysSave(arrays), facts=self._orbax.args.JsonSave(metadata)
         )
-        with self._told():
+        with self._one_line_errors():
             self._manager.save(progress.step, args=args, force=True)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Has what goes wrong in writing end in one line."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turns errors of writing into one line."""
         try:
             yield
         except Exception as error:  # whatever a full or read-only disk makes the libraries raise
             raise InputError(
-                f"can't write a checkpoint in {str(self._folder)!r} ({one_line(error, 120)}); what "
-                "was written before is whole: make room, and resume the run"
+                f"can't write a checkpoint in {str(self._folder)!r} ({one_line(error, 120)}); earlier "
+                "checkpoints are complete: free some space, and resume the run"
             ) from error
 
     def newest(
-        self, state: TrainState, complain: Callable[[str], None] = lambda message: None
+        self, state: Any, warn: Callable[[str], None] = lambda message: None
     ) -> Progress | None:
-        """The newest checkpoint that is whole, or None where there is none.
+        """The newest checkpoint that is not damaged, or None.
 
         Args:
-          state: one of the same structure, of which the values do not matter.
-          complain: told of each newer one that is damaged.
+          state: a state of the same structure; its values don't matter.
+          warn: called with a line about each newer checkpoint that is damaged.
 
         Raises:
-          InputError: it is of another network or another recipe.
+          InputError: it belongs to another network or another recipe.
         """
         steps = sorted(self._manager.all_steps())
         while steps:
             step = steps.pop()
             try:
-                return self._restored(step, state, complain)
+                return self._restored(step, state, warn)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                instead = "taking the one before" if steps else "it is the last: beginning anew"
-                complain(
+                instead = "using the one before" if steps else "there is no other: starting again"
+                warn(
                     f"the checkpoint of step {step} is damaged ({one_line(error, 120)}); {instead}"
                 )
                 self._manager.delete(step)
         return None
 
-    def _restored(self, step: int, state: TrainState, complain: Callable[[str], None]) -> Progress:
+    def _restored(self, step: int, state: Any, warn: Callable[[str], None]) -> Progress:
         args = self._orbax.args.Composite(
             arrays=self._arrays.ArraysRestore(), facts=self._orbax.args.JsonRestore()
         )
@@ -175,98 +155,87 @@ class Checkpoints:
         arrays = found.arrays
         if _fingerprint(arrays) != found.facts["fingerprint"]:
             raise ValueError("its arrays are not those that were written")
-        self._compare(step, found.facts, complain)
+        self._compare(step, found.facts, warn)
         try:
-            return _progress(arrays, tuple(found.facts["seconds"]), state)
+            return _progress(arrays, list(found.facts["seconds"]), state)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint of step {step} in {str(self._folder)!r} is whole, but of another "
                 "network; resume it with the version that made it"
             ) from error
 
-    def _compare(self, step: int, facts: dict[str, Any], complain: Callable[[str], None]) -> None:
-        """Tells what is not as it was when a checkpoint was made."""
+    def _compare(self, step: int, metadata: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Warns if versions or data order changed; raises an InputError if the recipe did."""
         now = json.loads(strict_json.dumps(self._describe(step)))
-        recipe = _differences(facts.get("recipe", {}), now.get("recipe", {}))
+        recipe = _differences(metadata.get("recipe", {}), now.get("recipe", {}))
         if recipe:
             raise InputError(
                 f"the checkpoint of step {step} in {str(self._folder)!r} was made by another "
-                f"recipe: {'; '.join(recipe)}; go on with that one, or begin a new run"
+                f"recipe: {'; '.join(recipe)}; continue with that one, or start a new run"
             )
-        others = _differences(facts.get("versions", {}), now.get("versions", {}))
+        others = _differences(metadata.get("versions", {}), now.get("versions", {}))
         if others:
-            complain(
+            warn(
                 f"the checkpoint was made by {'; '.join(others)}: the run may end with other "
                 "numbers than it would have"
             )
-        if any(facts.get(name) != now.get(name) for name in ("key", "order") if name in facts):
-            complain(
+        if any(
+            metadata.get(name) != now.get(name) for name in ("key", "order") if name in metadata
+        ):
+            warn(
                 "the training examples come in another order than when the checkpoint was made: "
                 "some may be taken twice in this epoch, and others not at all"
             )
 
 
-class Keeper:
-    """Notes how far training is, and writes it down every so many seconds."""
+class PeriodicCheckpointer:
+    """Saves a checkpoint at the first opportunity after a period of time.
+
+    Args:
+      manager: where checkpoints are saved.
+      interval_seconds: time between checkpoints; 0 to take every opportunity.
+      saved_step: step of the checkpoint that training continues from; None at the beginning.
+    """
 
     def __init__(
-        self, checkpoints: Checkpoints, every: float, begun: Progress | None, steps: int
+        self, manager: CheckpointManager, interval_seconds: float, saved_step: int | None
     ) -> None:
-        """What to note it in.
+        self._manager, self._interval, self._saved_step = manager, interval_seconds, saved_step
+        self._saved_at = time.monotonic()
 
-        Args:
-          checkpoints: where to.
-          every: after so many seconds; 0 after each part of an epoch.
-          begun: where training goes on from; None where it begins.
-          steps: of an epoch.
-        """
-        self._checkpoints, self._every, self._steps = checkpoints, every, steps
-        self._latest = begun
-        # The step alone: what is written need not stay in memory.
-        self._saved = begun.step if begun else None
-        self._since = time.monotonic()
+    def offer(self, progress: Progress) -> None:
+        """Saves a checkpoint if it is time."""
+        if time.monotonic() - self._saved_at >= self._interval:
+            self.save(progress)
 
-    def after_part(
-        self, state: TrainState, losses: Float[np.ndarray, " steps"], seconds: float
-    ) -> None:
-        """To be told of each part of an epoch, as `dlc_jax.training.fit` does."""
-        before = self._latest
-        epoch = -(-int(state.step) // self._steps)
-        spent = list(before.seconds if before else ())
-        spent += [0.0] * (epoch - len(spent))
-        spent[-1] += seconds
-        past = before.losses[: (epoch - 1) * self._steps] if before else _NO_LOSSES
-        self._latest = Progress(state, np.concatenate([past, losses]), tuple(spent))
-        if time.monotonic() - self._since >= self._every:
-            self.write()
-
-    def write(self) -> None:
-        """Writes down the latest that it was told of."""
-        if self._latest is not None and self._latest.step != self._saved:
-            # An interruption must not come between what is written and what is known of it.
+    def save(self, progress: Progress) -> None:
+        """Saves a checkpoint, unless it was the last one saved."""
+        step = progress.step
+        if step and step != self._saved_step:
+            # A signal must not come between what is written and what is known of it.
             with defer_signals():
-                self._checkpoints.save(self._latest)
-                self._saved, self._since = self._latest.step, time.monotonic()
+                self._manager.save(progress)
+                self._saved_step, self._saved_at = step, time.monotonic()
 
 
 def to_bytes(progress: Progress) -> bytes:
-    """Progress as bytes, to be sent to other processes."""
+    """Progress as bytes, for other processes."""
     arrays = {**_arrays(progress), "seconds": np.array(progress.seconds, np.float64)}
     return safetensors.numpy.save(arrays)
 
 
-def from_bytes(content: bytes, state: TrainState) -> Progress:
-    """The opposite of `to_bytes`.
+def from_bytes(content: bytes, state: Any) -> Progress:
+    """The progress that `to_bytes` wrote.
 
     Args:
-      content: what it returned.
-      state: one of the same structure, of which the values do not matter.
+      content: bytes.
+      state: a state of the same structure; its values don't matter.
     """
     arrays = safetensors.numpy.load(content)
-    return _progress(arrays, tuple(arrays.pop("seconds").tolist()), state)
+    return _progress(arrays, arrays.pop("seconds").tolist(), state)
 
 
-def _named(state: TrainState) -> dict[str, Any]:
+def _named_leaves(state: Any) -> dict[str, Any]:
     """The state's arrays by their paths, in their order."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
@@ -285,22 +254,32 @@ def _is_key(leaf: Any) -> bool:
     return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _numbers(leaf: Any) -> np.ndarray:
+def _values(leaf: Any) -> np.ndarray:
     """An array's values on the host; a PRNG key's are the integers it consists of."""
-    # A copy, so that training can go on with its own.
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-    state = {name: _numbers(leaf) for name, leaf in _named(progress.state).items()}
-    return {**state, "losses": np.asarray(progress.losses)}
+    """State and metrics as arrays by name."""
+    arrays = {name: _values(leaf) for name, leaf in _named_leaves(progress.state).items()}
+    for name, sums in progress.metrics.items():
+        for part, array in sums._asdict().items():
+            arrays[f"{_METRIC}{name}/{part}"] = np.ascontiguousarray(array)
+    return arrays
 
 
-def _progress(
-    arrays: dict[str, np.ndarray], seconds: tuple[float, ...], state: TrainState
-) -> Progress:
-    """What `_arrays` made arrays of; raises a KeyError where `state` has another structure."""
-    losses, expected = arrays.pop("losses"), _named(state)
+_METRIC = "metrics/"
+
+
+def _progress(arrays: dict[str, np.ndarray], seconds: list[float], state: Any) -> Progress:
+    """The progress of `_arrays`; raises a KeyError if `state` has another structure."""
+    arrays = dict(arrays)
+    metrics: Metrics = {}
+    for name in [name for name in arrays if name.startswith(_METRIC)]:
+        metric, part = name.removeprefix(_METRIC).rsplit("/", 1)
+        before = metrics.get(metric, WeightedSum(np.zeros(0), np.zeros(0)))  # type: ignore[arg-type]
+        metrics[metric] = before._replace(**{part: arrays.pop(name)})
+    expected = _named_leaves(state)
     kinds = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for name, leaf in expected.items():
         like = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
@@ -309,12 +288,12 @@ def _progress(
     if kinds:
         raise KeyError(*kinds)
     leaves = [
-        jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=jax.random.key_impl(leaf))
+        jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=jax.random.key_impl(leaf))
         if _is_key(leaf)
-        else jax.numpy.asarray(arrays[name])
+        else jnp.asarray(arrays[name])
         for name, leaf in expected.items()
     ]
-    return Progress(jax.tree.unflatten(jax.tree.structure(state), leaves), losses, seconds)
+    return Progress(jax.tree.unflatten(jax.tree.structure(state), leaves), metrics, seconds)
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:

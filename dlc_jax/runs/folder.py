@@ -1,24 +1,30 @@
-"""A run's folder: what was asked for, what happened, and the trained network."""
+"""The folder of a run: its configuration, metrics, checkpoints and trained network."""
 
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 from flax import nnx
 
 from dlc_jax import models
-from dlc_jax.utils import strict_json
-from dlc_jax.models import parameters
-from dlc_jax.data.dataset import Normalise
+from dlc_jax.data.dataset import Normalize
 from dlc_jax.errors import InputError
-from dlc_jax.utils.files import check_encodable, half_written, lock, make_folder, named, write_atomically
-from dlc_jax.runs.recipes import Recipe
+from dlc_jax.models import parameters
+from dlc_jax.runs.recipe import Recipe
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.files import (
+    check_encodable,
+    lock,
+    make_folder,
+    named,
+    partial_files,
+    write_atomically,
+)
 
 CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
     "config.json",
@@ -29,29 +35,40 @@ CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
     "tensorboard",
     "lock",
 )
+FORMAT = 2
+# Names of the fields of configurations of format 1 (dlc_jax 0.1), and those of today.
+_FORMAT_1_NAMES = {
+    "examples": "num_examples",
+    "bias_factor": "bias_lr_multiplier",
+    "lookahead": "lookahead_period",
+    "ema": "ema_decay",
+    "mirrored_test": "tta_flip",
+    "translated_test": "tta_translate",
+    "devices": "num_devices",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Recipe):
-    """What it takes to build a run's network again, and to train it again.
+    """The configuration of a run: the recipe, and what else its network depends on.
 
     Attributes:
-      recipe: the recipe's name, however its fields were changed.
-      dlc_jax: the version of this package.
-      jax: the version of JAX.
-      device: what it was trained on.
+      recipe: name of the recipe from which the fields were taken or changed.
+      dlc_jax: version of this package.
+      jax: version of JAX.
+      device: kind of device it was trained on.
       image_shape: height, width and channels.
-      class_names: what the network's outputs mean.
+      class_names: names of the classes, by label.
       dataset_version: its publisher's version.
-      provenance: where the arrays came from.
-      mean: what was subtracted from the pixels, by channel.
-      std: what they were then divided by, by channel.
-      seed: of the initial weights, and of all that is random in training.
-      checkpoint_steps: after so many steps of an epoch a checkpoint can be made, and a resumed
-        run goes on.
-      devices: over how many each batch was spread; 0 where that is not known.
-      stream: whether the images are read batch by batch, instead of all at first.
-      image_size: height and width to which images on disk are brought, if they are.
+      provenance: description of where the dataset came from.
+      mean: mean of the training pixels per channel.
+      std: standard deviation of the training pixels per channel.
+      seed: random seed.
+      checkpoint_steps: number of steps between two possible checkpoints in an epoch.
+      num_devices: number of devices each batch is split over; 0 if unknown.
+      stream: whether images are read during training instead of before it.
+      image_size: height and width to which streamed images are resized; None if they are not.
+      format: version of the run folder's format; 1 for runs of dlc_jax 0.1.
     """
 
     recipe: str = "mnist-lecture"
@@ -66,33 +83,38 @@ class RunConfig(Recipe):
     std: tuple[float, ...]
     seed: int
     checkpoint_steps: int = 200
-    devices: int = 0
+    num_devices: int = 0
     stream: bool = False
     image_size: int | None = None
+    format: int = FORMAT
 
     @classmethod
-    def from_json(cls, text: str) -> "RunConfig":
-        """The opposite of `to_json`.
+    def from_json(cls, text: str) -> Self:
+        """Reads the content of a `config.json`, also one of format 1.
 
         Raises:
+          InputError: the format is newer than this version.
           KeyError, TypeError or ValueError: the text is damaged.
         """
+        values = {"format": 1, **json.loads(text)}
+        if values["format"] == 1:
+            values = _from_format_1(values)
+        elif values["format"] != FORMAT:
+            raise InputError(f"has format {values['format']}; read it with a newer dlc_jax")
         fields = {field.name for field in dataclasses.fields(cls)}
-        # Runs of earlier versions lack what a recipe has by default.
-        values = {**json.loads(text)}
         config = cls(**{name: values[name] for name in fields & values.keys()})
         height, width, channels = (int(size) for size in config.image_shape)
         if not all(isinstance(name, str) for name in config.class_names):
             raise ValueError("class_names")
-        config.normalise  # noqa: B018
+        config.normalize  # noqa: B018
         return dataclasses.replace(config, image_shape=(height, width, channels))
 
     def to_json(self) -> str:
-        """All fields, as they stand in `config.json`."""
+        """Returns all fields as the content of a `config.json`."""
         return strict_json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def create_model(self) -> models.Network:
-        """The network with the weights that the seed gives."""
+        """Creates the network, initialized from the seed."""
         return models.create(
             self.model,
             image_shape=self.image_shape,
@@ -103,18 +125,45 @@ class RunConfig(Recipe):
         )
 
     @property
-    def normalise(self) -> Normalise:
-        """What is applied to every image."""
-        return Normalise(np.array(self.mean, np.float32), np.array(self.std, np.float32))
+    def normalize(self) -> Normalize:
+        """The normalization of images."""
+        return Normalize(self.mean, self.std)
+
+    def check_unchanged(self, options: Mapping[str, Any]) -> None:
+        """Checks that options of a resumed run are those of this configuration.
+
+        Args:
+          options: values by the names of fields. Those of `model_options` and `freeze_after` may
+            be a part of the field's entries.
+
+        Raises:
+          InputError: an option differs.
+        """
+        changes = []
+        for name, value in options.items():
+            current = getattr(self, name)
+            if isinstance(value, dict):
+                current = {key: current[key] for key in value if key in current}
+            if value != current:
+                changes.append(f"{name} {getattr(self, name)!r}, not {value!r}")
+        if changes:
+            raise InputError(f"the run has {'; '.join(changes)}; leave that out to resume it")
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Renames the fields of a configuration of format 1; new names stay."""
+    values = {_FORMAT_1_NAMES.get(name, name): value for name, value in values.items()}
+    epochs = values.pop("whitening_bias_epochs", 0)
+    return {"freeze_after": {"whitening_bias": epochs} if epochs else {}, **values}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder that exists.
+    """An existing run folder.
 
     Attributes:
-      folder: where it is.
-      config: what was asked for.
+      folder: the folder.
+      config: the configuration.
     """
 
     folder: Path
@@ -122,28 +171,28 @@ class Run:
 
     @classmethod
     def create(cls, parent: Path, name: str | None, config: RunConfig) -> "Run":
-        """Makes a new folder in `parent`.
+        """Makes a new run folder.
 
         Args:
-          parent: made where it is missing.
-          name: the folder's name; by default the dataset's, the network's and the time.
+          parent: folder in which to make it; made if it is missing.
+          name: name of the folder; by default dataset, model and time.
           config: written to `config.json`.
 
         Raises:
-          InputError: it can't be made, or there is one of that name.
+          InputError: the folder can't be made or exists already.
         """
         check_encodable(parent / (name or ""))
         make_folder(parent)
-        folder = _new_folder(parent, name, f"{config.dataset}-{config.model}")
+        folder = _make_run_folder(parent, name, f"{config.dataset}-{config.model}")
         write_atomically(folder / CONFIG, config.to_json().encode())
         return cls(folder, config)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """A run that was made before.
+        """Opens a run folder.
 
         Raises:
-          InputError: the folder is not one of a run, or its `config.json` is damaged.
+          InputError: it is not the folder of a run, or its `config.json` is damaged.
         """
         path = folder / CONFIG
         try:
@@ -153,47 +202,68 @@ class Run:
                 f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
                 "name one that dlc-jax train made"
             ) from error
+        except InputError as error:
+            raise InputError(f"{str(path)!r} {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{str(path)!r} is damaged ({error})") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in this folder, and clears what a killed one left.
+    def check_resumable(self) -> None:
+        """Checks that this version can resume the run.
 
         Raises:
-          InputError: another process does.
+          InputError: an earlier version with other checkpoints made it.
         """
-        training = f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
-        with lock(self.folder, LOCK, training):
-            for left in half_written(self.folder):
-                left.unlink(missing_ok=True)
+        if self.config.format != FORMAT:
+            raise InputError(
+                f"the run in {str(self.folder)!r} was made by dlc_jax {self.config.dlc_jax}, whose "
+                "checkpoints this version can't read; resume it with that version, or train a new "
+                "run"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Locks the folder against other training processes, and removes partial files.
+
+        Raises:
+          InputError: another process holds the lock.
+        """
+        message = f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
+        with lock(self.folder, LOCK, message):
+            for path in partial_files(self.folder):
+                path.unlink(missing_ok=True)
             yield
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` that can be read; none where it is missing or damaged."""
+        """Returns the readable lines of `metrics.jsonl`; none if it is missing."""
         try:
-            written = (self.folder / METRICS).read_bytes().splitlines()
+            lines = (self.folder / METRICS).read_bytes().splitlines()
         except OSError:
             return []
-        lines = []
-        for line in written:
-            # Whatever is not JSON, as the last line of a process that was killed.
+        metrics = []
+        for line in lines:
+            # The last line of a killed process may be incomplete.
             with suppress(ValueError, RecursionError):
-                lines.append(json.loads(line))
-        return lines
+                metrics.append(json.loads(line))
+        return metrics
 
-    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+    def write_metrics(self, metrics: Sequence[dict[str, Any]]) -> None:
         """Replaces all lines of `metrics.jsonl`."""
-        content = "".join(strict_json.dumps(line) + "\n" for line in lines)
+        content = "".join(strict_json.dumps(line) + "\n" for line in metrics)
         write_atomically(self.folder / METRICS, content.encode())
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl`."""
+        path = self.folder / METRICS
+        with named(path), path.open("a") as file:
+            file.write(strict_json.dumps(metrics) + "\n")
 
     @property
     def has_model(self) -> bool:
-        """Whether there are parameters, be they those of an untrained network."""
+        """Whether there are saved parameters, trained or not."""
         return (self.folder / PARAMETERS).exists()
 
     def model(self) -> models.Network:
-        """The trained network.
+        """Loads the trained network.
 
         Raises:
           InputError: the file of parameters is missing or damaged.
@@ -201,24 +271,18 @@ class Run:
         return parameters.load(self.folder / PARAMETERS, self.config.create_model())
 
     def save_model(self, model: nnx.Module) -> None:
-        """Writes the network's variables in place of those of an earlier epoch."""
+        """Saves the network's variables, replacing those of an earlier epoch."""
         parameters.save(self.folder / PARAMETERS, model)
 
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
-        path = self.folder / METRICS
-        with named(path), path.open("a") as file:
-            file.write(strict_json.dumps(metrics) + "\n")
-
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes what became of the run."""
+        """Writes `summary.json`."""
         content = strict_json.dumps(summary, indent=2) + "\n"
         write_atomically(self.folder / SUMMARY, content.encode())
 
 
-def _new_folder(parent: Path, name: str | None, default: str) -> Path:
+def _make_run_folder(parent: Path, name: str | None, default: str) -> Path:
     if name is not None and (Path(name).name != name or name in (".", "..")):
-        raise InputError(f"the run's name {name!r} must be that of one folder, without slashes")
+        raise InputError(f"the run's name {name!r} is not that of one folder; leave out slashes")
     stem = name or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, 1000):
         folder = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
@@ -226,7 +290,7 @@ def _new_folder(parent: Path, name: str | None, default: str) -> Path:
             folder.mkdir()
             return folder
         except FileExistsError:
-            if name is not None and _is_unborn(folder):
+            if name is not None and _has_no_config(folder):
                 return folder
             if name is not None:
                 break
@@ -235,6 +299,6 @@ def _new_folder(parent: Path, name: str | None, default: str) -> Path:
     raise InputError(f"there is already a run in {str(parent / stem)!r}; choose another --name")
 
 
-def _is_unborn(folder: Path) -> bool:
-    """Whether a process was killed before it had written what it was to train."""
-    return set(folder.iterdir()) <= {*half_written(folder), folder / LOCK}
+def _has_no_config(folder: Path) -> bool:
+    """Whether a process was killed before it wrote the configuration."""
+    return set(folder.iterdir()) <= {*partial_files(folder), folder / LOCK}

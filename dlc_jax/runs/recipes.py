@@ -1,142 +1,20 @@
-"""What to train, on what and how: experiments as data, each by name.
-
-`RECIPES["cifar10-cpu"]` is one; `dlc-jax recipes` lists them, and `dlc-jax train NAME` runs one,
-each of whose fields can be told otherwise.
-"""
+"""Recipes by name; `dlc-jax recipes` lists them."""
 
 import difflib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-import optax
-
-from dlc_jax import training
-from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
-
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """An experiment. The defaults are those of the lecture's program.
-
-    Attributes:
-      dataset: as in `dlc_jax.data.names()`.
-      examples: how many of its training images, the first ones; 0 for all.
-      model: as in `dlc_jax.models.names()`.
-      model_options: what else the network is told.
-      dtype: what it computes in, "float32" or "bfloat16"; parameters are float32.
-      epochs: passes over the training split.
-      batch_size: examples an update.
-      optimizer: "sgd", "adam", "adamw" or "muon".
-      learning_rate: the largest, of the gradient of the mean loss.
-      schedule: how it changes; see `dlc_jax.training.optimizers.schedule`.
-      momentum: of the optimizer.
-      nesterov: whether it is Nesterov's.
-      weight_decay: by which part of them, times the learning rate, weights shrink each step.
-      bias_factor: how many times larger the learning rate of biases is.
-      lookahead: after how many steps the parameters go back to their average; 0 for never. See
-        `dlc_jax.training.optimizers.lookahead`.
-      ema: the decay of the average of the parameters at which training ends; 0 for none. See
-        `dlc_jax.training.optimizers.averaged`.
-      whitening_bias_epochs: after how many epochs the bias of a whitening layer stays as it is;
-        0 for never.
-      label_smoothing: see `dlc_jax.nn.losses.cross_entropy`.
-      shuffle: whether each epoch has an order of its own; else the dataset's.
-      flip: see `dlc_jax.data.augmentation.Augmentation`, as for the following ones.
-      translate: in pixels.
-      padding: "zero" or "reflect".
-      cutout: in pixels.
-      mirrored_test: whether it is tested on images and their mirror images together.
-      translated_test: by how many pixels images are moved in the test, beside those that are
-        not, as `dlc_jax.training.evaluate` does; 0 for no such images.
-    """
-
-    dataset: str = "mnist"
-    examples: int = 0
-    model: str = "lecture"
-    model_options: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    epochs: int = 10
-    batch_size: int = 100
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    schedule: str = "constant"
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    bias_factor: float = 1.0
-    lookahead: int = 0
-    ema: float = 0.0
-    whitening_bias_epochs: int = 0
-    label_smoothing: float = 0.0
-    shuffle: bool = False
-    flip: str = "none"
-    translate: int = 0
-    padding: str = "zero"
-    cutout: int = 0
-    mirrored_test: bool = False
-    translated_test: int = 0
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """What is done to training images."""
-        return Augmentation(self.flip, self.translate, self.padding, self.cutout)  # type: ignore[arg-type]
-
-    @property
-    def jax_dtype(self) -> Any:
-        """What the network computes in."""
-        if self.dtype not in _DTYPES:
-            raise InputError(f"can't compute in {self.dtype!r}; choose float32 or bfloat16")
-        return _DTYPES[self.dtype]
-
-    def changed(self, **changes: Any) -> "Recipe":
-        """The recipe with some fields told otherwise.
-
-        Another optimizer comes with the learning rate, momentum and weight decay that are usual
-        for it, unless these are told, too.
-        """
-        chosen = changes.get("optimizer", self.optimizer)
-        usual: dict[str, Any] = {}
-        if chosen != self.optimizer:
-            usual = training.optimizers.USUAL.get(chosen, {}) | {"bias_factor": 1.0}
-        return replace(self, **usual | changes)
-
-    def create_optimizer(self, examples: int) -> optax.GradientTransformation:
-        """The optimizer for a training split of so many examples.
-
-        Raises:
-          InputError: there is no such optimizer or schedule.
-        """
-        an_epoch = -(-examples // self.batch_size)
-        steps = self.epochs * an_epoch
-        optimizer = training.optimizers.create(
-            self.optimizer,
-            training.optimizers.schedule(self.schedule, self.learning_rate, steps),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            bias_factor=self.bias_factor,
-        )
-        if self.whitening_bias_epochs:
-            last = self.whitening_bias_epochs * an_epoch
-            optimizer = training.optimizers.freeze_after(optimizer, last, "whitening_bias")
-        if self.lookahead:
-            optimizer = training.optimizers.lookahead(optimizer, steps, self.lookahead)
-        if self.ema:
-            optimizer = training.optimizers.averaged(optimizer, steps, self.ema)
-        return optimizer
+from dlc_jax.runs.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A recipe by name.
+class RecipeInfo:
+    """A recipe and its description.
 
     Attributes:
-      summary: what it is for.
-      source: whose it is.
+      summary: description in a few words.
+      source: paper and section.
       recipe: the recipe.
     """
 
@@ -147,9 +25,9 @@ class Entry:
 
 LECTURE = Recipe()
 
-# Jordan 2024, section 3, for CIFAR-10 by a network of its kind. The paper's listing divides 11.5
-# by 1,024 (1 + 1 / (1 - momentum)) for the sum of a batch's losses; its decay acts on the momentum,
-# which multiplies it by 1 / (1 - momentum).
+# Jordan 2024, section 3. The paper's listing has a learning rate of 11.5 / (1,024 (1 + 1 / (1 -
+# momentum))) for the sum of the losses of a batch. Its weight decay enters the momentum, which
+# multiplies it by 1 / (1 - momentum).
 _JORDAN = Recipe(
     dataset="cifar10",
     model="airbench",
@@ -160,46 +38,45 @@ _JORDAN = Recipe(
     momentum=0.85,
     nesterov=True,
     weight_decay=0.009,
-    bias_factor=64,
+    bias_lr_multiplier=64,
     label_smoothing=0.2,
     shuffle=True,
     flip="alternating",
     translate=2,
     padding="reflect",
-    mirrored_test=True,
+    tta_flip=True,
 )
-# A quarter of the network's size, and batches so much smaller that the rate is, too.
+# A quarter of the network's width, and smaller batches with a smaller learning rate.
 _NARROW: dict[str, Any] = {
     "model_options": {"widths": [32, 128, 128]},
     "batch_size": 250,
     "learning_rate": 0.37,
 }
 
-RECIPES: dict[str, Entry] = {
-    "mnist-lecture": Entry("the slide's program", "Fleuret, EE-559, lecture 1a", LECTURE),
-    "mnist-best": Entry(
-        "at most 0.35 % of the test digits wrong, by one network",
-        "Jordan 2024 on digits, which are not mirrored, with a quarter of the paper's network",
-        replace(
-            _JORDAN,
+RECIPES: dict[str, RecipeInfo] = {
+    "mnist-lecture": RecipeInfo("the program on the slide", "Fleuret, EE-559, lecture 1a", LECTURE),
+    "mnist-best": RecipeInfo(
+        "a test error of at most 0.35 % with one network",
+        "Jordan 2024 with a quarter of the paper's network, and without flips",
+        _JORDAN.replace(
             **_NARROW,
             dataset="mnist",
             epochs=16,
-            lookahead=5,
+            lookahead_period=5,
             label_smoothing=0.1,
             flip="none",
             padding="zero",
-            mirrored_test=False,
-            translated_test=1,
+            tta_flip=False,
+            tta_translate=1,
         ),
     ),
-    "cifar10-lecture": Entry(
-        "the slide's network and plain SGD, on colour images",
+    "cifar10-lecture": RecipeInfo(
+        "the network on the slide and plain SGD, on color images",
         "Fleuret, EE-559, lecture 1a",
         Recipe(dataset="cifar10", epochs=20, learning_rate=0.05, shuffle=True),
     ),
-    "cifar10-resnet20": Entry(
-        "64,000 steps to the paper's 8.75 % error",
+    "cifar10-resnet20": RecipeInfo(
+        "the paper's 64,000 steps, to its test error of 8.75 %",
         "He et al. 2015, section 4.2",
         Recipe(
             dataset="cifar10",
@@ -214,9 +91,9 @@ RECIPES: dict[str, Entry] = {
             translate=4,
         ),
     ),
-    "cifar10-resnet18": Entry(
-        "a residual network of ImageNet's kind, without its stem's pooling",
-        "He et al. 2015, table 1, with cutout (DeVries and Taylor 2017); the rest is ours",
+    "cifar10-resnet18": RecipeInfo(
+        "a ResNet-18 with a stem for small images",
+        "He et al. 2015, table 1, with cutout (DeVries and Taylor 2017) and our hyperparameters",
         Recipe(
             dataset="cifar10",
             model="resnet18",
@@ -234,31 +111,48 @@ RECIPES: dict[str, Entry] = {
             cutout=8,
         ),
     ),
-    "cifar10-fast": Entry(
-        "94 % in ten epochs, for a GPU",
+    "cifar10-fast": RecipeInfo(
+        "an accuracy of 94 % in ten epochs, for a GPU",
         "Jordan 2024, arXiv 2404.00498, section 3",
-        replace(_JORDAN, dtype="bfloat16", lookahead=5, whitening_bias_epochs=3, translated_test=1),
+        _JORDAN.replace(
+            dtype="bfloat16",
+            lookahead_period=5,
+            freeze_after={"whitening_bias": 3},
+            tta_translate=1,
+        ),
     ),
-    "cifar10-cpu": Entry(
-        "90 % on two cores of a CPU in minutes",
+    "cifar10-cpu": RecipeInfo(
+        "an accuracy of 90 % in minutes on two CPU cores",
         "Jordan 2024, with a quarter of the paper's network",
-        replace(_JORDAN, **_NARROW, epochs=8),
+        _JORDAN.replace(**_NARROW, epochs=8),
     ),
 }
 
 
 def names() -> list[str]:
-    """The names of the recipes."""
+    """Returns the names of all recipes.
+
+    Example:
+      >>> names()[0]
+      'mnist-lecture'
+    """
     return list(RECIPES)
 
 
 def find(name: str) -> Recipe:
-    """The recipe called `name`.
+    """Returns the recipe of a name.
+
+    Args:
+      name: a name of `names`.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: there is no recipe of this name.
+
+    Example:
+      >>> find("cifar10-cpu").epochs
+      8
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, names(), n=3) or names()
-        raise InputError(f"there is no recipe called {name!r}; did you mean {', '.join(near)}?")
+        raise InputError(f"there is no recipe {name!r}; did you mean {', '.join(near)}?")
     return RECIPES[name].recipe

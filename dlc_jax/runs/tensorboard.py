@@ -1,27 +1,21 @@
-"""A run's numbers and pictures as event files, which TensorBoard shows."""
+"""Event files for TensorBoard."""
 
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dlc_jax.errors import InputError
+from dlc_jax.training import EpochRecord
 from dlc_jax.utils.files import is_unsupported, make_folder, named
 
-if TYPE_CHECKING:
-    from dlc_jax.training import EpochReport
 
-
-def check_library() -> None:
-    """Sees that the library that writes event files is there.
-
-    Raises:
-      InputError: it is not installed.
-    """
+def check_installed() -> None:
+    """Raises an InputError if the library that writes event files is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError as error:
@@ -31,67 +25,65 @@ def check_library() -> None:
         ) from error
 
 
-class Board:
-    """The event files of a run, with training steps as their axis.
+class EventWriter:
+    """Writes the event files of a run; their axis is the training step.
 
     Scalars are `train/loss` of each step and, of each epoch, `test/loss`, `test/error_percent`
-    and `train/images_per_second`; pictures those that the run draws.
+    and `train/images_per_second`; images are the run's pictures.
     """
 
-    def __init__(self, folder: Path, images: int, first: int = 0) -> None:
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
         """Begins a new event file.
 
         Args:
-          folder: where to.
-          images: of an epoch.
-          first: the first step that it will be told of; what earlier event files tell of this one
-            and later ones is no longer shown.
+          folder: folder.
+          first_step: first step that will be written; what earlier event files say of it and of
+            later steps is no longer shown.
 
         Raises:
           InputError: the folder can't be written to, or the library is not installed.
-          OSError: there is no room, as by the methods.
+          OSError: the disk is full; also raised by the methods.
         """
-        check_library()
+        check_installed()
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
         make_folder(folder)
-        self._folder, self._images = folder, images
+        self._folder = folder
         self._summary, self._event = summary, event_pb2.Event
-        # Not tensorboardX's own `SummaryWriter`, whose thread would end where the disk is full,
-        # and leave whoever waits for it waiting.
+        # Not tensorboardX's own `SummaryWriter`, whose thread ends on a full disk, so that the
+        # program waits forever.
         with named(self._folder):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(first, session_log=started)
+            self._write(first_step, session_log=started)
 
     def close(self) -> None:
         """Ends the event file."""
         with named(self._folder):
             self._flush()
-            # Its own `close` would first have the file be on the disk, once more.
+            # Its own `close` would have the file synchronised to the disk once more.
             self._file._py_recordio_writer.close()
 
-    def epoch(self, report: "EpochReport") -> None:
-        """Adds an epoch's scalars."""
-        last = int(report.state.step)
-        first = last - len(report.losses) + 1
+    def epoch(self, record: EpochRecord) -> None:
+        """Writes an epoch's scalars."""
+        first_step = record.step - len(record.losses) + 1
         with named(self._folder):
-            for step, loss in enumerate(np.asarray(report.losses), first):
+            for step, loss in enumerate(record.losses, first_step):
                 self._scalar("train/loss", float(loss), step)
-            self._scalar("test/loss", float(report.test.loss), last)
-            self._scalar("test/error_percent", 100 * float(report.test.error), last)
-            if report.epoch:
-                rate = self._images / report.train_seconds
-                self._scalar("train/images_per_second", rate, last)
+            self._scalar("test/loss", float(record.test["loss"]), record.step)
+            self._scalar("test/error_percent", 100 * float(record.test["error"]), record.step)
+            if record.epoch:
+                rate = record.num_examples / record.train_seconds
+                self._scalar("train/images_per_second", rate, record.step)
             self._flush()
 
     def pictures(self, files: Sequence[Path], step: int) -> None:
-        """Adds pictures by their files' names.
+        """Writes pictures under their files' names.
 
         Args:
           files: PNG files.
-          step: after which they were drawn.
+          step: training step after which they were drawn.
         """
         for file in files:
             with Image.open(file) as picture:
@@ -105,12 +97,12 @@ class Board:
         try:
             self._file.flush()
         except OSError as error:
-            # By then all is written; that it is on the disk, not every file system can tell.
+            # Everything is written; not every file system can synchronise it.
             if not is_unsupported(error):
                 raise
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._write(step, summary=self._summary.scalar(tag, value))
 
-    def _write(self, step: int, **what: Any) -> None:
-        self._file.write_event(self._event(step=step, wall_time=time.time(), **what))
+    def _write(self, step: int, **fields: Any) -> None:
+        self._file.write_event(self._event(step=step, wall_time=time.time(), **fields))

@@ -1,16 +1,11 @@
-"""Batches spread over devices: a CPU's cores, GPUs, TPUs, of one process or of several.
+"""Meshes of devices, and where arrays lie on them.
 
-Arrays are placed by `NamedSharding`, programs are compiled by `jax.jit`; what runs on each
-device is told by `jax.shard_map`, since with the compiler's own partitioning alone convolutions
-on a CPU would gather the whole batch.
-
-A CPU counts as one device, of which XLA leaves all cores but one idle wherever a program
-consists of many small operations. JAX can count each core as a device instead
-(`JAX_NUM_CPU_DEVICES`); batches are then spread over them as over any other devices.
+JAX counts a CPU as one device, of which XLA leaves all cores but one idle wherever a program
+consists of many small operations. It can count each core as a device instead
+(`JAX_NUM_CPU_DEVICES`); batches are then sharded over them as over any other devices.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,64 +13,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
-
-from dlc_jax.errors import InputError
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
+# Name of the mesh axis that batches are sharded over.
 BATCH = "batch"
-# With fewer examples a CPU's core, handing out the work takes longer than it saves.
-_LEAST_EXAMPLES = 16
-# Bytes.
-_ALIGNED = 64
+# With fewer examples per core, handing out the work takes longer than it saves.
+_MIN_EXAMPLES_PER_CORE = 16
+# JAX uses NumPy's memory in place where it is aligned to this many bytes.
+_ALIGNMENT = 64
 
 
-def device_mesh(
-    batch_size: int, devices: Sequence[jax.Device] | None = None, *, even: bool = False
-) -> Mesh | None:
-    """A mesh of devices to spread batches over; None for a single one.
+def device_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of devices to shard batches over; None for a single device.
 
     Args:
-      batch_size: examples an update. What is left over when the devices share it evenly takes a
-        pass of its own, the gradient of which is accumulated (see `train_step`).
-      devices: by default all of them, those of other processes too.
-      even: whether no examples may be left over, as where a network's examples depend on each
-        other (`dlc_jax.training.couples_examples`); then as many devices as share the batch
-        evenly.
+      batch_size: batch size; no more devices are used, unless they belong to several processes.
+      devices: devices; by default all, those of other processes included.
 
-    Raises:
-      InputError: other processes' devices would have to be left out.
+    Example:
+      >>> device_mesh(64, jax.devices()[:1]) is None
+      True
     """
     devices = jax.devices() if devices is None else devices
-    most = min(len(devices), batch_size)
-    count = most
-    while even and batch_size % count:
-        count -= 1
-    hosts = {device.process_index for device in devices}
-    if len(hosts) > 1 and count < len(devices):
-        below, above = batch_size // len(devices), -(-batch_size // len(devices))
-        sizes = " or ".join(str(len(devices) * each) for each in (below, above) if each)
-        error = InputError(
-            f"a batch size of {batch_size} does not spread evenly over the {len(devices)} devices "
-            f"of {len(hosts)} processes, as it must here; choose {sizes}"
-        )
-        error.raised_on_all_processes = True
-        raise error
-    return _mesh(devices[:count])
+    if len({device.process_index for device in devices}) == 1:
+        devices = devices[:batch_size]
+    return _mesh(devices)
 
 
 def cpu_mesh(batch_size: int) -> Mesh | None:
-    """As many CPU devices as share a batch evenly; None where that is one, or not a CPU.
+    """As many CPU devices as divide a batch; None where that is one, or there is no CPU.
 
     Args:
-      batch_size: examples an update.
+      batch_size: batch size.
+
+    Example:
+      >>> cpu_mesh(1) is None
+      True
     """
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return None
-    most = min(len(devices), batch_size // _LEAST_EXAMPLES)
-    counts = [count for count in range(1, most + 1) if batch_size % count == 0]
+    limit = min(len(devices), batch_size // _MIN_EXAMPLES_PER_CORE)
+    counts = [count for count in range(1, limit + 1) if batch_size % count == 0]
     return _mesh(devices[: max(counts, default=1)])
 
 
@@ -85,103 +66,80 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh | None:
     return Mesh(devices, (BATCH,), axis_types=(AxisType.Auto,))
 
 
-def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """The arrays on every device of the mesh, or on the default device without one.
+def batch_sharding(mesh: Mesh | None, axis: int = 0, ndim: int | None = None) -> Any:
+    """Sharding of an array over its batch axis; None without a mesh.
 
     Args:
-      tree: the same in all processes. The result shares no memory with its arrays of NumPy.
-      mesh: the devices.
+      mesh: devices.
+      axis: the batch axis.
+      ndim: number of the array's axes; an array without a batch axis is replicated.
     """
-    return jax.block_until_ready(transfer(jax.tree.map(_without_alias, tree), mesh))
+    if mesh is None:
+        return None
+    return NamedSharding(mesh, batch_spec(axis, axis + 1 if ndim is None else ndim))
 
 
-def _without_alias(leaf: Any) -> Any:
-    # On a CPU, JAX goes on using NumPy's memory where it is aligned, and else copies it.
-    aligned = isinstance(leaf, np.ndarray) and leaf.ctypes.data % _ALIGNED == 0
-    return leaf.copy() if aligned else leaf
+def batch_spec(axis: int, ndim: int) -> PartitionSpec:
+    """Partition of an array with `ndim` axes over its batch axis, if it has one."""
+    return PartitionSpec(*[None] * axis, BATCH) if ndim > axis else PartitionSpec()
 
 
-def transfer(tree: Tree, mesh: Mesh | None) -> Tree:
-    """As `replicate`, but it may go on in the background, and in the given arrays' memory."""
+def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Copies of the arrays on every device of the mesh, or on the default device without one.
+
+    Args:
+      tree: arrays, the same in all processes. The result shares no memory with NumPy's arrays.
+      mesh: devices.
+    """
+    tree = jax.tree.map(_without_alias, tree)
+    if mesh is None:
+        return jax.block_until_ready(jax.device_put(tree))
+    return jax.block_until_ready(
+        jax.tree.map(partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
+    )
+
+
+def put_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
+    """Arrays sharded over their batch axis; the transfer may go on in the background.
+
+    Args:
+      tree: arrays, whole in every process that has devices of the mesh. NumPy arrays must not
+        change afterwards.
+      mesh: devices.
+      axis: the batch axis; arrays without one are replicated.
+    """
     if mesh is None:
         return jax.device_put(tree)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    if len({device.process_index for device in mesh.devices.flat}) == 1:
-        return jax.device_put(tree, everywhere)
-    return jax.tree.map(partial(_from_each_process, sharding=everywhere), tree)
+    return jax.tree.map(lambda a: _put(a, batch_sharding(mesh, axis, np.ndim(a))), tree)
 
 
-def _from_each_process(array: Any, sharding: NamedSharding) -> jax.Array:
-    """An array of which each process has all."""
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    if len({device.process_index for device in sharding.mesh.devices.flat}) == 1:
+        return jax.device_put(array, sharding)
     if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
-        data = _from_each_process(jax.random.key_data(array), sharding)
+        data = _put(jax.random.key_data(array), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     values = np.asarray(array)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def of_batch(mesh: Mesh | None, *, shared: bool = True) -> Sharding | None:
-    """Where the examples of a batch are: each on one device of the mesh, or all on each."""
-    if mesh is None:
-        return None
-    return NamedSharding(mesh, PartitionSpec(BATCH) if shared else PartitionSpec())
+def _without_alias(leaf: Any) -> Any:
+    aligned = isinstance(leaf, np.ndarray) and leaf.ctypes.data % _ALIGNMENT == 0
+    return leaf.copy() if aligned else leaf
 
 
-def whole(tree: Tree, mesh: Mesh | None) -> Tree:
-    """The arrays whole on every device of the mesh, wherever on it they are."""
-    return jax.jit(everywhere, static_argnums=1)(tree, mesh)
-
-
-def everywhere(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Inside `jax.jit`: has the compiler leave the arrays whole on every device of the mesh."""
+def constrain_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
+    """Inside `jax.jit`: has the compiler shard arrays over their batch axis."""
     if mesh is None:
         return tree
-    return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(
+        lambda a: lax.with_sharding_constraint(a, batch_sharding(mesh, axis, jnp.ndim(a))), tree
+    )
 
 
-def spread(
-    function: Callable[..., Any],
-    mesh: Mesh | None,
-    *,
-    in_axes: Sequence[int | None],
-    out_axes: int | tuple[int | None, ...] | None,
-) -> Callable[..., Any]:
-    """A function that runs on each device of a mesh, on its part of the batch.
-
-    Args:
-      function: takes `axis_name`, by which it can average over the devices, beside its
-        arguments.
-      mesh: the devices; without one, `function` runs on whole batches, with None as the name.
-      in_axes: the batch's axis in each argument, None where every device gets all of it.
-      out_axes: likewise for the result, or for each of several: the batch's axis, or None
-        where it is the same on all devices.
-
-    Raises:
-      InputError: by that function: JAX can't spread an operation of it over devices.
-    """
-    if mesh is None:
-        return partial(function, axis_name=None)
-    in_specs = tuple(map(_spec, in_axes))
-    out_specs = tuple(map(_spec, out_axes)) if isinstance(out_axes, tuple) else _spec(out_axes)
-    named = partial(function, axis_name=BATCH)
-    parts = jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
-    def on_parts(*arguments: Any) -> Any:
-        try:
-            return parts(*arguments)
-        except ValueError as error:
-            # JAX 0.12 so fails at the derivative of erf, of which jax.nn.gelu is made.
-            failed = re.search(r"Primitive (\w+) requires varying manual axes", str(error))
-            if failed is None:
-                raise
-            raise InputError(
-                f"JAX {jax.__version__} can't spread the operation {failed[1]!r} of this network "
-                "over several devices; use one device (leave out mesh), or for an exact GELU "
-                "dlc_jax.nn.layers.gelu"
-            ) from error
-
-    return on_parts
-
-
-def _spec(axis: int | None) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, BATCH)
+def fetch(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Arrays as NumPy's, wherever on the mesh their parts lie."""
+    if mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1:
+        whole = NamedSharding(mesh, PartitionSpec())
+        tree = jax.jit(lambda tree: lax.with_sharding_constraint(tree, whole))(tree)
+    return jax.tree.map(np.asarray, tree)

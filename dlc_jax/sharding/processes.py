@@ -5,7 +5,6 @@ what only it can know, it shares with the others.
 """
 
 import ctypes
-import dataclasses
 import json
 import os
 import re
@@ -20,11 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import xxhash
 from jax.experimental import multihost_utils
 
-from dlc_jax.data.dataset import Dataset, Examples
-from dlc_jax.data.records import RecordDataset, Records
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.utils import strict_json
 from dlc_jax.utils.signals import Terminated, defer_signals, ignore_signals
@@ -341,58 +337,3 @@ def versions() -> dict[str, Any]:
     libraries = {"dlc_jax": __version__} | {name: metadata.version(name) for name in _LIBRARIES}
     settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
     return {**libraries, **settings}
-
-
-def identity(dataset: Dataset | RecordDataset) -> dict[str, Any]:
-    """What tells a dataset from others, wherever it is kept."""
-    facts: dict[str, Any] = {
-        "name": dataset.name,
-        "version": dataset.version,
-        "image shape": list(dataset.image_shape),
-        "classes": list(dataset.class_names),
-        "sizes": list(dataset.sizes),
-    }
-    for name, split in (("training", dataset.train), ("test", dataset.test)):
-        if isinstance(split, Records):
-            # Of what stays on disk a few examples stand for all.
-            places = np.unique(np.linspace(0, len(split) - 1, min(len(split), 8)).astype(np.int64))
-            split = split.read(places)
-        digest = xxhash.xxh3_64()
-        for array in split:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        facts[f"{name} examples"] = digest.hexdigest()
-    return facts
-
-
-def gather(part: Dataset) -> Dataset:
-    """The whole of a dataset of which each process has read a part.
-
-    Args:
-      part: this process's, as `dlc_jax.data.load` reads it with `part`.
-    """
-    if jax.process_count() == 1:
-        return part
-    check_agreement(
-        {
-            "dataset": part.name,
-            "dataset's version": part.version,
-            "dataset's image shape": list(part.image_shape),
-            "dataset's classes": list(part.class_names),
-        }
-    )
-    return dataclasses.replace(part, train=_gather(part.train), test=_gather(part.test))
-
-
-def _gather(part: Examples) -> Examples:
-    counts = np.asarray(multihost_utils.process_allgather(np.int32(len(part.labels))))
-    most = counts.max()
-
-    def whole(array: np.ndarray) -> np.ndarray:
-        # All must send arrays of one shape.
-        padded = np.zeros((most, *array.shape[1:]), array.dtype)
-        padded[: len(array)] = array
-        everyones = np.asarray(multihost_utils.process_allgather(padded))
-        parts = [each[:count] for each, count in zip(everyones, counts, strict=True)]
-        return np.concatenate(parts)
-
-    return Examples(*(whole(np.asarray(array)) for array in part))

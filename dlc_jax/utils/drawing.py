@@ -1,7 +1,4 @@
-"""Matplotlib without its global state: figures look the same whatever the user has set.
-
-Nothing here uses pyplot, which has a current figure and a backend.
-"""
+"""Matplotlib figures that do not depend on its global state, such as pyplot or user settings."""
 
 import functools
 import io
@@ -13,12 +10,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from dlc_jax.utils.text import printable, shortened
+from dlc_jax.utils.text import printable, truncate
 
 try:
     import matplotlib
 except ValueError:
-    # MPLBACKEND names a backend that is not there; these figures need none.
+    # MPLBACKEND names an unknown backend, which is not needed here.
     _backend = os.environ.pop("MPLBACKEND", "")
     try:
         import matplotlib  # noqa: F401
@@ -33,23 +30,32 @@ from matplotlib.text import Text
 
 
 @contextmanager
-def own_style() -> Iterator[None]:
-    """Within it Matplotlib's settings are its defaults, and NumPy and Matplotlib tell nothing.
+def default_style() -> Iterator[None]:
+    """Context in which Matplotlib has its default settings, without warnings.
 
-    Figures take settings both when they are made and when they are drawn.
+    Figures need it both when they are created and when they are rendered.
+
+    Example:
+      >>> with default_style():
+      ...     figure = Figure(figsize=(1, 1))
     """
     with style.context("default"), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+def to_png(figure: Figure) -> bytes:
+    """Renders a figure as the content of a PNG file.
+
+    Example:
+      >>> to_png(Figure(figsize=(1, 1)))[1:4]
+      b'PNG'
+    """
     buffer, canvas = io.BytesIO(), figure.canvas
-    with own_style():
+    with default_style():
         for text in figure.findobj(Text):
             assert isinstance(text, Text)
-            if families := _families(frozenset(_lacking(text.get_text()))):
+            if families := _fallback_fonts(frozenset(_missing_characters(text.get_text()))):
                 text.set_fontfamily([*text.get_fontfamily(), *families])
         try:
             FigureCanvasAgg(figure).print_png(buffer)
@@ -58,31 +64,36 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def displayed(name: str, most: int) -> str:
-    """A name as it can be drawn, on one line and of at most so many columns.
+def drawable(text: str, max_width: int) -> str:
+    r"""The text on one line of at most `max_width` columns, with escapes for missing characters.
 
-    Characters that no font of this machine has are written as escapes. Give it to a `Text` with
-    `parse_math=False`: dollar signs in names are no formulas.
+    Pass it to Matplotlib with `parse_math=False`, since names may contain dollar signs.
+
+    Example:
+      >>> drawable("cost $5\U0010fffd", 30)
+      'cost $5\\U0010fffd'
     """
-    text = printable(name)
-    lacking = set(_lacking(text))
-    for family in _families(frozenset(lacking)):
-        lacking -= {c for c in lacking if ord(c) in _characters(_file(family))}
-    escaped = (c.encode("ascii", "backslashreplace").decode() if c in lacking else c for c in text)
-    return shortened("".join(escaped), most)
+    text = printable(text)
+    missing = set(_missing_characters(text))
+    for family in _fallback_fonts(frozenset(missing)):
+        missing -= {c for c in missing if ord(c) in _characters(_font_file(family))}
+    escaped = (c.encode("ascii", "backslashreplace").decode() if c in missing else c for c in text)
+    return truncate("".join(escaped), max_width)
 
 
-def _lacking(text: str) -> list[str]:
-    """The characters of a text that Matplotlib's own font has not."""
+def _missing_characters(text: str) -> list[str]:
+    """The characters that Matplotlib's default font does not have."""
     if text.isascii():
         return []
-    own = _characters(_file("DejaVu Sans"))
-    return [c for c in text if ord(c) not in own and unicodedata.category(c) not in ("Cf", "Mn")]
+    default = _characters(_font_file("DejaVu Sans"))
+    return [
+        c for c in text if ord(c) not in default and unicodedata.category(c) not in ("Cf", "Mn")
+    ]
 
 
 @functools.cache
-def _families(characters: frozenset[str]) -> tuple[str, ...]:
-    """Fonts of this machine that together have as many of some characters as can be had."""
+def _fallback_fonts(characters: frozenset[str]) -> tuple[str, ...]:
+    """Installed font families that together cover as many of the characters as possible."""
     wanted, chosen = {ord(c) for c in characters}, []
     while wanted:
         found = {
@@ -99,13 +110,13 @@ def _families(characters: frozenset[str]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _file(family: str) -> str:
+def _font_file(family: str) -> str:
     return str(font_manager.findfont(family))
 
 
 @functools.cache
 def _characters(file: str) -> Collection[int]:
-    """The characters of a font, none where it can't be drawn in any size."""
+    """The characters of a font; none if it is not scalable."""
     try:
         font = FT2Font(file)
         return frozenset(font.get_charmap()) if font.scalable else frozenset()

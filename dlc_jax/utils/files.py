@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, on whatever file system."""
+"""Atomic writing, locks and folders, on any file system."""
 
 import errno
 import logging
@@ -14,54 +14,54 @@ from typing import IO, BinaryIO
 
 from dlc_jax.errors import InputError
 
-_PART = ".part"
-# As `atomic_writer` names them.
-_PART_NAME = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}\.part", re.DOTALL)
-# Characters of a file's name that are kept while it is written, so that there is room for more.
-_LONGEST = 60
-# Seconds after which nobody is taken to be still writing a file.
-_ABANDONED = 3600.0
-# What file systems of clusters and clouds say of what they can't do; a full or broken disk
-# says something else.
-_UNSUPPORTED = {
+_PARTIAL_SUFFIX = ".part"
+# The names that `atomic_writer` gives to partial files.
+_PARTIAL_NAME = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.part", re.DOTALL)
+# Length to which the target's name is truncated in them, since file names have a maximum length.
+_MAX_TARGET_LENGTH = 60
+# Age at which a partial file is considered abandoned.
+_ABANDONED_SECONDS = 3600.0
+# Errors by which file systems of clusters and clouds report unsupported operations. A full or
+# broken disk reports others.
+_UNSUPPORTED_ERRORS = {
     getattr(errno, name)
     for name in ("EINVAL", "ENOLCK", "ENOSYS", "ENOTSUP", "ENOTTY", "EOPNOTSUPP", "EPERM")
 }
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def half_written(folder: Path) -> list[Path]:
-    """Files in a folder that `atomic_writer` had begun when its process was killed."""
-    return list(folder.glob(f".*{_PART}"))
+def partial_files(folder: Path) -> list[Path]:
+    """Returns the partial files that killed processes left in a folder; see `atomic_writer`."""
+    return list(folder.glob(f".*{_PARTIAL_SUFFIX}"))
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Removes files that `atomic_writer` had begun, and that nobody has written to for an hour.
+    """Removes partial files of `atomic_writer` that have not been modified for an hour.
 
     Args:
-      folder: where they are.
-      name: of the file that was to be written; by default any.
+      folder: folder to clean up.
+      name: only partial files of the file of this name; by default all.
     """
     with suppress(OSError):
         for path in folder.iterdir():
-            part = _PART_NAME.fullmatch(path.name)
+            match = _PARTIAL_NAME.fullmatch(path.name)
             if (
-                part
-                and (name is None or part["of"] == name[:_LONGEST])
-                and untouched(path, _ABANDONED)
+                match
+                and (name is None or match["target"] == name[:_MAX_TARGET_LENGTH])
+                and untouched(path, _ABANDONED_SECONDS)
             ):
                 path.unlink(missing_ok=True)
 
 
 def untouched(path: Path, seconds: float) -> bool:
-    """Whether a file, or any in a folder, was last written to before so many seconds or more."""
+    """Whether a file, or everything in a folder, has not been modified for some seconds."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return max(file.lstat().st_mtime for file in files) < time.time() - seconds
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Has what goes wrong in writing a file tell its name, as it does in opening one."""
+    """Adds the path to an OSError that writing to an open file raises without it."""
     try:
         yield
     except OSError as error:
@@ -71,31 +71,30 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes its name only once it is completely written.
+    """Opens a file for writing that replaces `path` only once it is complete.
 
-    Whatever was at `path` stays there until then, and for good if writing fails. What a killed
-    process has left of the same file is removed.
+    If writing fails, an existing file stays. Abandoned partial files of `path` are removed.
     """
     remove_abandoned(path.parent, path.name)
-    # Not `tempfile.mkstemp`, whose files no one else may read until their mode is changed, which
-    # some file systems refuse.
-    part = path.parent / f".{path.name[:_LONGEST]}.{os.urandom(4).hex()}{_PART}"
+    # Not `tempfile.mkstemp`: its files are private, and some file systems have no chmod.
+    unique = os.urandom(4).hex()
+    partial = path.parent / f".{path.name[:_MAX_TARGET_LENGTH]}.{unique}{_PARTIAL_SUFFIX}"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             sync(file)
-        _rename_over(part, path)
+        _replace(partial, path)
     except BaseException as error:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
 
 
 def sync(file: IO[bytes]) -> None:
-    """Has what was written to a file be on the disk, where the file system can do so."""
+    """Flushes a file to the disk, if the file system supports it."""
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -105,56 +104,56 @@ def sync(file: IO[bytes]) -> None:
 
 
 def is_unsupported(error: OSError) -> bool:
-    """Whether a file system can't do what was asked of it, instead of having failed to do it."""
-    return error.errno in _UNSUPPORTED
+    """Whether an operation failed because the file system does not support it."""
+    return error.errno in _UNSUPPORTED_ERRORS
 
 
-def _rename_over(part: Path, path: Path) -> None:
+def _replace(partial: Path, path: Path) -> None:
     try:
-        os.replace(part, path)
+        os.replace(partial, path)
     except OSError as error:
         if not (is_unsupported(error) or error.errno == errno.EEXIST) or path.is_dir():
             raise
-        # Some file systems rename no files, or only to a name that is not taken.
-        shutil.copyfile(part, path)
-        part.unlink()
+        # Some file systems can't rename, or not to an existing file.
+        shutil.copyfile(partial, path)
+        partial.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file as a whole."""
+    """Writes a small file atomically."""
     with atomic_writer(path) as file:
         file.write(content)
 
 
 @contextmanager
-def lock(folder: Path, name: str, refused: str) -> Iterator[None]:
-    """Keeps other processes out of a folder.
+def lock(folder: Path, name: str, message: str) -> Iterator[None]:
+    """Locks a folder against other processes.
 
-    Where the file system has no locks, it only says so, as a warning of the logger `dlc_jax`.
+    If the file system has no locks, the logger `dlc_jax` warns about it.
 
     Args:
       folder: the folder.
-      name: of the file in it that is locked.
-      refused: what to say where another process is in it.
+      name: name of the lock file in it.
+      message: error message if another process holds the lock.
 
     Raises:
-      InputError: another process is in it, or it can't be written to.
+      InputError: another process holds the lock, or the folder is not writable.
     """
-    # It takes long to import, and most programs train nothing.
+    # Slow to import.
     from filelock import FileLock, Timeout
 
-    # Its own way out, a file that stands for the lock, would stay when the process is killed.
+    # A soft lock would stay locked when the process is killed.
     held = FileLock(folder / name, fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(refused) from error
+        raise InputError(message) from error
     except OSError as error:
-        # Where no file can be made, it is not for want of locks.
+        # A folder that is not writable is not one without locks.
         if not is_unsupported(error) or not _can_make_files(folder):
             raise _not_writable(folder, error) from error
         logging.getLogger("dlc_jax").warning(
-            "the file system of %r has no locks (%s); let no other process train there meanwhile",
+            "the file system of %r has no locks (%s); don't let another process train there",
             str(folder),
             error.strerror,
         )
@@ -164,46 +163,46 @@ def lock(folder: Path, name: str, refused: str) -> Iterator[None]:
         held.release()
 
 
-# A folder in which there is nothing, and nothing can be made.
+# A folder that does not exist and can't be made.
 NOWHERE = Path(os.devnull, "dlc_jax")
 
 
 def cache_folder() -> Path:
-    """Where to keep what can be made again: `DLC_JAX_CACHE_DIR`, else the user's cache folder.
+    """Returns the cache folder: `DLC_JAX_CACHE_DIR`, or dlc_jax in the user's cache folder.
 
-    Where there is no home folder, `NOWHERE`.
+    Without a home folder, it is `NOWHERE`.
     """
-    told = os.environ.get("DLC_JAX_CACHE_DIR")
+    path = os.environ.get("DLC_JAX_CACHE_DIR")
     try:
-        if not told:
-            # A machine that only measures may lack it.
+        if not path:
+            # Not needed where the variable is set.
             import platformdirs
 
-            told = platformdirs.user_cache_dir("dlc_jax")
-        folder = Path(told).expanduser()
+            path = platformdirs.user_cache_dir("dlc_jax")
+        folder = Path(path).expanduser()
     except RuntimeError:
         return NOWHERE
     return NOWHERE if str(folder).startswith("~") else folder
 
 
 def expand_home(path: str) -> str:
-    """A path with a leading `~` or `~user` replaced by the home folder.
+    """Replaces a leading `~` or `~user` by the home folder.
 
     Raises:
-      InputError: that folder is not known, and there is nothing of that name here.
+      InputError: the home folder is unknown, and no file has this name.
     """
     expanded = os.path.expanduser(path)
     home = Path(expanded).parts[0] if expanded.startswith("~") else ""
     if home and not os.path.lexists(home):
         raise InputError(
-            f"the home folder {home!r} of {path!r} is not known; write the path in full, or put "
-            "./ before it for a name that begins with ~"
+            f"the home folder {home!r} of {path!r} is not known; give the full path, or put ./ "
+            "before a name that begins with ~"
         )
     return expanded
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a folder is there, or can be made, and files can be made in it."""
+    """Whether a folder exists or can be made, and is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -220,21 +219,25 @@ def _can_make_files(folder: Path) -> bool:
 
 
 def check_encodable(folder: Path) -> None:
-    """Raises an InputError where a folder's name is not UTF-8, which checkpoints need."""
+    """Checks that a folder's name is UTF-8, as checkpoints need it.
+
+    Raises:
+      InputError: it is not.
+    """
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the folder {str(folder)!r} has a name that is not UTF-8, and checkpoints can't be "
-            "written into it; choose another name"
+            f"the name of the folder {str(folder)!r} is not UTF-8, which checkpoints need; choose "
+            "another name"
         ) from error
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those above it, where they are missing, and sees that it is writable.
+    """Makes a folder with its parents if it is missing, and checks that it is writable.
 
     Raises:
-      InputError: it can't be made or written to.
+      InputError: it can't be made or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

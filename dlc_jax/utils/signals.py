@@ -1,4 +1,4 @@
-"""Being stopped: by Ctrl-C, and by SIGTERM, with which schedulers and machines announce an end."""
+"""Handling of Ctrl-C (SIGINT), and of SIGTERM, which schedulers send before they kill a job."""
 
 import signal
 import threading
@@ -9,12 +9,15 @@ from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, which asks to save and go."""
+    """The process received SIGTERM, and should save and exit."""
 
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, unless something in it has the signal handled anew."""
+    """Raises `Terminated` on SIGTERM within the context.
+
+    A handler that is installed within the context stays installed.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         del number, frame
@@ -33,43 +36,43 @@ def raise_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[list[int]]:
-    """Within it Ctrl-C and SIGTERM wait until its end, so that what is written is whole.
+    """Defers Ctrl-C and SIGTERM until the end of the context, so that files are complete.
 
-    Whatever in it has a signal handled anew keeps it.
+    A handler that is installed within the context stays installed.
 
     Yields:
-      The numbers of the signals that wait, to which later ones are added; of those that are
-      taken out of it nothing comes.
+      The deferred signals. The first one is raised at the end; signals removed from the list are
+      dropped.
     """
-    held: list[int] = []
+    deferred: list[int] = []
     if not _in_main_thread():
-        yield held
+        yield deferred
         return
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def defer(number: int, frame: FrameType | None) -> None:
         del frame
-        held.append(number)
+        deferred.append(number)
 
-    previous = {n: signal.signal(n, hold) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: signal.signal(n, defer) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield held
+        yield deferred
     finally:
         for number, handler in previous.items():
-            if signal.getsignal(number) is hold:
+            if signal.getsignal(number) is defer:
                 _restore(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+        if deferred:
+            signal.raise_signal(deferred[0])
 
 
 def ignore_signals() -> None:
-    """From now on Ctrl-C and SIGTERM do nothing, as for a process that is about to end."""
+    """Ignores Ctrl-C and SIGTERM from now on, in a process that is about to end."""
     if _in_main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
 
 def _restore(number: int, handler: Any) -> None:
-    # None stands for a handler that is not Python's own, which can't be set again from here.
+    # None is a handler that was not installed from Python, and can't be restored from it.
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, without the NaN and Infinity that Python would write."""
+"""JSON that conforms to RFC 8259: without NaN and Infinity, which Python writes by default."""
 
 import json
 import math
@@ -6,20 +6,24 @@ from typing import Any
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON; numbers that are not finite become null.
+    """Serializes a value to JSON; numbers that are not finite become null.
 
     Args:
-      value: of dictionaries, lists, tuples, strings, numbers, booleans and None.
-      indent: by so many spaces a level, a line an entry; None for one line.
+      value: nested dictionaries, lists, tuples, strings, numbers, booleans and None.
+      indent: number of spaces per level; None for a single line.
+
+    Example:
+      >>> dumps({"loss": float("nan")})
+      '{"loss": null}'
     """
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_replace_nonfinite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_replace_nonfinite(item) for item in value]
     return value

@@ -1,67 +1,83 @@
-"""Names that others chose, made fit to be shown: in a line of text, a table or a picture."""
+"""Names of files, classes and runs made safe to show in a terminal, a table or a figure."""
 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
-# They change the direction of the text around them.
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Characters that change the direction of the surrounding text.
+_BIDIRECTIONAL = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 
 
 def printable(text: str) -> str:
-    """A text on one line, with escapes for what can't be shown.
+    r"""The text on one line, with escapes for control characters and undecodable bytes.
 
-    Control characters would move a terminal's cursor, and bytes of a file name that are not UTF-8
-    (as Python keeps them, see `os.fsdecode`) can't be encoded.
+    Example:
+      >>> printable("two\nlines \x1b[31mred")
+      'two lines \\x1b[31mred'
     """
-    return "".join(map(_printable, " ".join(text.split())))
+    return "".join(map(_escape, " ".join(text.split())))
 
 
-def _printable(character: str) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
+        # A byte that is not UTF-8, as os.fsdecode represents it.
         code -= 0xDC00
     elif not (
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL
     ):
         return character
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def width(text: str) -> int:
-    """How many columns a text takes in a terminal."""
-    return sum(map(_width, text))
+def display_width(text: str) -> int:
+    """Number of terminal columns that the text takes.
+
+    Example:
+      >>> display_width("cat"), display_width("猫")
+      (3, 2)
+    """
+    return sum(map(_character_width, text))
 
 
-def _width(character: str) -> int:
+def _character_width(character: str) -> int:
     if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Me", "Mn"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def shortened(text: str, most: int) -> str:
-    """A text as `printable` makes it, of at most so many columns: of a longer one both ends."""
+def truncate(text: str, max_width: int) -> str:
+    """The `printable` text in at most `max_width` columns, shortened in the middle.
+
+    Example:
+      >>> truncate("a long file name.png", 11)
+      'a lon…e.png'
+    """
     text = printable(text)
-    if width(text) <= most:
+    if display_width(text) <= max_width:
         return text
-    end = _first(text[::-1], most // 2)[::-1]
-    return f"{_first(text, most - 1 - width(end))}…{end}"
+    end = _prefix(text[::-1], max_width // 2)[::-1]
+    return f"{_prefix(text, max_width - 1 - display_width(end))}…{end}"
 
 
-def _first(text: str, columns: int) -> str:
-    taken = 0
-    for place, character in enumerate(text):
-        taken += _width(character)
-        if taken > columns:
-            return text[:place]
+def _prefix(text: str, max_width: int) -> str:
+    width = 0
+    for position, character in enumerate(text):
+        width += _character_width(character)
+        if width > max_width:
+            return text[:position]
     return text
 
 
-def told_apart(paths: Sequence[str]) -> list[str]:
-    """Files' names, with as many of the folders above as it takes to tell those of one name apart.
+def unique_path_names(paths: Sequence[str]) -> list[str]:
+    """File names, preceded by as many parent folders as make the names unique.
 
-    Paths that are the same have the same name.
+    Example:
+      >>> unique_path_names(["runs/a/x.png", "runs/b/x.png", "runs/y.png"])
+      ['a/x.png', 'b/x.png', 'y.png']
     """
     parts = [PurePath(path).parts or (path,) for path in paths]
     lengths = [1] * len(parts)
@@ -70,7 +86,7 @@ def told_apart(paths: Sequence[str]) -> list[str]:
         names = [part[-taken:] for part, taken in zip(parts, lengths, strict=True)]
         if len(set(names)) == distinct:
             break
-        # How many different files have each name.
+        # Number of different paths by name.
         counts = Counter(name for name, _ in dict.fromkeys(zip(names, parts, strict=True)))
         lengths = [
             min(length + 1, len(part)) if counts[name] > 1 else taken
@@ -79,8 +95,13 @@ def told_apart(paths: Sequence[str]) -> list[str]:
     return [str(PurePath(*part[-taken:])) for part, taken in zip(parts, lengths, strict=True)]
 
 
-def class_names_told_apart(names: Sequence[str]) -> list[str]:
-    """Names of classes; those that several have, such as ImageNet's cranes, with their labels."""
+def unique_class_names(names: Sequence[str]) -> list[str]:
+    """Class names, followed by the label where several classes have the same name.
+
+    Example:
+      >>> unique_class_names(["crane", "heron", "crane"])
+      ['crane (class 0)', 'heron', 'crane (class 2)']
+    """
     counts = Counter(names)
     return [
         f"{name} (class {label})" if counts[name] > 1 else name for label, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""Explanations of a trained network as pictures, tables and a report."""
+"""Explanations of a classifier as pictures, tables and an HTML report."""
 
 import itertools
 import re
@@ -7,89 +7,92 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlc_jax.errors import InputError
-from dlc_jax.explain.report import html as report
-from dlc_jax.explain.report.context import Subject, Tick
+from dlc_jax.explain.report import html
+from dlc_jax.explain.report.context import ExplainContext, ProgressFn
 from dlc_jax.explain.report.html import Picture, Section, Table
 from dlc_jax.explain.report.methods import METHODS
 from dlc_jax.utils.files import make_folder, write_atomically
 
-HTML = "report.html"
+HTML_NAME = "report.html"
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """What was made.
+class ExplainResult:
+    """Files and tables of a report.
 
     Attributes:
-      files: of pictures and tables; the report, if there is one, last.
-      tables: the tables.
-      refusals: for each method that does not suit the network, why.
+      files: Pictures and tables; the HTML report is the last, if there is one.
+      tables: Tables.
+      skipped: Methods that do not suit the network, each with the reason.
     """
 
     files: list[Path]
     tables: list[Table]
-    refusals: dict[str, str]
+    skipped: dict[str, str]
 
 
-def make(
-    subject: Subject,
+def write_report(
+    context: ExplainContext,
     methods: Sequence[str],
-    folder: Path,
+    output_dir: Path,
     *,
     title: str,
-    facts: str,
-    progress: Callable[[str, float, int], None] = lambda what, done, total: None,
-) -> Gallery:
-    """Writes the pictures of some methods, and of several a report of them all.
+    subtitle: str,
+    progress: Callable[[str, float, int], None] = lambda method, done, total: None,
+) -> ExplainResult:
+    """Writes the pictures and tables of some methods; of several methods, also an HTML report.
 
     Args:
-      subject: the network, and what it is explained on.
-      methods: some of `METHODS`.
-      folder: made where it is missing; files of earlier explanations are replaced.
-      title: the report's.
-      facts: a line below it.
-      progress: called with what is made next, and how many methods are done of how many.
+      context: Classifier and images.
+      methods: Names of methods, of `METHODS`.
+      output_dir: Folder to write to, which is created if it is missing. Files of earlier
+        explanations are replaced.
+      title: Title of the report.
+      subtitle: Line below the title.
+      progress: Called with the name of the current method, and the numbers of methods that are
+        done and of all methods.
 
     Raises:
-      InputError: the folder can't be written to, or the only method does not suit the network.
+      InputError: The folder can't be written to, or the only method does not suit the network.
     """
-    make_folder(folder)
+    make_folder(output_dir)
     files: list[Path] = []
     sections: list[Section] = []
     for done, name in enumerate(methods):
 
-        def tick(fraction: float, name: str = name, done: int = done) -> None:
+        def method_progress(fraction: float, name: str = name, done: int = done) -> None:
             progress(name, done + fraction, len(methods))
 
-        tick(0)
-        section = _section(name, subject, tick, alone=len(methods) == 1)
+        method_progress(0)
+        section = _draw_section(name, context, method_progress, skip=len(methods) > 1)
         for item in section.items:
-            files.append(folder / _file_name(item, {file.name for file in files}))
+            files.append(output_dir / _unique_file_name(item, {file.name for file in files}))
             write_atomically(files[-1], item.content)
         sections.append(section)
     progress("", len(methods), len(methods))
     if len(methods) > 1:
-        files.append(folder / HTML)
-        report.write(files[-1], title, facts, sections)
+        files.append(output_dir / HTML_NAME)
+        html.write_html(files[-1], title, subtitle, sections)
     tables = [item for section in sections for item in section.items if isinstance(item, Table)]
-    refusals = {section.name: section.refusal for section in sections if section.refusal}
-    return Gallery(files, tables, refusals)
+    skipped = {section.name: section.skipped for section in sections if section.skipped}
+    return ExplainResult(files, tables, skipped)
 
 
-def _file_name(item: Picture | Table, taken: Collection[str]) -> str:
-    """The name of its file; stages, which may be called as their network likes, are part of it."""
+def _unique_file_name(item: Picture | Table, used: Collection[str]) -> str:
+    """File name of a picture or table; its name may contain any name of a stage."""
     stem = re.sub(r"[^\w.-]", "_", item.name)[:100]
     numbered = (f"{stem}-{number}{item.suffix}" for number in itertools.count(2))
-    names = itertools.chain([f"{stem}{item.suffix}"], numbered)
-    return next(name for name in names if name not in taken)
+    candidates = itertools.chain([f"{stem}{item.suffix}"], numbered)
+    return next(name for name in candidates if name not in used)
 
 
-def _section(name: str, subject: Subject, tick: Tick, *, alone: bool) -> Section:
+def _draw_section(
+    name: str, context: ExplainContext, progress: ProgressFn, *, skip: bool
+) -> Section:
     method = METHODS[name]
     try:
-        return Section(name, method.summary, list(method.draw(subject, tick)))
+        return Section(name, method.summary, list(method.draw(context, progress)))
     except InputError as error:
-        # Of a network without feature maps the other methods have something to show.
-        if alone:
+        if not skip:
             raise
         return Section(name, method.summary, [], str(error))

@@ -1,4 +1,4 @@
-"""What is explained: a network, and images to explain it on."""
+"""The classifier and the images that a report explains."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,103 +11,105 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.explain.classifier import View
-from dlc_jax.utils.drawing import displayed
+from dlc_jax.explain.classifier import ImageClassifier
+from dlc_jax.utils.drawing import drawable
 
-# What to call with the fraction that is done.
-Tick: TypeAlias = Callable[[float], None]
+# Called with the fraction of the work that is done.
+ProgressFn: TypeAlias = Callable[[float], None]
 
-# So many images stand side by side in a picture at most, and so many classes.
-ABREAST = 10
+# Largest number of images in a row of a picture, and of classes that are shown.
+MAX_COLUMNS = 10
 
 
 @dataclass(frozen=True)
-class Named:
-    """Another network, by its name.
+class NamedClassifier:
+    """A classifier and its name.
 
     Attributes:
-      name: of its run.
-      view: the network.
+      name: Name of its run.
+      classifier: The classifier.
     """
 
     name: str
-    view: View
+    classifier: ImageClassifier
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network, and the images on which it is explained.
+class ExplainContext:
+    """A classifier and the images on which it is explained.
 
     Attributes:
-      view: the network.
-      dataset: what it was trained and is tested on.
-      pixels: the images, from 0 to 1.
-      names: what they are called.
-      probabilities: the network's for them.
-      key: of all that is random.
-      other: a network to which adversarial images may carry over, or None.
+      classifier: The classifier.
+      dataset: Dataset that it was trained on.
+      pixels: Images, with pixels from 0 to 1.
+      names: Names of the images.
+      probabilities: Probabilities of all classes for the images.
+      key: PRNG key of all methods.
+      transfer: Classifier to test adversarial examples on, or None.
     """
 
-    view: View
+    classifier: ImageClassifier
     dataset: Dataset
     pixels: Float[np.ndarray, "images height width channels"]
     names: tuple[str, ...]
     probabilities: Float[np.ndarray, "images classes"]
     key: PRNGKeyArray
-    other: Named | None = None
+    transfer: NamedClassifier | None = None
 
     @classmethod
-    def of(
+    def create(
         cls,
-        view: View,
+        classifier: ImageClassifier,
         dataset: Dataset,
         pixels: Float[np.ndarray, "images height width channels"],
         names: tuple[str, ...],
         key: PRNGKeyArray,
-        other: Named | None = None,
-    ) -> "Subject":
-        """The subject, with the network asked what it takes the images for."""
-        ask = jax.jit(lambda view, pixels: jax.nn.softmax(view.logits(pixels)))
-        return cls(view, dataset, pixels, names, np.asarray(ask(view, pixels)), key, other)
+        transfer: NamedClassifier | None = None,
+    ) -> "ExplainContext":
+        """Creates a context with the classifier's probabilities; see `ExplainContext`."""
+        probabilities = np.asarray(classifier.probabilities(pixels))
+        return cls(classifier, dataset, pixels, names, probabilities, key, transfer)
 
     @property
     def predictions(self) -> Int[np.ndarray, " images"]:
-        """The class that the network takes each image for."""
+        """Predicted class of each image."""
         return self.probabilities.argmax(1)
 
     @property
     def titles(self) -> list[str]:
-        """Each image's name, and what the network says of it."""
+        """Name, predicted class and probability of each image."""
         return [
-            f"{displayed(name, 20)}\n{answer}"
-            for name, answer in zip(self.names, self.answers(self.probabilities), strict=True)
+            f"{drawable(name, 20)}\n{prediction}"
+            for name, prediction in zip(
+                self.names, self.prediction_titles(self.probabilities), strict=True
+            )
         ]
 
-    def answers(self, probabilities: Any) -> list[str]:
-        """For each image the most probable class, and its probability."""
+    def prediction_titles(self, probabilities: Any) -> list[str]:
+        """Predicted class and its probability, for each row of probabilities."""
         names = self.dataset.class_names
         rows = np.asarray(probabilities)
-        return [_answer(names[row.argmax()], row.max()) for row in rows]
+        return [_class_title(names[row.argmax()], row.max()) for row in rows]
 
-    def confidences(self, images: Any) -> list[str]:
-        """For one image of each class its class, and the probability of that."""
-        probabilities = np.asarray(jax.nn.softmax(self.view.logits(images)))
+    def class_titles(self, images: Any) -> list[str]:
+        """Class and its probability, for images of which the first is of class 0, and so on."""
+        probabilities = np.asarray(self.classifier.probabilities(images))
         names = self.dataset.class_names
-        return [_answer(names[i], row[i]) for i, row in enumerate(probabilities)]
+        return [_class_title(names[i], row[i]) for i, row in enumerate(probabilities)]
 
     @property
-    def classes(self) -> list[str]:
-        """The classes' names, the first of them where there are many."""
-        return list(self.dataset.class_names[:ABREAST])
+    def class_names(self) -> list[str]:
+        """Names of the classes, at most `MAX_COLUMNS`."""
+        return list(self.dataset.class_names[:MAX_COLUMNS])
 
     @property
     def spatial_stages(self) -> list[str]:
-        """The stages whose maps have more than one position.
+        """Stages whose feature maps have more than one position.
 
         Raises:
-          InputError: there are none.
+          InputError: There are none.
         """
-        shapes = self.view.stage_shapes(self.dataset.image_shape)
+        shapes = self.classifier.stage_shapes(self.dataset.image_shape)
         stages = [name for name, s in shapes.items() if len(s) == 3 and s[0] * s[1] > 1]
         if not stages:
             raise InputError(
@@ -116,71 +118,80 @@ class Subject:
         return stages
 
     def test_examples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first test images, from 0 to 1, and their labels."""
+        """The first test images, with pixels from 0 to 1, and their labels."""
         test = self.dataset.test
         pixels = np.asarray(test.images[:count], np.float32) / 255
         return pixels, np.asarray(test.labels[:count])
 
-    def pages(self) -> Iterator[tuple[str, "Subject"]]:
-        """The same with as many images as stand abreast; before it, what to add to names."""
-        for start in range(0, len(self.pixels), ABREAST):
-            part = slice(start, start + ABREAST)
+    def pages(self) -> Iterator[tuple[str, "ExplainContext"]]:
+        """Contexts with at most `MAX_COLUMNS` images, each after a suffix for its file name."""
+        for start in range(0, len(self.pixels), MAX_COLUMNS):
+            page = slice(start, start + MAX_COLUMNS)
             yield (
-                f"-{start // ABREAST + 1}" if len(self.pixels) > ABREAST else "",
+                f"-{start // MAX_COLUMNS + 1}" if len(self.pixels) > MAX_COLUMNS else "",
                 dataclasses.replace(
                     self,
-                    pixels=self.pixels[part],
-                    names=self.names[part],
-                    probabilities=self.probabilities[part],
+                    pixels=self.pixels[page],
+                    names=self.names[page],
+                    probabilities=self.probabilities[page],
                 ),
             )
 
 
-def first_of_each_class(dataset: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Test images to explain where none are given: the first of each class, ten at most."""
-    labels = np.asarray(dataset.test.labels)
-    classes = np.unique(labels)[:ABREAST]
-    places = [int(np.flatnonzero(labels == label)[0]) for label in classes]
-    pixels = np.asarray(dataset.test.images)[places].astype(np.float32) / 255
-    return pixels, tuple(f"test image {place}" for place in places)
-
-
-def spread(stages: list[str], count: int) -> list[str]:
-    """Some of the stages, evenly from the first to the last."""
-    if len(stages) <= count:
-        return stages
-    return [stages[round(place)] for place in np.linspace(0, len(stages) - 1, count)]
-
-
-def part_of(tick: Tick, start: float, end: float) -> Tick:
-    """Told how far a part is, tells how far the whole is of which it is that from start to end."""
-    return lambda fraction: tick(start + fraction * (end - start))
-
-
-def one_by_one(
-    function: Callable[..., Any], tick: Callable[[float], None], *arrays: Any, at_once: int = 1
-) -> Any:
-    """A function of a batch, of a few rows at a time, so that it can be told how far it is.
+def first_image_of_each_class(dataset: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The first test image of each class, for at most `MAX_COLUMNS` classes.
 
     Args:
-      function: of arrays, the first axis of which is the batch; likewise its result.
-      tick: called with the fraction that is done.
-      *arrays: its arguments.
-      at_once: how many rows.
+      dataset: The dataset.
+
+    Returns:
+      Pixels from 0 to 1, and names of the images.
+    """
+    labels = np.asarray(dataset.test.labels)
+    classes = np.unique(labels)[:MAX_COLUMNS]
+    indices = [int(np.flatnonzero(labels == label)[0]) for label in classes]
+    pixels = np.asarray(dataset.test.images)[indices].astype(np.float32) / 255
+    return pixels, tuple(f"test image {index}" for index in indices)
+
+
+def evenly_spaced(items: list[str], count: int) -> list[str]:
+    """At most `count` of the items, evenly spaced from the first to the last.
+
+    Example:
+      >>> evenly_spaced(["a", "b", "c", "d", "e"], 3)
+      ['a', 'c', 'e']
+    """
+    if len(items) <= count:
+        return items
+    return [items[round(index)] for index in np.linspace(0, len(items) - 1, count)]
+
+
+def subprogress(progress: ProgressFn, start: float, end: float) -> ProgressFn:
+    """Progress of a part of the work, which goes from `start` to `end` of the whole."""
+    return lambda fraction: progress(start + fraction * (end - start))
+
+
+def map_batches(
+    function: Callable[..., Any], *arrays: Any, batch_size: int, progress: ProgressFn | None = None
+) -> Any:
+    """Applies a function to batches of arrays, and concatenates the results.
+
+    Args:
+      function: Function of arrays, with a batch axis first, to a pytree of such arrays.
+      *arrays: Its arguments.
+      batch_size: Batch size.
+      progress: Called after each batch.
     """
     count, results = len(arrays[0]), []
-    for start in range(0, count, at_once):
-        part = function(*(array[start : start + at_once] for array in arrays))
-        results.append(jax.tree.map(np.asarray, part))
-        tick(min(start + at_once, count) / count)
+    for start in range(0, count, batch_size):
+        result = function(*(array[start : start + batch_size] for array in arrays))
+        results.append(jax.tree.map(np.asarray, result))
+        if progress is not None:
+            progress(min(start + batch_size, count) / count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def _percent(probability: float) -> str:
-    # 99.6 % is not all.
-    shown = f"{100 * probability:.0f}" if probability < 0.99 else f"{100 * probability:.1f}"
-    return f"{shown} %"
-
-
-def _answer(name: str, probability: float) -> str:
-    return f"{displayed(name, 14)}, {_percent(probability)}"
+def _class_title(name: str, probability: float) -> str:
+    # Above 99 % with a decimal, so that 99.6 % is not rounded to 100 %.
+    digits = 0 if probability < 0.99 else 1
+    return f"{drawable(name, 14)}, {100 * probability:.{digits}f} %"

@@ -1,4 +1,4 @@
-"""A report of pictures and tables as one HTML file that needs nothing else."""
+"""HTML reports of pictures and tables, as one self-contained file."""
 
 import base64
 import csv
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlc_jax.utils.drawing import png
+from dlc_jax.utils.drawing import to_png
 from dlc_jax.utils.files import write_atomically
 from dlc_jax.utils.text import printable
 
@@ -25,18 +25,18 @@ figure img { max-width: 100%; height: auto; } figcaption { color: #444; max-widt
 table { border-collapse: collapse; } td, th { padding: 0.2rem 0.9rem; text-align: right; }
 th { border-bottom: 1px solid #999; font-weight: 600; }
 td:first-child, th:first-child { text-align: left; } tr:nth-child(even) td { background: #f6f6f6; }
-.facts { color: #666; }
+.subtitle { color: #666; }
 """
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that explains something.
+    """A figure with a caption.
 
     Attributes:
-      name: of its file, without an ending.
-      figure: what is drawn.
-      caption: how to read it, in a sentence or two.
+      name: File name, without its extension.
+      figure: The figure.
+      caption: Caption in the HTML report.
     """
 
     name: str
@@ -46,25 +46,25 @@ class Picture:
 
     @property
     def content(self) -> bytes:
-        """The figure as the content of a PNG file."""
-        return png(self.figure)
+        """The figure as PNG."""
+        return to_png(self.figure)
 
     @property
     def element(self) -> str:
-        """It as HTML, without its caption."""
+        """HTML element, without the caption."""
         data = base64.b64encode(self.content).decode()
         return f'<img alt="{_escape(self.name)}" src="data:image/png;base64,{data}">'
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers that explain something.
+    """A table with a caption.
 
     Attributes:
-      name: of its file, without an ending.
-      columns: their names; the first is that of the rows' names.
-      rows: of each its name and its numbers, as they are to be read.
-      caption: how to read it, in a sentence or two.
+      name: File name, without its extension.
+      columns: Names of the columns.
+      rows: Formatted cells; the first of each row is its name.
+      caption: Caption in the HTML report.
     """
 
     name: str
@@ -75,43 +75,43 @@ class Table:
 
     @property
     def content(self) -> bytes:
-        """The table as the content of a CSV file."""
+        """The table as CSV."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
         return buffer.getvalue().encode("utf-8", "backslashreplace")
 
     @property
     def element(self) -> str:
-        """It as HTML, without its caption."""
+        """HTML element, without the caption."""
         lines = [_row("th", self.columns), *(_row("td", row) for row in self.rows)]
         return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one method gave.
+    """Section of a report.
 
     Attributes:
-      name: the method's.
-      summary: what it does.
-      items: its pictures and tables.
-      refusal: why it has none, where it suits the network not.
+      name: Name of the method.
+      summary: Description of the method.
+      items: Pictures and tables.
+      skipped: Reason why the method does not suit the network, or "".
     """
 
     name: str
     summary: str
     items: Sequence[Picture | Table]
-    refusal: str = ""
+    skipped: str = ""
 
 
-def write(path: Path, title: str, facts: str, sections: Sequence[Section]) -> None:
-    """Writes a report.
+def write_html(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Writes a report as an HTML file.
 
     Args:
-      path: the HTML file.
-      title: what it is about.
-      facts: a line below the title.
-      sections: what it consists of.
+      path: The file.
+      title: Title.
+      subtitle: Line below the title.
+      sections: Sections.
     """
     names = [_escape(section.name) for section in sections]
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
@@ -121,7 +121,8 @@ def write(path: Path, title: str, facts: str, sections: Sequence[Section]) -> No
         f'<meta name="viewport" content="width=device-width">\n'
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{_escape(title)}</h1>\n"
-        f'<p class="facts">{_escape(facts)}</p>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n'
+        f'<p class="subtitle">{_escape(subtitle)}</p>\n<nav>{links}</nav>\n{body}\n'
+        "</body>\n</html>\n"
     )
     write_atomically(path, page.encode("utf-8", "backslashreplace"))
 
@@ -129,8 +130,8 @@ def write(path: Path, title: str, facts: str, sections: Sequence[Section]) -> No
 def _section(section: Section) -> str:
     parts = [f'<h2 id="{_escape(section.name)}">{_escape(section.name)}</h2>']
     parts.append(f"<p>{_escape(section.summary)}</p>")
-    if section.refusal:
-        parts.append(f"<p>Not here: {_escape(section.refusal)}</p>")
+    if section.skipped:
+        parts.append(f"<p>Skipped: {_escape(section.skipped)}</p>")
     for item in section.items:
         caption = f"<figcaption>{_escape(item.caption)}</figcaption>"
         parts.append(f"<figure>{item.element}{caption}</figure>")

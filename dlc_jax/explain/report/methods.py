@@ -1,65 +1,75 @@
-"""The methods by name, each as pictures and tables of a subject."""
+"""The methods by name, and how each is drawn."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dlc_jax.errors import InputError
-from dlc_jax.explain.report import attribution as seeing
-from dlc_jax.explain.report import robustness as failing
-from dlc_jax.explain.report import synthesis as imagining
-from dlc_jax.explain.report.context import Subject, Tick
+from dlc_jax.explain.report import attribution, robustness, synthesis
+from dlc_jax.explain.report.context import ExplainContext, ProgressFn
 from dlc_jax.explain.report.html import Picture, Table
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of looking into a network.
+    """A method of explanation.
 
     Attributes:
-      summary: what it shows, and whose it is.
-      draw: makes its pictures and tables, and calls its second argument with the fraction that
-        is done.
+      summary: Description and reference.
+      draw: Draws its pictures and tables, and reports the progress.
     """
 
     summary: str
-    draw: Callable[[Subject, Tick], Iterator[Picture | Table]]
+    draw: Callable[[ExplainContext, ProgressFn], Iterator[Picture | Table]]
 
 
 METHODS: dict[str, Method] = {
     "filters": Method(
-        "The first layer's filters, and every stage's feature maps.", seeing.draw_filters
+        "Filters of the first layer, and feature maps of all stages.", attribution.draw_filters
     ),
     "saliency": Method(
-        "Gradients by pixel, three ways (Simonyan et al. 2014; Springenberg et al. 2015; Zeiler "
-        "and Fergus 2014).",
-        seeing.draw_saliency,
+        "Gradients with respect to the pixels, with three rules for rectifiers (Simonyan et al. "
+        "2014; Springenberg et al. 2015; Zeiler and Fergus 2014).",
+        attribution.draw_saliency,
     ),
     "deconvnet": Method(
-        "What excites feature maps most (Zeiler and Fergus 2014).", seeing.draw_deconvnet
+        "Images with the strongest activations of feature maps, projected to pixels (Zeiler and "
+        "Fergus 2014).",
+        attribution.draw_deconvnet,
     ),
     "occlusion": Method(
-        "What a grey square hides (Zeiler and Fergus 2014).", seeing.draw_occlusion
+        "Probability of the predicted class with a part of the image covered (Zeiler and Fergus "
+        "2014).",
+        attribution.draw_occlusion,
     ),
-    "grad-cam": Method("Class activation maps (Selvaraju et al. 2017).", seeing.draw_grad_cam),
-    "maximise": Method("An image for each class (Simonyan et al. 2014).", imagining.draw_maximised),
-    "dream": Method("Deep Dream (Mordvintsev et al. 2015).", imagining.draw_dreams),
+    "grad-cam": Method("Class activation maps (Selvaraju et al. 2017).", attribution.draw_grad_cam),
+    "activation-maximization": Method(
+        "Images that maximize the logit of each class (Simonyan et al. 2014).",
+        synthesis.draw_activation_maximization,
+    ),
+    "deep-dream": Method("DeepDream (Mordvintsev et al. 2015).", synthesis.draw_deep_dream),
     "adversarial": Method(
-        "Small changes that mislead (Szegedy et al. 2014; Goodfellow et al. 2015; Madry et al. "
-        "2018).",
-        failing.draw_adversarial,
+        "Adversarial examples (Szegedy et al. 2014; Goodfellow et al. 2015; Madry et al. 2018).",
+        robustness.draw_adversarial,
     ),
     "fooling": Method(
-        "Nothing to a person, and something for sure to the network (Nguyen et al. 2015).",
-        failing.draw_fooling,
+        "Unrecognizable images that are classified with high confidence (Nguyen et al. 2015).",
+        robustness.draw_fooling,
     ),
 }
 
 
-def find(name: str) -> list[str]:
-    """The methods called `name`: one, or every one for "all".
+def select_methods(name: str) -> list[str]:
+    """Names of the methods to draw: one, or all of them for "all".
+
+    Args:
+      name: Name of a method, or "all".
 
     Raises:
-      InputError: there is none of that name.
+      InputError: There is no such method.
+
+    Example:
+      >>> select_methods("saliency")
+      ['saliency']
     """
     if name == "all":
         return list(METHODS)

@@ -1,74 +1,82 @@
-"""What a network would like to see, as pictures."""
+"""Pictures of the methods that synthesize images."""
 
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from dlc_jax.explain import ascent, dream, maximisation
-from dlc_jax.explain.report.context import Subject, Tick, one_by_one, spread
+from dlc_jax.explain.activation_maximization import maximize_activation
+from dlc_jax.explain.deep_dream import deep_dream, octave_shapes
+from dlc_jax.explain.report.context import (
+    ExplainContext,
+    ProgressFn,
+    evenly_spaced,
+    map_batches,
+)
 from dlc_jax.explain.report.html import Picture
-from dlc_jax.explain.report.pictures import cells, rows_of_images
+from dlc_jax.explain.report.pictures import image_grid, image_row
 
-_OCTAVES, _OCTAVE_SCALE = 3, 1.4
+_MAX_OCTAVES, _OCTAVE_SCALE = 3, 1.4
 
 
-def draw_maximised(subject: Subject, tick: Tick) -> Iterator[Picture]:
-    """For each class an image that its logit answers to most."""
-    names, half = subject.classes, 5
+def draw_activation_maximization(
+    context: ExplainContext, progress: ProgressFn
+) -> Iterator[Picture]:
+    """An image that maximizes the logit of each class."""
+    columns = 5
 
-    def maximise(maps: np.ndarray) -> jax.Array:
-        return maximisation.maximise(
-            subject.view,
+    def maximize(classes: np.ndarray) -> jax.Array:
+        return maximize_activation(
+            context.classifier,
             "logits",
-            maps,
-            key=subject.key,
-            image_shape=subject.dataset.image_shape,
+            classes,
+            key=context.key,
+            image_shape=context.dataset.image_shape,
         ).images
 
-    images = one_by_one(maximise, tick, np.arange(len(names)), at_once=half)
-    titles = subject.confidences(images)
+    classes = np.arange(len(context.class_names))
+    images = map_batches(maximize, classes, batch_size=columns, progress=progress)
+    titles = context.class_titles(images)
     rows = [
-        cells(images[start : start + half], "pixels", titles[start : start + half])
-        for start in range(0, len(names), half)
+        image_row(images[start : start + columns], "pixels", titles[start : start + columns])
+        for start in range(0, len(images), columns)
     ]
     yield Picture(
-        "maximise",
-        rows_of_images(rows, "An image that each class's logit answers to most"),
-        "Made by gradient ascent from smooth noise: what the network looks for in each class. "
-        "Above each stands the class, and the probability that the network gives it.",
+        "activation-maximization",
+        image_grid(rows, "Images that maximize the logit of each class"),
+        "Made from smooth noise by gradient ascent. Above each image: the class, and the "
+        "probability that the network gives it.",
     )
 
 
-def draw_dreams(subject: Subject, tick: Tick) -> Iterator[Picture]:
-    """The images after some stages have dreamt of them."""
-    stages = spread(subject.spatial_stages, 4)[-3:]
-    octaves = _octaves(subject)
-    for page, part in subject.pages():
-        rows = [cells(part.pixels, "pixels", part.titles)]
+def draw_deep_dream(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
+    """DeepDream of the images at some stages."""
+    stages = evenly_spaced(context.spatial_stages, 4)[-3:]
+    octaves = _num_octaves(context)
+    for suffix, page in context.pages():
+        rows = [image_row(page.pixels, "pixels", page.titles)]
         for done, stage in enumerate(stages, 1):
-            dreamt = dream.dream(
-                part.view,
-                part.pixels,
+            result = deep_dream(
+                page.classifier,
+                page.pixels,
                 stage,
-                key=part.key,
+                key=page.key,
                 octaves=octaves,
                 octave_scale=_OCTAVE_SCALE,
             )
-            rows.append(cells(dreamt.images))
-            tick(done / len(stages))
+            rows.append(image_row(result.images))
+            progress(done / len(stages))
         yield Picture(
-            f"dream{page}",
-            rows_of_images(rows, "Deep Dream", row_titles=["image", *stages]),
-            "Each image changed so that whatever a stage sees in it, it sees more of.",
+            f"deep-dream{suffix}",
+            image_grid(rows, "DeepDream", row_titles=["image", *stages]),
+            "Each image is changed so that the activations of a stage grow.",
         )
 
 
-def _octaves(subject: Subject) -> int:
-    """As many as the network takes images of; some take one size alone."""
-    shape = subject.dataset.image_shape
-    for octaves in range(_OCTAVES, 1, -1):
-        sizes = dream.octave_shapes(shape, octaves, _OCTAVE_SCALE)
-        if all(ascent.accepts(subject.view, size) for size in sizes):
+def _num_octaves(context: ExplainContext) -> int:
+    """The largest number of octaves whose sizes the network accepts."""
+    for octaves in range(_MAX_OCTAVES, 1, -1):
+        shapes = octave_shapes(context.dataset.image_shape, octaves, _OCTAVE_SCALE)
+        if all(context.classifier.accepts(shape) for shape in shapes):
             return octaves
     return 1

@@ -1,0 +1,283 @@
+"""Sources of training data: batches, stacked into chunks that lie on the devices.
+
+A training loop asks a `Source` for chunks and scans over their batches. `ArraySource` has its
+data in memory; `dlc_jax.data.streaming.StreamingSource` reads it from disk.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, PRNGKeyArray
+
+from dlc_jax import sharding
+from dlc_jax.data.shuffling import epoch_permutation
+from dlc_jax.errors import InputError
+from dlc_jax.typing import AnyArray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one training step; in a chunk, each leaf has a leading axis [steps].
+
+    Attributes:
+      examples: any pytree of arrays [batch, ...], such as `dlc_jax.data.Examples`.
+      index: each example's position in the dataset, [batch].
+      epoch: number of the epoch, from 0.
+      weight: 1 for an example and 0 for padding, [batch]; None if nothing is padded.
+    """
+
+    examples: Any
+    index: Int[AnyArray, "*steps batch"]
+    epoch: Int[AnyArray, "*steps"]
+    weight: Float[AnyArray, "*steps batch"] | None = None
+
+    @classmethod
+    def of(cls, examples: Any) -> "Batch":
+        """A batch of the given examples, for a single step.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> Batch.of({"x": jnp.zeros((3, 2))}).index
+          Array([0, 1, 2], dtype=int32)
+        """
+        size = len(jax.tree.leaves(examples)[0])
+        return cls(examples, jnp.arange(size, dtype=jnp.int32), jnp.int32(0))
+
+    @property
+    def weights(self) -> Float[Array, "*steps batch"]:
+        """The weights; ones if nothing is padded."""
+        if self.weight is not None:
+            return jnp.asarray(self.weight)
+        # Derived from the index, so that it lies on the devices as the examples do.
+        return jnp.ones_like(self.index, jnp.float32)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How an epoch is cut into batches of one size.
+
+    The last batch of an epoch, and batches that do not divide among the devices, are padded
+    with examples of weight 0.
+
+    Attributes:
+      num_examples: number of examples in an epoch.
+      batch_size: examples in a batch, without padding.
+      multiple: the padded size is a multiple of this, the number of devices.
+
+    Raises:
+      InputError: the batch size is not between 1 and the number of examples.
+    """
+
+    num_examples: int
+    batch_size: int
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= self.num_examples:
+            raise InputError(
+                f"a batch size of {self.batch_size} does not fit {self.num_examples} training "
+                f"examples; choose one from 1 to {self.num_examples}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return -(-self.num_examples // self.batch_size)
+
+    @property
+    def width(self) -> int:
+        """Size of a padded batch."""
+        return -(-self.batch_size // self.multiple) * self.multiple
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any batch has padding."""
+        return self.width * self.steps_per_epoch != self.num_examples
+
+    def positions(self, step: Any, xp: Any = np) -> tuple[Any, Any]:
+        """Positions within the epoch's order, and weights, of the batches at some steps.
+
+        Args:
+          step: steps within the epoch, [steps].
+          xp: the array library, NumPy or `jax.numpy`.
+
+        Returns:
+          int32 [steps, width], padding repeats the batch's own examples; and float32
+          [steps, width], or None if nothing is padded.
+        """
+        start = step[:, None] * self.batch_size
+        row = xp.arange(self.width, dtype=xp.int32)
+        if not self.is_padded:
+            return (start + row).astype(xp.int32), None
+        size = xp.minimum(self.batch_size, self.num_examples - start)
+        return (start + row % size).astype(xp.int32), (row < size).astype(xp.float32)
+
+    def chunks(
+        self, start: int, stop: int, max_steps: int | None = None, parts: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """First step and number of steps of each chunk from step `start` to step `stop`.
+
+        Chunks end with the epoch and wherever the steps done in it are a multiple of
+        `max_steps`; these pieces are cut again into chunks of at most `parts` steps.
+        """
+        epoch_steps = self.steps_per_epoch
+        max_steps = min(max_steps or epoch_steps, epoch_steps)
+        while start < stop:
+            within = start % epoch_steps
+            end = min((within // max_steps + 1) * max_steps, epoch_steps)
+            count = min(end - within, parts or epoch_steps, stop - start)
+            yield start, count
+            start += count
+
+
+class Source(Protocol):
+    """Where a training loop takes its batches from.
+
+    Attributes:
+      plan: how epochs are cut into batches.
+    """
+
+    plan: BatchPlan
+
+    def chunks(self, start: int, stop: int, max_steps: int | None = None) -> Iterator[Batch]:
+        """Chunks of stacked batches, from step `start` to step `stop` of the training.
+
+        Args:
+          start: number of steps done before.
+          stop: step to stop before.
+          max_steps: a chunk ends wherever this many steps of an epoch are done.
+
+        Yields:
+          Batches with a leading axis [steps], on the devices. A chunk never crosses the end of
+          an epoch.
+        """
+        ...
+
+    def sizes(self, start: int, stop: int, max_steps: int | None = None) -> Sequence[int]:
+        """The different numbers of steps of these chunks."""
+        ...
+
+    def abstract(self, num_steps: int) -> Batch:
+        """Shapes, dtypes and shardings of a chunk of `num_steps` steps."""
+        ...
+
+
+class ArraySource:
+    """A dataset in memory.
+
+    With a key, each epoch has an order of its own, drawn and gathered on the devices; without
+    one, examples come in their own order.
+
+    Args:
+      examples: a pytree of arrays [examples, ...].
+      batch_size: batch size.
+      key: the run's key; an array of keys [networks] gives each network of an ensemble its own
+        order, and batches an axis [networks] after the axis of steps.
+      mesh: devices that share each batch.
+      max_chunk_steps: steps of a chunk at most, for evaluation on little memory.
+
+    Raises:
+      InputError: the batch size does not fit the examples.
+
+    Example:
+      >>> import numpy as np
+      >>> source = ArraySource({"x": np.arange(10.0)}, batch_size=4)
+      >>> [chunk] = source.chunks(0, 3)
+      >>> chunk.examples["x"].shape, chunk.weight.sum()
+      ((3, 4), Array(10., dtype=float32))
+    """
+
+    def __init__(
+        self,
+        examples: Any,
+        batch_size: int,
+        *,
+        key: PRNGKeyArray | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        num_examples = len(jax.tree.leaves(examples)[0])
+        self.plan = BatchPlan(num_examples, batch_size, 1 if mesh is None else mesh.size)
+        self._mesh = mesh
+        self._ordered: dict[tuple[int, int], Batch] = {}
+        if key is None:
+            self._key = None
+            # The caller may change its arrays while chunks are still to be cut from these.
+            self._examples = jax.tree.map(np.array, examples)
+        else:
+            self._examples, self._key = sharding.replicate((examples, key), mesh)
+
+    def chunks(self, start: int, stop: int, max_steps: int | None = None) -> Iterator[Batch]:
+        """See `Source.chunks`."""
+        for first, count in self.plan.chunks(start, stop, max_steps):
+            epoch, step = divmod(first, self.plan.steps_per_epoch)
+            if self._key is None:
+                yield self._in_order(epoch, step, count)
+            else:
+                position = sharding.replicate((np.int32(epoch), np.int32(step)), self._mesh)
+                yield _gather(self._examples, self._key, *position, self.plan, count, self._mesh)
+
+    def sizes(self, start: int, stop: int, max_steps: int | None = None) -> Sequence[int]:
+        """See `Source.sizes`."""
+        # Chunks are the same in every epoch.
+        stop = min(stop, start + 2 * self.plan.steps_per_epoch)
+        return list(dict.fromkeys(size for _, size in self.plan.chunks(start, stop, max_steps)))
+
+    def abstract(self, num_steps: int) -> Batch:
+        """See `Source.abstract`."""
+        networks = () if self._key is None else self._key.shape
+        rows = (num_steps, *networks, self.plan.width)
+
+        def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
+            where = sharding.batch_sharding(self._mesh, axis=1, ndim=len(shape))
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+        examples = jax.tree.map(
+            lambda array: abstract((*rows, *array.shape[1:]), array.dtype), self._examples
+        )
+        weight = abstract(rows, np.float32) if self.plan.is_padded else None
+        epoch = abstract((num_steps, *networks), np.int32)
+        return Batch(examples, abstract(rows, np.int32), epoch, weight)
+
+    def _in_order(self, epoch: int, step: int, count: int) -> Batch:
+        """A chunk of an epoch without shuffling, which is put on the devices once."""
+        if (step, count) not in self._ordered:
+            index, weight = self.plan.positions(np.arange(step, step + count))
+            examples = jax.tree.map(lambda array: array[index], self._examples)
+            chunk = Batch(examples, index, np.zeros(count, np.int32), weight)
+            self._ordered[step, count] = sharding.put_batch(chunk, self._mesh, axis=1)
+        chunk = self._ordered[step, count]
+        numbers = sharding.replicate(np.full(count, epoch, np.int32), self._mesh)
+        return Batch(chunk.examples, chunk.index, numbers, chunk.weight)
+
+
+@partial(jax.jit, static_argnames=("plan", "count", "mesh"))
+def _gather(
+    examples: Any,
+    key: PRNGKeyArray,
+    epoch: Int[Array, ""],
+    step: Int[Array, ""],
+    plan: BatchPlan,
+    count: int,
+    mesh: Mesh | None,
+) -> Batch:
+    """A chunk of an epoch's permutation."""
+
+    def gather(key: PRNGKeyArray) -> Batch:
+        steps = step + jnp.arange(count, dtype=jnp.int32)
+        positions, weight = plan.positions(steps, jnp)
+        index = epoch_permutation(key, epoch, plan.num_examples)[positions]
+        index, weight = sharding.constrain_batch((index, weight), mesh, axis=1)
+        rows = jax.tree.map(lambda array: array[index], examples)
+        return Batch(rows, index, jnp.full(count, epoch), weight)
+
+    if key.ndim:
+        return jax.vmap(gather, out_axes=1)(key)
+    return sharding.constrain_batch(gather(key), mesh, axis=1)

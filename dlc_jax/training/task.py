@@ -1,0 +1,215 @@
+"""What is learned: a task owns its training step.
+
+`Supervised` derives the step from a loss; two networks against each other, or a player, write
+their own. Devices (`dlc_jax.sharding.data_parallel`), scans over batches (`train_steps`) and
+several networks at once (`Ensemble`) are added from outside.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+
+from dlc_jax.data.source import Batch
+from dlc_jax.nn.layers import set_example_weights
+from dlc_jax.sharding.data_parallel import Reduce, identity, varying_like
+from dlc_jax.training.state import TrainState, create_state
+
+
+class WeightedSum(NamedTuple):
+    """A metric summed over examples.
+
+    Attributes:
+      total: sum of the values times their weights.
+      weight: sum of the weights.
+    """
+
+    total: Float[Array, "..."]
+    weight: Float[Array, "..."]
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """The weighted mean."""
+        return self.total / self.weight
+
+
+Metrics: TypeAlias = dict[str, WeightedSum]
+
+
+class Task(Protocol):
+    """What is learned, and how. A task must be hashable, since it is static in `jax.jit`.
+
+    A state is any pytree with an attribute `step`, the number of updates made.
+    """
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """The state before the first update."""
+        ...
+
+    def step(
+        self, state: Any, batch: Batch, key: PRNGKeyArray | None, reduce: Reduce = identity
+    ) -> tuple[Any, Metrics]:
+        """The state after one update, and metrics on the batch before it.
+
+        Args:
+          state: state.
+          batch: a batch, or a device's part of it.
+          key: the run's key, the same in all steps; fold `batch.epoch` and `batch.index` in.
+          reduce: sums a pytree over the devices that share the batch.
+        """
+        ...
+
+    def evaluate(self, state: Any, batch: Batch) -> Metrics:
+        """Metrics on a batch of test data; a device's part where several share the batch."""
+        ...
+
+
+def _no_metrics(outputs: Any, examples: Any) -> Mapping[str, Array]:
+    del outputs, examples
+    return {}
+
+
+def _plain_examples(examples: Any, batch: Batch, key: PRNGKeyArray | None) -> Any:
+    del batch, key
+    return examples
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A task that minimises the mean of a loss over the examples.
+
+    Attributes:
+      model: makes the network from a key.
+      loss: a function of network and examples that returns the loss of each example, [batch],
+        and the network's outputs, a pytree of arrays [batch, ...].
+      optimizer: any Optax gradient transformation.
+      metrics: a function of outputs and examples that returns further values of each example,
+        [batch], by name.
+      augment: changes training examples at random; a function of examples, batch (for its
+        `index` and `epoch`) and key.
+      eval_loss: the loss in evaluation; by default `loss`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from flax import nnx
+      >>> def squared_error(model, examples):
+      ...     outputs = model(examples["x"])[:, 0]
+      ...     return (outputs - examples["y"]) ** 2, outputs
+      >>> task = Supervised(
+      ...     lambda key: nnx.Linear(1, 1, rngs=nnx.Rngs(key)), squared_error, optax.sgd(0.1)
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> batch = Batch.of({"x": jnp.ones((4, 1)), "y": jnp.full(4, 3.0)})
+      >>> for _ in range(30):
+      ...     state, metrics = task.step(state, batch, key=None)
+      >>> bool(metrics["loss"].mean < 1e-3)
+      True
+    """
+
+    model: Callable[[PRNGKeyArray], nnx.Module]
+    loss: Callable[[Any, Any], tuple[Float[Array, " batch"], Any]]
+    optimizer: optax.GradientTransformation
+    metrics: Callable[[Any, Any], Mapping[str, Float[Array, " batch"]]] = _no_metrics
+    augment: Callable[[Any, Batch, PRNGKeyArray | None], Any] = _plain_examples
+    eval_loss: Callable[[Any, Any], tuple[Float[Array, " batch"], Any]] | None = None
+
+    def init(self, key: PRNGKeyArray) -> TrainState:
+        """The state before the first update."""
+        return create_state(self.model(key), self.optimizer)
+
+    def step(
+        self,
+        state: TrainState,
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
+        reduce: Reduce = identity,
+    ) -> tuple[TrainState, Metrics]:
+        """One update by the gradient of the mean loss; see `Task.step`."""
+        examples = self.augment(batch.examples, batch, key)
+        weights = batch.weights
+
+        def total_loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
+            # A copy, since variables of another trace can't be updated.
+            model = nnx.merge(state.graphdef, params, state.stats, copy=True)
+            model.train()
+            if batch.weight is not None:
+                set_example_weights(model, batch.weight)
+            losses, outputs = self.loss(model, examples)
+            metrics = _weighted({"loss": losses, **self.metrics(outputs, examples)}, weights)
+            return metrics["loss"].total, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
+
+        gradient = jax.grad(total_loss, has_aux=True)
+        grads, (metrics, stats) = gradient(varying_like(state.params, batch))
+        grads, metrics = reduce((grads, metrics))
+        grads = jax.tree.map(lambda total: total / metrics["loss"].weight, grads)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        after = replace(state, step=state.step + 1, params=params, stats=stats, opt_state=opt_state)
+        return after, metrics
+
+    def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
+        """The loss and metrics of the network in evaluation mode."""
+        losses, outputs = self._outputs(state, batch)
+        return _weighted({"loss": losses, **self.metrics(outputs, batch.examples)}, batch.weights)
+
+    def predict(self, state: TrainState, batch: Batch) -> Any:
+        """The network's outputs in evaluation mode, as the loss returns them."""
+        return self._outputs(state, batch)[1]
+
+    def _outputs(self, state: TrainState, batch: Batch) -> tuple[Array, Any]:
+        model = nnx.merge(state.graphdef, state.params, state.stats, copy=True)
+        model.eval()
+        return (self.eval_loss or self.loss)(model, batch.examples)
+
+
+def _weighted(values: Mapping[str, Array], weights: Float[Array, " batch"]) -> Metrics:
+    return {
+        name: WeightedSum(
+            jnp.vdot(weights, value.astype(jnp.promote_types(value.dtype, jnp.float32))),
+            weights.sum(),
+        )
+        for name, value in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A task for several networks at once, each trained by the same task.
+
+    States have a leading axis [networks], as have a batch's arrays where each network sees
+    examples of its own (see `dlc_jax.data.ArraySource`), and metrics.
+
+    Attributes:
+      task: what each network learns.
+    """
+
+    task: Task
+
+    def init(self, keys: PRNGKeyArray) -> Any:
+        """States of as many networks as there are keys, [networks]."""
+        return jax.vmap(self.task.init)(keys)
+
+    def step(
+        self,
+        state: Any,
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
+        reduce: Reduce = identity,
+    ) -> tuple[Any, Metrics]:
+        """One update of each network; `key` is an array of keys, [networks]."""
+
+        def step(state: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Any, Metrics]:
+            return self.task.step(state, batch, key, reduce)
+
+        own_examples = 0 if jnp.ndim(batch.index) > 1 else None
+        return jax.vmap(step, (0, own_examples, 0))(state, batch, key)
+
+    def evaluate(self, state: Any, batch: Batch) -> Metrics:
+        """Metrics of each network."""
+        return jax.vmap(self.task.evaluate, (0, None))(state, batch)
