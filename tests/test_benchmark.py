@@ -173,7 +173,7 @@ def test_lecture_loads_mnist_by_default(
         raise InputError(f"{len(splits[0].labels)} images, {options['epochs']} epochs")
 
     monkeypatch.setattr(lecture, "run", run)
-    monkeypatch.setattr(lecture.data, "load", lambda name, data_dir: digits)
+    monkeypatch.setattr("dlc_jax.data.load", lambda name, data_dir: digits)
     done = benchmark("lecture")
     assert (done.code, done.err) == (2, "lecture.py: 4000 images, 5 epochs\n")
 

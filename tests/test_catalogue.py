@@ -48,7 +48,7 @@ def activations(model: models.Network, shape: tuple[int, int, int]) -> dict[str,
 
 
 @pytest.mark.parametrize("name", ["lecture", "airbench", "neocognitron"])
-def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(name: str) -> None:
+def test_create_abstract_has_the_shapes_and_dtypes_of_create(name: str) -> None:
     def kinds(model: models.Network) -> dict[Any, Any]:
         state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
         return {path: (leaf.shape, leaf.dtype) for path, leaf in state}
@@ -77,11 +77,11 @@ def test_an_abstract_network_has_the_shapes_and_dtypes_of_one_that_is_created(na
         ("resnet152", 60_192_808),
     ],
 )
-def test_parameters_are_as_many_as_torchvisions(name: str, count: int) -> None:
+def test_number_of_parameters_equals_torchvision(name: str, count: int) -> None:
     assert parameters(name) == count
 
 
-def test_with_auxiliary_classifiers_googlenet_has_torchvisions_parameters() -> None:
+def test_number_of_parameters_of_googlenet_with_auxiliary_classifiers() -> None:
     assert parameters("googlenet", auxiliary=True) == 13_004_888
 
 
@@ -96,11 +96,11 @@ def test_with_auxiliary_classifiers_googlenet_has_torchvisions_parameters() -> N
         ("resnet110", 1.7),
     ],
 )
-def test_the_cifar_family_has_its_papers_parameters(name: str, millions: float) -> None:
+def test_number_of_parameters_of_cifar_resnets(name: str, millions: float) -> None:
     assert parameters(name) / 1e6 == pytest.approx(millions, abs=0.03)
 
 
-def test_the_original_alexnet_has_60_million_parameters() -> None:
+def test_original_alexnet_has_60_million_parameters() -> None:
     # Section 1 of the paper says 60 million; Caffe's, in two groups as well, has this many.
     assert parameters("alexnet", original=True) == 60_965_224
 
@@ -120,9 +120,7 @@ def test_the_original_alexnet_has_60_million_parameters() -> None:
         ("5b", 71),
     ],
 )
-def test_the_original_googlenets_modules_have_table_1s_multiply_adds(
-    module: str, millions: int
-) -> None:
+def test_original_googlenet_has_multiply_adds_of_table_1(module: str, millions: int) -> None:
     layers = summarize("googlenet", original=True).layers
     of_module = [layer for layer in layers if layer.name.startswith(f"inception{module}.")]
     count = sum(layer.multiply_adds for layer in of_module)
@@ -145,7 +143,7 @@ def test_the_original_googlenets_modules_have_table_1s_multiply_adds(
         ("5b", 1024, 7),
     ],
 )
-def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, size: int) -> None:
+def test_bn_inception_has_shapes_of_figure_5(module: str, maps: int, size: int) -> None:
     layers = {layer.name: layer for layer in summarize("bn-inception").layers}
     assert layers[f"inception{module}"].shape == (size, size, maps)
 
@@ -166,7 +164,7 @@ def test_bn_inceptions_modules_return_figure_5s_maps(module: str, maps: int, siz
         ("googlenet", 1.5),
     ],
 )
-def test_multiply_adds_are_as_many_as_published(name: str, billions: float) -> None:
+def test_multiply_adds(name: str, billions: float) -> None:
     assert summarize(name).multiply_adds / 1e9 == pytest.approx(billions, abs=0.1)
 
 
@@ -174,7 +172,7 @@ def test_multiply_adds_are_as_many_as_published(name: str, billions: float) -> N
 @pytest.mark.parametrize(
     ("variant", "depth", "billions"), [("A", 19, 19.0), ("B", 22, 23.2), ("C", 22, 53.0)]
 )
-def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
+def test_prelu_nets_have_depth_and_multiply_adds_of_table_3(
     variant: str, depth: int, billions: float
 ) -> None:
     described = summarize("prelu-net", variant=variant)
@@ -199,12 +197,12 @@ def test_prelu_nets_have_table_3s_depth_and_multiply_adds(
         ("lecture", 4),
     ],
 )
-def test_networks_are_as_deep_as_they_are_called(name: str, depth: int) -> None:
+def test_depth_equals_number_in_name(name: str, depth: int) -> None:
     assert summarize(name).depth == depth
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_networks_last_stage_is_its_logits(name: str) -> None:
+def test_last_stage_is_logits(name: str) -> None:
     entry = models.find(name)
     model = models.create_abstract(name)
     model.eval()
@@ -215,7 +213,7 @@ def test_every_networks_last_stage_is_its_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_summarys_layers_hold_all_parameters_and_at_least_the_logits_multiply_adds(
+def test_layers_sum_to_the_summary(
     name: str,
 ) -> None:
     described = summarize(name)
@@ -224,7 +222,7 @@ def test_a_summarys_layers_hold_all_parameters_and_at_least_the_logits_multiply_
     assert sum(layer.multiply_adds for layer in described.layers) == described.multiply_adds
 
 
-def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers() -> None:
+def test_summary_excludes_multiply_adds_of_auxiliary_classifiers() -> None:
     with_, without = (summarize("googlenet", auxiliary=value) for value in (True, False))
     assert with_.multiply_adds == without.multiply_adds
     # 4x4 windows of 512 and 528 maps to 128 maps, then two layers.
@@ -236,7 +234,7 @@ def test_a_summary_counts_what_an_auxiliary_classifier_costs_only_in_its_layers(
 @pytest.mark.parametrize(
     ("name", "size"), [("resnet18", 28), ("googlenet", 28), ("bn-inception", 32), ("resnet20", 28)]
 )
-def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> None:
+def test_small_stem_keeps_image_size(name: str, size: int) -> None:
     model = models.create_abstract(name, image_shape=(size, size, 3), num_classes=10, stem="small")
     model.eval()
     stages = activations(model, (size, size, 3))
@@ -245,7 +243,7 @@ def test_a_small_stem_keeps_small_images_at_their_size(name: str, size: int) -> 
     assert stages["logits"].shape == (2, 10)
 
 
-def test_a_small_head_reads_averaged_maps() -> None:
+def test_small_head_of_vgg() -> None:
     model = models.create_abstract("vgg16", image_shape=(32, 32, 3), num_classes=10, head="small")
     model.eval()
     assert activations(model, (32, 32, 3))["average"].shape == (2, 512)
@@ -253,7 +251,7 @@ def test_a_small_head_reads_averaged_maps() -> None:
 
 
 # Table 4 compares them: B has three projections more than A, C has one around every block.
-def test_shortcuts_differ_by_their_projections() -> None:
+def test_parameters_of_shortcuts() -> None:
     counts = {s: parameters("resnet34", shortcut=s) for s in "ABC"}
     widths = [64, 128, 256, 512]
     projections = [a * b + 2 * b for a, b in itertools.pairwise(widths)]
@@ -263,7 +261,7 @@ def test_shortcuts_differ_by_their_projections() -> None:
     assert counts["C"] - counts["B"] == sum(others)
 
 
-def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
+def test_shortcut_a_subsamples_and_pads_channels() -> None:
     block = resnet.BasicBlock(16, 32, 2, "A", dtype=jnp.float32, rngs=nnx.Rngs(0))
     block.bn2.scale = nnx.Param(jnp.zeros(32))
     x = normal(0, (2, 8, 8, 16))
@@ -272,7 +270,7 @@ def test_shortcut_a_takes_every_second_pixel_and_adds_maps_of_zeros() -> None:
     np.testing.assert_array_equal(block(x), expected)
 
 
-def test_googlenet_is_trained_on_its_auxiliary_classifiers_too() -> None:
+def test_googlenet_loss_includes_auxiliary_classifiers() -> None:
     model = models.create_abstract("googlenet", auxiliary=True)
     one, labels = np.eye(3, dtype=np.float32), np.arange(3)
     logits = {"logits": one, "aux1": 0 * one, "aux2": -one}
@@ -297,15 +295,13 @@ def test_googlenet_is_trained_on_its_auxiliary_classifiers_too() -> None:
         ("prelu-net", {"image_shape": (32, 32, 3)}, "112x112, not 32x32"),
     ],
 )
-def test_what_does_not_suit_a_network_is_named(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_raise(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         models.create_abstract(name, **options)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg11-bn", "googlenet"])
-def test_networks_compute_in_bfloat16_with_float32_parameters_and_statistics(name: str) -> None:
+def test_bfloat16_computation_keeps_float32_parameters(name: str) -> None:
     small = {"resnet20": {}, "vgg11-bn": {"head": "small"}, "googlenet": {"stem": "small"}}
     options = {"image_shape": (32, 32, 3), "num_classes": 10, **small[name]}
     model = models.create_abstract(name, dtype=jnp.bfloat16, **options)
@@ -316,11 +312,11 @@ def test_networks_compute_in_bfloat16_with_float32_parameters_and_statistics(nam
     assert {leaf.dtype for leaf in jax.tree.leaves(numbers)} == {jnp.dtype("float32")}
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
+def test_unknown_name_raises_with_suggestions() -> None:
     with pytest.raises(InputError, match=r"'resnet19'.*resnet1"):
         models.create("resnet19", rngs=nnx.Rngs(0))
 
 
-def test_a_network_that_learns_nothing_without_labels_is_prepared_as_it_is() -> None:
+def test_init_from_data_returns_most_networks_unchanged() -> None:
     model = models.create("lecture", rngs=nnx.Rngs(0))
     assert model.init_from_data(jnp.zeros((5, 28, 28, 1)), jax.random.key(0)) is model

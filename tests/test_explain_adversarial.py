@@ -101,7 +101,7 @@ def test_fgsm_stays_within_epsilon_and_the_range_of_pixels(
 @settings(deadline=None, max_examples=20)
 @given(epsilon=st.floats(0, 2, width=32), norm=st.sampled_from(["inf", "2"]))
 def test_pgd_stays_in_its_ball_and_the_range_of_pixels(
-    classifier: ImageClassifier, examples: Any, epsilon: float, norm: str
+    classifier: ImageClassifier, examples: Any, epsilon: float, norm: adversarial.Norm
 ) -> None:
     pixels, labels = examples
     attack = adversarial.projected_gradient_descent(
@@ -133,7 +133,7 @@ def test_fgsm_of_a_linear_network_matches_the_closed_form(scale: float, gray: np
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_pgd_of_a_linear_network_with_long_steps_matches_the_closed_form(
-    norm: str, gray: np.ndarray
+    norm: adversarial.Norm, gray: np.ndarray
 ) -> None:
     classifier = linear()
     labels = np.arange(20) % 2

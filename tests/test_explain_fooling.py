@@ -81,7 +81,9 @@ def test_gradient_ascent_fools_all_classes_with_images_unlike_digits(
 
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
-def test_evolution_fools_all_classes(classifier: ImageClassifier, encoding: str) -> None:
+def test_evolution_fools_all_classes(
+    classifier: ImageClassifier, encoding: fooling.EncodingName
+) -> None:
     evolved = fooling.fooling_images_by_evolution(
         classifier, key=jax.random.key(0), image_shape=SHAPE, generations=200, encoding=encoding
     )
@@ -101,7 +103,7 @@ def test_evolution_fools_all_classes(classifier: ImageClassifier, encoding: str)
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 200)])
 def test_evolution_fools_all_classes_of_the_lectures_network(
-    lecture: ImageClassifier, encoding: str, generations: int
+    lecture: ImageClassifier, encoding: fooling.EncodingName, generations: int
 ) -> None:
     elites, found, *_ = fooling.fooling_images_by_evolution(
         lecture,
@@ -143,7 +145,7 @@ def test_elites_are_the_best_of_all_images() -> None:
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
 def test_resumed_evolution_equals_uninterrupted_evolution(
-    classifier: ImageClassifier, encoding: str
+    classifier: ImageClassifier, encoding: fooling.EncodingName
 ) -> None:
     evolve = partial(
         fooling.fooling_images_by_evolution,

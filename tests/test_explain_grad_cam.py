@@ -140,7 +140,7 @@ def test_grad_cam_and_deconvnet_match_pytorch(
     maps = kept[early]
     value = maps[0, index].max()
     cotangent = torch.zeros_like(maps)
-    cotangent[0, index].classifier(-1)[maps[0, index].argmax()] = value.detach()
+    cotangent[0, index].view(-1)[maps[0, index].argmax()] = value.detach()
     (projected,) = torch.autograd.grad(maps, x, cotangent)
     expected = projected.permute(0, 2, 3, 1).numpy()
     project = jax.jit(deconvnet.project_activation, static_argnames="stage")

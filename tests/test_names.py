@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Command
+from dlc_jax.runs.results import error_by_class
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -18,7 +19,6 @@ from dlc_jax.explain.report import html as report
 from dlc_jax.explain.report import pictures
 from dlc_jax.runs import plots
 from dlc_jax.runs.folder import Run
-from dlc_jax.runs.results import error_by_class
 from dlc_jax.utils.drawing import displayed, png
 from dlc_jax.utils.text import class_names_told_apart, printable, shortened, told_apart, width
 

@@ -97,9 +97,7 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
         pytest.param("resnet152", marks=pytest.mark.slow),
     ],
 )
-def test_with_torchvisions_weights_the_logits_are_torchvisions(
-    torchvision: Any, name: str, rng: np.random.Generator
-) -> None:
+def test_logits_equal_torchvision(torchvision: Any, name: str, rng: np.random.Generator) -> None:
     import torch
 
     network = theirs(torchvision, name).eval()
@@ -124,7 +122,7 @@ def test_with_torchvisions_weights_the_logits_are_torchvisions(
         ),
     ],
 )
-def test_loss_and_statistics_of_a_batch_in_training_are_pytorchs(
+def test_training_loss_and_statistics_equal_pytorch(
     torchvision: Any,
     name: str,
     our_options: dict[str, Any],

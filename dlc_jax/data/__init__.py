@@ -16,13 +16,17 @@ from dlc_jax.data.catalog import (
 from dlc_jax.data.dataset import Dataset, Examples, Normalize
 from dlc_jax.data.locate import data_folder
 from dlc_jax.data.records import RecordDataset, Records
+from dlc_jax.data.source import ArraySource, Batch, BatchPlan, Source
 from dlc_jax.errors import DatasetUnavailable
 
 if TYPE_CHECKING:
-    from dlc_jax.data.streaming import stream
+    from dlc_jax.data.streaming import StreamingSource, stream
 
 __all__ = [
     "DATASETS",
+    "ArraySource",
+    "Batch",
+    "BatchPlan",
     "Dataset",
     "DatasetInfo",
     "DatasetUnavailable",
@@ -30,6 +34,8 @@ __all__ = [
     "Normalize",
     "RecordDataset",
     "Records",
+    "Source",
+    "StreamingSource",
     "data_folder",
     "fetch",
     "find",
@@ -43,6 +49,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Importing Grain takes long, and most programs don't need it.
-    if name == "stream":
-        return importlib.import_module("dlc_jax.data.streaming").stream
+    if name in ("StreamingSource", "stream"):
+        return getattr(importlib.import_module("dlc_jax.data.streaming"), name)
     raise AttributeError(f"module 'dlc_jax.data' has no attribute {name!r}")

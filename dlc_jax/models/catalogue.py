@@ -1,4 +1,4 @@
-"""Which networks there are, and where each comes from."""
+"""The catalogue of networks, with year and source of each."""
 
 import inspect
 from collections.abc import Callable
@@ -26,14 +26,14 @@ from dlc_jax.models.vgg import VGG
 
 @dataclass(frozen=True)
 class Entry:
-    """A network by name.
+    """Catalogue entry of a network.
 
     Attributes:
-      year: when it was published.
-      source: authors, title or section.
-      image_shape: height, width and channels of the images that it was published for.
-      num_classes: how many classes it was published for.
-      build: makes one.
+      year: Year of publication.
+      source: Authors, title or section.
+      image_shape: Height, width and channels of the images in the paper.
+      num_classes: Number of classes in the paper.
+      build: Function that creates the network.
     """
 
     year: int
@@ -43,34 +43,38 @@ class Entry:
     build: Callable[..., Network]
 
     def options(self) -> dict[str, Any]:
-        """What else the network can be told, with what it takes by default."""
+        """Returns the further arguments of the network, with their defaults."""
         network: Any = self.build.func if isinstance(self.build, partial) else self.build
         given = self.build.keywords if isinstance(self.build, partial) else {}
         parameters = inspect.signature(network.__init__).parameters
         return {
             name: given.get(name, parameter.default)
             for name, parameter in parameters.items()
-            if name not in ("self", *_ALWAYS)
+            if name not in ("self", *_COMMON_ARGUMENTS)
         }
 
     def create(self, **arguments: Any) -> Network:
-        """Builds the network; an InputError names an option that does not suit it."""
+        """Creates the network.
+
+        Raises:
+          InputError: There is no such option, or it does not support the value.
+        """
         known = self.options()
         for name, value in arguments.items():
-            if name in _ALWAYS:
+            if name in _COMMON_ARGUMENTS:
                 continue
             if name not in known:
-                choice = f"it takes {', '.join(known)}" if known else "it takes none"
+                choice = f"choose from {', '.join(known)}" if known else "it has none"
                 raise InputError(f"this network has no option {name!r}; {choice}")
-            # Words and numbers from a command line or a file must not pass for others.
+            # Values from a command line or a file may have the wrong type.
             if isinstance(value, str | int) and type(value) is not type(known[name]):
                 raise InputError(
-                    f"the option {name} can't be {value!r}; by default it is {known[name]!r}"
+                    f"the option {name} can't be {value!r}; its default is {known[name]!r}"
                 )
         return self.build(**arguments)
 
 
-_ALWAYS = ("image_shape", "num_classes", "rngs", "dtype")
+_COMMON_ARGUMENTS = ("image_shape", "num_classes", "rngs", "dtype")
 _MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
 _VGG_DEPTHS = {
@@ -100,7 +104,7 @@ CATALOGUE: dict[str, Entry] = {
     "neocognitron": Entry(1980, "Fukushima", _MNIST, 10, Neocognitron),
     "tc": Entry(1986, "Rumelhart et al., the T-C problem", (6, 6, 1), 2, TC),
     "lenet5": Entry(1998, "LeCun et al., section II.B", _MNIST, 10, LeNet5),
-    "lenet5-modern": Entry(1998, "LeCun et al., with today's parts", _MNIST, 10, LeNet5Modern),
+    "lenet5-modern": Entry(1998, "LeCun et al., with modern layers", _MNIST, 10, LeNet5Modern),
     "alexnet": _imagenet(2012, "Krizhevsky et al.", AlexNet),
     **{
         f"vgg{depth}{suffix}": _imagenet(

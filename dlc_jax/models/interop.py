@@ -1,4 +1,4 @@
-"""Weights from PyTorch."""
+"""Loading of PyTorch weights."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from dlc_jax.models.network import Network
 
 Model = TypeVar("Model", bound=nnx.Module)
 
-# PyTorch's layout of a `weight` by its number of axes: Conv2d's OIHW to HWIO, Linear's
-# [out, in] to [in, out]; and the way back.
+# From the layout of PyTorch by number of axes, and back: OIHW to HWIO (Conv2d), [out, in] to
+# [in, out] (Linear).
 _TRANSPOSE = {4: (2, 3, 1, 0), 2: (1, 0)}
-_BACK = {4: (3, 2, 0, 1), 2: (1, 0)}
-# What PyTorch calls the variables of a layer.
+_INVERSE_TRANSPOSE = {4: (3, 2, 0, 1), 2: (1, 0)}
+# PyTorch's names of the variables of a layer.
 _VARIABLES = {
     "kernel": "weight",
     "scale": "weight",
@@ -31,11 +31,11 @@ _VARIABLES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Entries without weights: BatchNorm's count of steps, which is used only where no momentum is
-# given; how many states `AveragedModel` has averaged; a module's own extra state.
+# Entries without weights: the step counters of BatchNorm and `AveragedModel`, and extra state of
+# modules.
 _IGNORED = {"num_batches_tracked", "n_averaged", "_extra_state"}
-# What wrappers put into the names of the module that they wrap, at any depth: DataParallel and
-# DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Lightning Fabric.
+# Parts of names that wrappers add: DataParallel and DistributedDataParallel, torch.compile, FSDP,
+# activation checkpointing, Lightning Fabric.
 _WRAPPERS = {
     "module",
     "_orig_mod",
@@ -43,7 +43,7 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module",
     "_forward_module",
 }
-# Where checkpoints keep a network's state_dict, the trained weights before averages of them.
+# Keys of the state_dict in checkpoints. Trained weights are preferred to averages (EMA).
 _STATE_DICTS = (
     "state_dict",
     "model_state_dict",
@@ -60,7 +60,7 @@ _STATE_DICTS = (
     "params_ema",
     "ema",
 )
-# What safetensors calls the floating-point types.
+# Floating-point types of safetensors.
 _FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -69,8 +69,8 @@ _FLOATS: dict[str, Any] = {
     "F8_E4M3": jnp.float8_e4m3fn,
     "F8_E5M2": jnp.float8_e5m2,
 }
-# The files of a folder of weights, as Hugging Face names them, in the order of preference.
-_IN_FOLDERS = (
+# File names of Hugging Face, in order of preference.
+_FILE_PATTERNS = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
@@ -79,7 +79,7 @@ _IN_FOLDERS = (
     "*.safetensors",
 )
 
-# What reading a file that is missing, cut off, or not what its name says ends with.
+# Errors of reading missing, truncated or other files.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -95,28 +95,33 @@ _UNREADABLE = (
 
 
 def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[str]) -> Model:
-    """The network with the weights of its PyTorch counterpart.
+    """Returns a network with the weights of a PyTorch network.
 
-    Names may have the prefixes of wrappers, as `module.` of `DataParallel`, `_orig_mod.` of
-    `torch.compile` or `model.` of Lightning; these are taken off. Weights of any floating-point
-    type become the network's own, which is float32.
+    Prefixes that wrappers add to names, such as `module.` (DataParallel), `_orig_mod.`
+    (`torch.compile`) or `model.` (Lightning), are removed. Weights are converted to the dtype of
+    the network's parameters, float32.
 
     Args:
-      model: the network; it is not changed. For the networks that torchvision has too, the
-        names are torchvision's; otherwise its layers bear the names of PyTorch's.
-      state_dict: arrays or tensors by PyTorch's names, as `torch_model.state_dict()`; or a
-        checkpoint that holds them under a usual name such as `state_dict` (trained weights are
-        preferred to averages of them); or a file of either, in safetensors format, as an index
-        of several such files, or as PyTorch saves it (`.pth`, of which only tensors and plain
-        values are read, and which needs PyTorch); or a folder of such files.
+      model: The network, which is not changed. Layers have the names of PyTorch's layers; for
+        networks of torchvision, those of torchvision.
+      state_dict: Arrays or tensors by PyTorch's names, as `torch_model.state_dict()` returns them;
+        or a checkpoint that holds them under a common key such as `state_dict`; or a file of
+        either, in the formats of safetensors (also an index of several files) and PyTorch
+        (`.pth`, which needs PyTorch, and of which only tensors and plain values are read); or a
+        folder of such files.
 
     Returns:
-      A copy of `model` that computes what the PyTorch network does. It shares no memory with
-      `state_dict`.
+      A copy of `model` with these weights, which shares no memory with `state_dict`.
 
     Raises:
-      InputError: a tensor is missing, superfluous, not of floating-point numbers, or of the
-        wrong shape, or the file can't be read.
+      InputError: A tensor is missing, unexpected, not of floating-point numbers, or of the wrong
+        shape, or the file can't be read.
+
+    Example:
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> weights = {"weight": np.ones((3, 2)), "bias": np.zeros(3)}
+      >>> load_torch(model, weights)(jnp.ones((1, 2)))
+      Array([[2., 2., 2.]], dtype=float32)
     """
     given = "the PyTorch weights"
     if isinstance(state_dict, str | os.PathLike):
@@ -126,7 +131,7 @@ def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[s
     by_path = dict(nnx.to_flat_state(known))
     prefixes = model.torch_names() if isinstance(model, Network) else {}
     expected = {_torch_name(path, prefixes): path for path in by_path}
-    tensors = _unwrapped(_tensors_in(given, state_dict), expected)
+    tensors = _remove_wrappers(_tensors_in(given, state_dict), expected)
     _check_names(given, type(model).__name__, list(expected), list(tensors))
     for name, path in expected.items():
         variable = by_path[path]
@@ -134,19 +139,21 @@ def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[s
         if value.ndim in _TRANSPOSE:
             value = value.transpose(_TRANSPOSE[value.ndim])
         if value.shape != variable.shape:
-            wanted = tuple(variable.shape[axis] for axis in _BACK.get(len(variable.shape), ()))
+            expected_shape = tuple(
+                variable.shape[axis] for axis in _INVERSE_TRANSPOSE.get(len(variable.shape), ())
+            )
             raise InputError(
                 f"the PyTorch weight {name} has shape {tuple(tensors[name].shape)}, but the "
-                f"network's is {wanted or variable.shape}; create the network with the same "
-                "options, such as num_classes, or give other weights"
+                f"network's is {expected_shape or variable.shape}; create the network with the "
+                "same options, such as num_classes, or give other weights"
             )
-        # A copy, which nobody else can change.
+        # A copy, which shares no memory with the tensor.
         by_path[path] = variable.replace(jnp.asarray(np.array(value, variable.dtype, order="C")))
     return nnx.merge(graphdef, nnx.from_flat_state(by_path.items()), rest)
 
 
 def _tensors_in(given: str, state_dict: Any) -> dict[str, Any]:
-    """The tensors by their names, out of a state_dict or a checkpoint that holds one."""
+    """Returns the tensors by name, from a state_dict or a checkpoint that holds one."""
     if hasattr(state_dict, "state_dict"):
         raise InputError(
             f"{given} are a module, {type(state_dict).__name__}; give its state_dict() instead"
@@ -165,12 +172,13 @@ def _tensors_in(given: str, state_dict: Any) -> dict[str, Any]:
         for name, entry in state_dict.items()
         if not (isinstance(name, str) and name.rpartition(".")[2] in _IGNORED)
     }
-    strange = [name for name, entry in entries.items() if not _is_array(entry)]
-    if strange or not entries:
-        what = ", ".join(f"{name!r} is a {type(entries[name]).__name__}" for name in strange[:3])
+    others = [name for name, entry in entries.items() if not _is_array(entry)]
+    if others or not entries:
+        examples = ", ".join(f"{name!r} is a {type(entries[name]).__name__}" for name in others[:3])
         raise InputError(
-            f"{given} are not tensors by their names (a state_dict): {what or 'there are none'}; "
-            "give what torch_model.state_dict() returned"
+            f"{given} are not tensors by their names (a state_dict): "
+            f"{examples or 'there are none'}; give"
+            " what torch_model.state_dict() returned"
         )
     return {str(name): entry for name, entry in entries.items()}
 
@@ -179,8 +187,8 @@ def _is_array(entry: Any) -> bool:
     return hasattr(entry, "shape") and hasattr(entry, "dtype")
 
 
-def _unwrapped(tensors: dict[str, Any], expected: Iterable[str]) -> dict[str, Any]:
-    """The tensors under the names that they had before wrappers added theirs."""
+def _remove_wrappers(tensors: dict[str, Any], expected: Iterable[str]) -> dict[str, Any]:
+    """Returns the tensors by names without the parts that wrappers add."""
     if set(tensors) == set(expected):
         return tensors
     own = {part for name in expected for part in name.split(".")}
@@ -188,7 +196,7 @@ def _unwrapped(tensors: dict[str, Any], expected: Iterable[str]) -> dict[str, An
         name: ".".join(part for part in name.split(".") if part in own or part not in _WRAPPERS)
         for name in tensors
     }
-    prefix = _prefix(names.values(), set(expected))
+    prefix = _common_prefix(names.values(), set(expected))
     names = {name: inner.removeprefix(prefix) for name, inner in names.items()}
     by_name: dict[str, str] = {}
     for name, inner in names.items():
@@ -201,13 +209,13 @@ def _unwrapped(tensors: dict[str, Any], expected: Iterable[str]) -> dict[str, An
     return {inner: tensors[name] for inner, name in by_name.items()}
 
 
-def _prefix(names: Iterable[str], expected: set[str]) -> str:
-    """What stands before most of the expected names, as where a module holds the network."""
+def _common_prefix(names: Iterable[str], expected: set[str]) -> str:
+    """The most frequent prefix of expected names, as of a module that holds the network."""
     counts = Counter({"": 0})
     for name in names:
         ends = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
         counts.update(name[:end] for end in ends if name[end:] in expected)
-    # The first of those that are as frequent, which is none at all where that is one of them.
+    # Among equally frequent prefixes, the first, which is "" if it is one of them.
     return max(counts, key=counts.__getitem__)
 
 
@@ -217,13 +225,13 @@ def _check_names(given: str, network: str, expected: list[str], names: list[str]
         "have, but the network does not,": [name for name in names if name not in expected],
     }.items():
         if wrong:
-            raise InputError(f"{given} {problem} {_some(wrong)}; {network} takes {_some(expected)}")
+            raise InputError(f"{given} {problem} {_join(wrong)}; {network} has {_join(expected)}")
 
 
-def _some(names: Iterable[str], most: int = 8) -> str:
+def _join(names: Iterable[str], max_names: int = 8) -> str:
     names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more
 
 
 def _torch_name(path: tuple[Any, ...], prefixes: Mapping[str, str]) -> str:
@@ -237,12 +245,12 @@ def _torch_name(path: tuple[Any, ...], prefixes: Mapping[str, str]) -> str:
 
 
 def _read(path: Path) -> Any:
-    """What a file, or a folder of files, holds."""
+    """Reads a file or a folder of files."""
     try:
         if path.is_dir():
-            path = _in_folder(path)
+            path = _find_in_folder(path)
         if path.suffix == ".json":
-            return _read_parts(path)
+            return _read_index(path)
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return _read_safetensors(path)
         return _read_pickled_tensors(path)
@@ -255,14 +263,14 @@ def _read(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file can't be read, in one line."""
+    """The reason why a file can't be read, in one line."""
     text = str(error)
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in text:
         found = re.search(r"GLOBAL ([\w.]+)", text)
-        held = f", such as {found[1]}," if found else ""
+        example = f", such as {found[1]}," if found else ""
         return (
-            f"it holds objects beside tensors{held} which are not read, since they could run "
-            "code; save torch_model.state_dict() alone"
+            f"it holds objects other than tensors{example} which could run code and are not "
+            "read; save torch_model.state_dict() alone"
         )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -272,14 +280,14 @@ def _reason(error: Exception) -> str:
     return lines[0].strip().rstrip(".")
 
 
-def _in_folder(folder: Path) -> Path:
-    """The file in a folder that holds the weights, or the index of those that do."""
-    for pattern in _IN_FOLDERS:
+def _find_in_folder(folder: Path) -> Path:
+    """Returns the file of weights in a folder, or the index of several files."""
+    for pattern in _FILE_PATTERNS:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             raise InputError(
                 f"there are several files of weights in {str(folder)!r}: "
-                f"{_some(path.name for path in found)}; name one of them"
+                f"{_join(path.name for path in found)}; name one of them"
             )
         if found:
             return found[0]
@@ -288,37 +296,38 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
-def _read_parts(path: Path) -> dict[str, Any]:
-    """The tensors of all the files that an index names."""
+def _read_index(path: Path) -> dict[str, Any]:
+    """Reads the tensors of all files that an index names."""
     index = json.loads(path.read_text("utf-8"))
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(p, str) for p in weight_map.values()):
         raise InputError(
-            f"{str(path)!r} is no index of PyTorch weights, as it has no weight_map; name another"
+            f"{str(path)!r} is not an index of PyTorch weights: it has no weight_map; give another "
+            "file"
         )
     tensors: dict[str, Any] = {}
-    for part in sorted(set(places.values())):
+    for part in sorted(set(weight_map.values())):
         if Path(part).name != part:
             raise InputError(f"the index {str(path)!r} names {part!r}, which is not beside it")
         inside = _read(path.with_name(part))
-        names = [name for name, place in places.items() if place == part]
-        if lacking := [name for name in names if name not in inside]:
+        names = [name for name, file in weight_map.items() if file == part]
+        if missing := [name for name in names if name not in inside]:
             raise InputError(
-                f"{str(path.with_name(part))!r} lacks {_some(lacking)}, which {path.name} says "
-                "is in it; fetch both anew"
+                f"{str(path.with_name(part))!r} lacks {_join(missing)}, which {path.name} says "
+                "is in it; download both again"
             )
         tensors |= {name: inside[name] for name in names}
     return tensors
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as those do, with the length of a JSON object and the object."""
+    """Whether a file starts like safetensors: the length of a JSON object, and the object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a file, bfloat16 ones too, for which NumPy has no type of its own."""
+    """Reads the tensors of a file, also those of types that NumPy lacks, such as bfloat16."""
     tensors = {}
     for name, entry in safetensors.deserialize(path.read_bytes()):
         kind = entry["dtype"]
@@ -343,12 +352,11 @@ def _read_pickled_tensors(path: Path) -> Any:
             f"reading {str(path)!r} needs PyTorch (pip install 'dlc-jax[torch]'); "
             "safetensors files do not"
         ) from None
-    # Nothing but tensors and plain containers is unpickled.
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _to_numpy(name: str, tensor: Any) -> np.ndarray:
-    """The values of a tensor of PyTorch, or of an array, maybe in its own memory."""
+    """Returns the values of a tensor or array, which may share its memory."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if not kind.startswith(("float", "bfloat")):
         raise InputError(
@@ -358,7 +366,7 @@ def _to_numpy(name: str, tensor: Any) -> np.ndarray:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach().cpu()
             tensor = tensor.to_dense() if getattr(tensor, "is_sparse", False) else tensor
-            # NumPy knows neither bfloat16 nor the types of 8 bits; float32 holds all their values.
+            # NumPy lacks bfloat16 and 8-bit types; float32 represents their values exactly.
             tensor = (tensor if kind in ("float64", "float16") else tensor.float()).numpy()
         return np.asarray(tensor)
     except (TypeError, RuntimeError, NotImplementedError) as error:

@@ -1,26 +1,22 @@
-"""The T-C problem: to tell a T from a C, whichever way it is turned and wherever it stands.
+"""The T-C problem: classify a T and a C at any position and in four rotations.
 
 Rumelhart, Hinton and Williams 1986, "Learning internal representations by error propagation"
-(Parallel Distributed Processing, volume 1, chapter 8), where the problem, which is Minsky and
-Papert's, has a section of its own. New was the network: hidden units that see 3x3 squares of a
-retina each, and whose weights are kept equal while they learn, so that all look for the same
-thing. It is a convolution trained by back-propagation.
+(Parallel Distributed Processing, volume 1, chapter 8), on a problem of Minsky and Papert. The
+network has hidden units with 3x3 receptive fields and shared weights: a convolution, trained by
+back-propagation.
 
-Where the paper leaves something open, or we are not sure of what it chose, this is ours:
+Our choices, where the paper leaves them open:
 
-- The size of the retina, 6x6 squares unless told otherwise. A pattern stands wherever its box
-  of 3x3 squares lies on the retina as a whole.
-- A receptive field is centred on each square of the retina and on the squares just outside of
-  it, all of them dark; so every way in which a field can overlap a pattern occurs, at the
-  retina's edges too.
-- The output unit gives the hidden units of one kind a weight in common, as they have weights in
-  common: what the network says of a pattern does not depend on where it stands.
-- There are two kinds of hidden units. One kind can solve the problem, but from about one in
-  ten of the initial weights that were tried it did not get there.
-- The initial weights: of the hidden units uniform on ±1, of the output unit on ±0.5. Hidden
-  units begin with a bias of -3. So the many that see only the dark are nearly off; with a bias
-  of 0 their sum saturates the output unit before anything is learned.
-- The output unit stands for C when it is above one half, and for T below.
+- The retina has 6x6 pixels by default, and contains the 3x3 box of a pattern completely.
+- Receptive fields are centered on each pixel of the retina and on the pixels around it (full
+  padding), so that each overlap of a field and a pattern occurs at each position.
+- The weights of the output unit are shared like those of the hidden units, so the output does not
+  depend on the position of the pattern.
+- There are two feature maps. One can solve the problem, but training failed from about one in ten
+  of the initial weights that we tried.
+- Initial weights are uniform on ±1 (hidden units) and ±0.5 (output unit). The initial bias of
+  hidden units is -3: with 0, the many units on the background saturate the output unit.
+- An output above one half means C.
 """
 
 import itertools
@@ -40,31 +36,37 @@ from dlc_jax.nn import layers
 from dlc_jax.nn.losses import check_no_label_smoothing
 from dlc_jax.typing import AnyArray
 
-# Five squares each, and they differ in a single one.
+# Five pixels each; four are the same.
 _PATTERNS = (("###", ".#.", ".#."), (".##", ".#.", ".##"))
-_SIDE = 3  # squares, of a pattern's box
-_FIELD = 3  # squares, of a receptive field
+_SIDE = 3  # height and width of a pattern
+_FIELD = 3  # height and width of a receptive field
 
 
 def patterns(
     size: int,
 ) -> tuple[Float[np.ndarray, "patterns size size 1"], Int[np.ndarray, " patterns"]]:
-    """All T's (class 0) and C's (class 1), in four rotations at each position.
+    """Creates all T's (class 0) and C's (class 1), in four rotations at each position.
 
     Args:
-      size: the side of the retina in squares.
+      size: Height and width of the images.
 
     Returns:
-      Images of dtype float32, [8 * (size - 2)^2, size, size, 1], 1 in a pattern's squares and 0
-      elsewhere; and their classes. T and C take turns; the position changes last.
+      float32 images of 0 and 1, 8 * (size - 2)^2 in number, and their labels. T and C alternate.
 
     Raises:
-      InputError: the retina is smaller than a pattern.
+      InputError: The images are smaller than a pattern.
+
+    Example:
+      >>> images, labels = patterns(3)
+      >>> images[0, :, :, 0]
+      array([[1., 1., 1.],
+             [0., 1., 0.],
+             [0., 1., 0.]], dtype=float32)
     """
     if size < _SIDE:
-        raise InputError(f"a retina of {size}x{size} squares is too small; it needs 3x3")
+        raise InputError(f"T-C patterns need images of at least 3x3, not {size}x{size}")
     boxes = [
-        np.rot90(np.array([[square == "#" for square in row] for row in pattern]), quarters)
+        np.rot90(np.array([[mark == "#" for mark in row] for row in pattern]), quarters)
         for quarters in range(4)
         for pattern in _PATTERNS
     ]
@@ -77,18 +79,17 @@ def patterns(
 
 
 class TC(Network):
-    """Hidden units with 3x3 fields and common weights, and a unit that reads all of them.
+    """A 3x3 convolution, summed over positions, and an output unit.
 
     Args:
-      image_shape: height, width and channels of the retina, at least 3x3.
-      num_classes: 2: T and C.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
-      kinds: how many kinds of hidden units there are; units of a kind have their weights in
-        common.
+      image_shape: Height, width and channels of the images, at least 3x3.
+      num_classes: 2 (T and C).
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
+      kinds: Number of feature maps of hidden units.
 
     Raises:
-      InputError: the retina is smaller than a pattern, or the classes are not two.
+      InputError: The images are smaller than a pattern, or there are not two classes.
     """
 
     def __init__(
@@ -102,10 +103,9 @@ class TC(Network):
     ) -> None:
         height, width, channels = image_shape
         if min(height, width) < _SIDE:
-            raise InputError(f"a retina of {height}x{width} squares is too small; it needs 3x3")
+            raise InputError(f"the T-C network needs images of at least 3x3, not {height}x{width}")
         if num_classes != 2:
-            raise InputError(f"the T-C network tells 2 classes apart, not {num_classes}")
-        # Fields are centred on the squares around the retina, too: they reach two beyond it.
+            raise InputError(f"the T-C network has 2 classes, not {num_classes}")
         self.hidden = layers.Conv(
             channels,
             kinds,
@@ -122,10 +122,10 @@ class TC(Network):
         )
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The logistic units and the logits.
+        """Returns the logistic units and the logits.
 
-        They are "hidden" [batch, height + 2, width + 2, kinds], "output" [batch, 1], which is
-        how likely a C is, and "logits" [batch, 2], the first of which is 0.
+        These are "hidden" [batch, height + 2, width + 2, kinds], "output" [batch, 1], the
+        probability of a C, and "logits" [batch, 2], of which the first is 0.
         """
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["hidden"] = nnx.sigmoid(self.hidden(x))

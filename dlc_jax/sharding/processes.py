@@ -1,7 +1,7 @@
-"""Training by several processes, on one machine or on many, which JAX's own runtime joins.
+"""Training in several processes, on one machine or on many, connected by JAX's distributed runtime.
 
-All of them run the same program on the same arrays. The first one alone keeps a folder and prints;
-what only it can know, it shares with the others.
+All processes run the same program on the same arrays. The primary process, number 0, alone writes
+files and prints.
 """
 
 import ctypes
@@ -24,13 +24,14 @@ from jax.experimental import multihost_utils
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.utils import strict_json
 from dlc_jax.utils.signals import Terminated, defer_signals, ignore_signals
+from dlc_jax.utils.text import truncate
 
-# JAX's own default, 100 s, leaves the others waiting for longer than a minute for one that died.
+# With JAX's default, 100 s, the others would wait for a dead process for more than a minute.
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
 _GRACE_SECONDS = 2
-# What JAX's runtime logs where it has lost a process, as E1127 01:34:21.309322 ... client.h:86] ...
-_OF_LOSS = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination|client\.h|preemption)")
+# What JAX's runtime logs when it loses a process, such as E1127 01:34:21.309322 ... client.h:86] ...
+_PEER_LOSS_LOG = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination|client\.h|preemption)")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _SETTINGS = (
     "jax_enable_x64",
@@ -39,97 +40,106 @@ _SETTINGS = (
     "jax_threefry_partitionable",
     "jax_numpy_dtype_promotion",
 )
-_FINE, _FAILED = b"+", b"-"
-# How the messages begin of errors in sending and receiving.
-_LOSSES = ("UNKNOWN: ", "INTERNAL: ", "ABORTED: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ")
+_SUCCESS, _FAILURE = b"+", b"-"
+# Prefixes of the messages of communication errors.
+_COMMUNICATION_ERRORS = (
+    "UNKNOWN: ",
+    "INTERNAL: ",
+    "ABORTED: ",
+    "UNAVAILABLE: ",
+    "DEADLINE_EXCEEDED: ",
+)
 
 
 class PeersMissing(InputError):
-    """Other processes did not come in time; this one can do nothing more with JAX."""
+    """Other processes did not connect in time; this one can't use JAX any more."""
 
 
 def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    wait_seconds: int = 300,
+    timeout_seconds: int = 300,
 ) -> None:
-    """Joins this process with the others, before anything else is done with JAX.
+    """Connects this process to the others; call it before anything else that uses JAX.
 
-    Without arguments they are found as JAX finds them: under SLURM, Open MPI and Kubernetes, and
-    on TPU pods. If a process dies, the others end within a minute, with one line on standard error
-    and exit code 1.
+    Without arguments JAX detects the others: under SLURM, Open MPI and Kubernetes, and on TPU
+    pods. If a process dies, the others end within a minute, with one line on standard error and
+    exit code 1.
 
     Args:
-      coordinator_address: HOST:PORT of the first process.
-      num_processes: how many there are.
-      process_id: which one this is, from 0 on.
-      wait_seconds: how long to wait for all of them.
+      coordinator_address: HOST:PORT of the primary process.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      timeout_seconds: time to wait for all processes.
 
     Raises:
-      InputError: they are not found, or do not fit together, or (`PeersMissing`) not all came.
+      InputError: the arguments are wrong or missing, or (`PeersMissing`) not all processes
+        connected in time.
     """
-    _check(coordinator_address, num_processes, process_id)
-    # It would take SIGTERM for itself, which then ended nothing.
+    _check_arguments(coordinator_address, num_processes, process_id)
+    # This service would handle SIGTERM, which would then not end the process.
     preemption = jax.config.jax_enable_preemption_service
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        _join(coordinator_address, num_processes, process_id, wait_seconds)
+        _connect(coordinator_address, num_processes, process_id, timeout_seconds)
     except PeersMissing:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
-            f"the processes can't be joined ({one_line(error, 500)}); tell the address of the "
-            "first one, how many there are, and which one this is"
+            f"can't connect the processes ({one_line(error, 500)}); give the coordinator's "
+            "address, the number of processes, and the number of this one"
         ) from error
     finally:
         jax.config.update("jax_enable_preemption_service", preemption)
 
 
-def _join(
-    address: str | None, num_processes: int | None, process_id: int | None, wait_seconds: int
+def _connect(
+    address: str | None, num_processes: int | None, process_id: int | None, timeout_seconds: int
 ) -> None:
-    """Joins the others, in a thread: where they don't come JAX would abort, deaf to Ctrl-C."""
+    """Connects to the others, in a thread: at a timeout JAX would abort, and ignore Ctrl-C."""
     failures: list[BaseException] = []
 
-    def join() -> None:
+    def connect() -> None:
         try:
             jax.distributed.initialize(
                 address,
                 num_processes,
                 process_id,
-                initialization_timeout=wait_seconds + 3600,
+                initialization_timeout=timeout_seconds + 3600,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
             )
         except BaseException as error:
             failures.append(error)
 
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(wait_seconds)
-    if joining.is_alive():
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if thread.is_alive():
         raise PeersMissing(
-            f"not all processes came within {wait_seconds} s; start all of them, and tell each "
-            "the same address of the first one and the same number of processes"
+            f"not all processes connected within {timeout_seconds} s; start all of them, with the "
+            "same coordinator address and the same number of processes"
         )
     if failures:
         raise failures[0]
 
 
 def peer_failure_message(reason: str) -> str:
-    """What to say where another process can't be reached any more."""
+    """The error message when another process can't be reached any more."""
     return (
-        f"the processes can't go on together ({reason}); if one of them has died, start all of "
-        "them again, with --resume RUN"
+        f"the connection to another process is lost ({reason}); if one of them has died, start "
+        "all of them again, with --resume RUN"
     )
 
 
-def _check(address: str | None, num_processes: int | None, process_id: int | None) -> None:
+def _check_arguments(
+    address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     host, _, port = (address or "host:1").rpartition(":")
     if not (host and port.isdecimal() and 1 <= int(port) <= 65535):
         raise InputError(
-            f"{address!r} is not the address of a process; give one such as 10.0.0.1:1234"
+            f"{address!r} is not the address of a process; give HOST:PORT, such as 10.0.0.1:1234"
         )
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise InputError(
@@ -138,87 +148,86 @@ def _check(address: str | None, num_processes: int | None, process_id: int | Non
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error is what JAX raises where another process can't be reached any more."""
-    # It is a ValueError where a program has been waited for when it was called.
-    jaxs = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return has_peers() and jaxs and str(error).startswith(_LOSSES)
+    """Whether JAX raised an error because another process can't be reached any more."""
+    # Programs that block when they are called raise a ValueError.
+    is_jax_error = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    return has_peers() and is_jax_error and str(error).startswith(_COMMUNICATION_ERRORS)
 
 
 def redirect_library_output() -> None:
-    """Has what the libraries that join processes print go to standard error from now on.
+    """Redirects what libraries print to standard error; call it before `initialize`.
 
-    Standard output is left to this program; call it before `initialize`. Where JAX's runtime loses
-    another process, it prints a stack trace and aborts; the process then ends with one line and
-    exit code 1.
+    Standard output is left to Python. When JAX's runtime loses another process it prints a stack
+    trace and aborts; instead, the process ends with one line and exit code 1.
     """
-    own, errors = os.dup(1), os.dup(2)
+    output, errors = os.dup(1), os.dup(2)
     reader, writer = os.pipe()
     for descriptor in (1, 2):
         os.dup2(writer, descriptor)
     os.close(writer)
-    sys.stdout = os.fdopen(own, "w", buffering=1)
+    sys.stdout = os.fdopen(output, "w", buffering=1)
     sys.stderr = os.fdopen(errors, "w", buffering=1)
     threading.Thread(target=_forward, args=(reader, errors), daemon=True).start()
-    with suppress(OSError, TypeError, AttributeError):  # there is no such library on Windows
+    with suppress(OSError, TypeError, AttributeError):  # Windows has no such library
         library = ctypes.CDLL(None)
         library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
         library.signal.restype = ctypes.c_void_p
-        library.signal(signal.SIGABRT, ctypes.cast(_AT_ABORT, ctypes.c_void_p))
+        library.signal(signal.SIGABRT, ctypes.cast(_ABORT_HANDLER, ctypes.c_void_p))
 
 
 def _forward(reader: int, errors: int) -> None:
-    """Writes what libraries print to standard error, but for what JAX's runtime says of a loss."""
+    """Copies lines to standard error, up to the first message about a lost process."""
     with os.fdopen(reader, "rb") as lines:
         lost = False
         for line in lines:
-            lost = lost or bool(_OF_LOSS.match(line))
+            lost = lost or bool(_PEER_LOSS_LOG.match(line))
             if not lost:
                 os.write(errors, line)
 
 
-def _end_at_abort(number: int) -> None:
-    """Ends a process whose runtime aborts; called in the thread that does."""
-    # The main thread mostly sees the loss, too, and then tells what it knows of it.
+def _exit_on_abort(number: int) -> None:
+    """Ends the process; called in the thread that aborts."""
+    # The main thread usually gets an error as well, whose message says more.
     time.sleep(_GRACE_SECONDS)
-    reason = "another one has been lost"
+    message = peer_failure_message("JAX's runtime aborted")
     with suppress(OSError, ValueError):
-        print(f"dlc-jax: {peer_failure_message(reason)}", file=sys.stderr, flush=True)
+        print(f"dlc-jax: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-_AT_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end_at_abort)
+_ABORT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_exit_on_abort)
 
 
 def has_peers() -> bool:
-    """Whether other processes would be waited for when this one exits."""
+    """Whether this is one of several connected processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_primary() -> bool:
-    """Whether this is the process that keeps the results; a single one is."""
+    """Whether this is the process that writes the results; a single process is."""
     return jax.process_index() == 0
 
 
 def broadcast_from_primary(make: Callable[[], bytes]) -> bytes:
-    """What `make` returns in the first process, which alone calls it.
+    """Calls a function in the primary process, and returns its result in all processes.
 
     Raises:
-      InputError: in all processes, where it raises one in the first.
+      InputError: in all processes, if the function raises one.
     """
     if jax.process_count() == 1:
         return make()
     content, failure = b"", None
     if is_primary():
         try:
-            content = _FINE + make()
+            content = _SUCCESS + make()
         except InputError as error:
-            content, failure = _FAILED + str(error).encode(), error
+            content, failure = _FAILURE + str(error).encode(), error
     content = _broadcast(content)
-    if content.startswith(_FAILED):
-        failure = failure or InputError(content.removeprefix(_FAILED).decode())
+    if content.startswith(_FAILURE):
+        failure = failure or InputError(content.removeprefix(_FAILURE).decode())
         failure.raised_on_all_processes = True
         raise failure
-    return content.removeprefix(_FINE)
+    return content.removeprefix(_SUCCESS)
 
 
 def _broadcast(content: bytes) -> bytes:
@@ -231,7 +240,7 @@ def _broadcast(content: bytes) -> bytes:
 
 @contextmanager
 def primary_first() -> Iterator[None]:
-    """Within it the first process is ahead of the others, which wait until it has left."""
+    """Context that the primary process leaves before the others enter it."""
     if not is_primary():
         _barrier()
     try:
@@ -248,90 +257,86 @@ def _barrier() -> None:
 
 @contextmanager
 def synchronized_shutdown() -> Iterator[Callable[[], None]]:
-    """Within it Ctrl-C and SIGTERM, whichever process they come to, end all at the same point.
+    """Context in which Ctrl-C and SIGTERM end all processes at the same point.
 
-    Of a single process they end what it is doing, as elsewhere. Several must enter and leave it
-    together, and are waited for when it is left. A signal that has ended them is the last one
-    that counts: a scheduler sends it to all of them, but not at the same moment.
+    In a single process the signals raise at once, as elsewhere. Several processes must enter and
+    leave the context together. After the first signal further ones are ignored: a scheduler sends
+    it to all processes, but not at the same moment.
 
     Yields:
-      What each process is to call at the same points, often: it raises `Terminated` or
-      KeyboardInterrupt in all of them if one was asked to end, once.
+      A function that all processes must call at the same points, often. If one of them has got a
+      signal, it raises `Terminated` or KeyboardInterrupt in all of them, once.
     """
     if jax.process_count() == 1:
         yield lambda: None
         return
-    ended = False
+    raised = False
 
-    def go_on() -> None:
-        nonlocal ended
-        number = held[0] if held else 0
-        asked = np.asarray(multihost_utils.process_allgather(np.int32(number)))
-        if asked.any() and not ended:
-            ended = True
-            raise Terminated if signal.SIGTERM in asked else KeyboardInterrupt
+    def raise_if_signalled() -> None:
+        nonlocal raised
+        number = deferred[0] if deferred else 0
+        numbers = np.asarray(multihost_utils.process_allgather(np.int32(number)))
+        if numbers.any() and not raised:
+            raised = True
+            raise Terminated if signal.SIGTERM in numbers else KeyboardInterrupt
 
-    with defer_signals() as held:
+    with defer_signals() as deferred:
         try:
-            yield go_on
+            yield raise_if_signalled
         except KeyboardInterrupt:
-            # The first one may have caught it, and may have much to write down.
-            go_on()
+            # The others wait here until the primary process has written the results.
+            raise_if_signalled()
             raise
         else:
-            go_on()
+            raise_if_signalled()
         finally:
-            if ended:
+            if raised:
                 ignore_signals()
-                held.clear()
+                deferred.clear()
 
 
-def check_agreement(told: Mapping[str, Any]) -> None:
-    """Sees that all processes were told the same; all of them must call it, at the same point.
+def check_agreement(values: Mapping[str, Any]) -> None:
+    """Checks that values are the same in all processes; all of them must call it.
 
     Args:
-      told: what this one was told, by its name, as JSON.
+      values: values of this process by name, as JSON.
 
     Raises:
-      InputError: in all processes, where they differ; it names what does.
+      InputError: in all processes, if they differ; it names the values that do.
     """
     if jax.process_count() == 1:
         return
-    content = strict_json.dumps(dict(sorted(told.items()))).encode()
-    everyones = [json.loads(each) for each in _from_all(content)]
+    content = strict_json.dumps(dict(sorted(values.items()))).encode()
+    gathered = [json.loads(each) for each in _all_gather(content)]
     differences = []
-    for name in sorted(set().union(*everyones)):
+    for name in sorted(set().union(*gathered)):
         ranks: dict[str, int] = {}
-        for rank, each in enumerate(everyones):
+        for rank, each in enumerate(gathered):
             ranks.setdefault(repr(each.get(name)), rank)
         if len(ranks) > 1:
-            told_by = (f"{_short(value)} (process {rank})" for value, rank in ranks.items())
-            differences.append(f"{name} {', '.join(told_by)}")
+            by_rank = (f"{truncate(value, 60)} (process {rank})" for value, rank in ranks.items())
+            differences.append(f"{name} {', '.join(by_rank)}")
     if differences:
         error = InputError(
-            f"the processes were told different things: {'; '.join(differences)}; start all of "
-            "them with the same options, data and versions"
+            f"the processes differ: {'; '.join(differences)}; start all of them with the same "
+            "options, data and versions"
         )
         error.raised_on_all_processes = True
         raise error
 
 
-def _short(value: str, most: int = 60) -> str:
-    return value if len(value) <= most else value[: most - 3] + "..."
-
-
-def _from_all(content: bytes) -> list[bytes]:
-    """What each process has to say, in their order."""
+def _all_gather(content: bytes) -> list[bytes]:
+    """The contents of all processes, in order."""
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
-    # All must send arrays of one shape.
+    # All processes must send arrays of the same shape.
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(content)] = np.frombuffer(content, np.uint8)
-    everyones = np.asarray(multihost_utils.process_allgather(padded))
-    return [bytes(each[:size]) for each, size in zip(everyones, sizes, strict=True)]
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
 def versions() -> dict[str, Any]:
-    """The libraries' versions and JAX's settings, which decide what a training comes to."""
+    """Versions of libraries and settings of JAX on which the results of a training depend."""
     from dlc_jax import __version__
 
     libraries = {"dlc_jax": __version__} | {name: metadata.version(name) for name in _LIBRARIES}
