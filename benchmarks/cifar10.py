@@ -13,7 +13,7 @@ from dlc_jax.utils.files import make_folder
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset
-    from dlc_jax.runs.recipes import Recipe
+    from dlc_jax.runs import Recipe
 
 _EXAMPLES = """\
   python benchmarks/cifar10.py
@@ -129,20 +129,11 @@ def run(
     total = len(seeds) * recipe.epochs
     runs: list[dict[str, Any]] = []
     for index, seed in enumerate(seeds):
-        epochs: list[recipe_training.Epoch] = []
-        progress(f"seed {seed}", index * recipe.epochs, total)
-        for epoch in recipe_training.run_epochs(dataset, name, recipe, seed):
-            epochs.append(epoch)
-            progress(f"seed {seed}", index * recipe.epochs + len(epochs), total)
-        runs.append(
-            {
-                "seed": seed,
-                "compile_s": epochs[-1].compile_s,
-                "train_s": sum(epoch.train_s for epoch in epochs),
-                "accuracy_percent": epochs[-1].accuracy_percent,
-                "accuracy_percent_by_epoch": [epoch.accuracy_percent for epoch in epochs],
-            }
-        )
+
+        def on_epoch(epoch: int, seed: int = seed, before: int = index * recipe.epochs) -> None:
+            progress(f"seed {seed}", before + epoch, total)
+
+        runs.append(recipe_training.train(dataset, name, recipe, seed, on_epoch))
     last = [run["accuracy_percent"] for run in runs]
     mean = statistics.mean(last)
     error = statistics.stdev(last) / len(last) ** 0.5 if len(last) > 1 else None
@@ -150,7 +141,7 @@ def run(
     return machine.describe() | {
         "recipe": name,
         "epochs": recipe.epochs,
-        "images": len(dataset.first(recipe.examples).train.labels),
+        "images": dataset.take(recipe.num_examples).num_train,
         "target_percent": target,
         "accuracy_percent": {"mean": mean, "standard_error": error},
         "seconds_to_target": median if mean >= target else None,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from dlc_jax import models
 from dlc_jax.cli import progress
 from dlc_jax.errors import InputError
-from dlc_jax.models import report
+from dlc_jax.models import summary
 from dlc_jax.runs import plots
 from dlc_jax.utils.drawing import default_style
 
@@ -60,7 +60,7 @@ def main(picture: str = "history.png") -> None:
     with progress.stages() as bar:
         for count, name in enumerate(models.names()):
             bar(name, count, len(models.names()))
-            described.append(report.describe(name))
+            described.append(summary.describe(name))
     errors = {"one crop (torchvision's weights)": ONE_CROP, "many crops (He et al.)": MANY_CROPS}
     plots.save(draw(described, errors), Path(picture))
     years = [row["year"] for row in described]
@@ -72,7 +72,7 @@ def draw(described: Sequence[dict[str, Any]], errors: Mapping[str, Mapping[str, 
     """Parameters, operations and errors of networks, after Canziani et al. 2016.
 
     Args:
-      described: descriptions of the networks by `dlc_jax.models.report.describe`.
+      described: descriptions of the networks by `dlc_jax.models.summary.describe`.
       errors: for each of two kinds of measurement, the networks' errors in percent.
     """
     figure = Figure(figsize=(13, 6.4), dpi=110, layout="constrained")

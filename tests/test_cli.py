@@ -348,6 +348,41 @@ def test_recipes_are_listed_with_all_their_fields(dlc_jax: Command) -> None:
     assert all(name in dlc_jax("recipes").out for name in listed)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", "b"], "--name is for new runs"),
+        (["--seeds", "2"], "--seeds is for new runs"),
+        (["--no-vmap-seeds"], "--vmap-seeds is for new runs"),
+        (["--output-dir", "runs"], "--output-dir is for new runs"),
+        (["--stream"], "stream False, not True"),
+        (["--image-size", "32"], "image_size None, not 32"),
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--checkpoint-steps", "7"], "checkpoint_steps 200, not 7"),
+        (["--freeze-after", "bias=1"], "freeze_after {}, not {'bias': 1}"),
+        (["cifar10-cpu"], "recipe 'mnist-lecture', not 'cifar10-cpu'"),
+    ],
+)
+def test_resuming_with_other_options_is_one_line(
+    dlc_jax: Command, trained: tuple[Path, Finished], options: list[str], message: str
+) -> None:
+    done = dlc_jax("train", "--resume", trained[0], *options)
+    assert (done.code, done.out) == (2, "")
+    [line] = done.err.splitlines()
+    assert message in line
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_resuming_with_the_same_options_is_allowed(
+    dlc_jax: Command, trained: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained[0], tmp_path / "a")
+    options = ("--dataset", "mnist-5k", "--epochs", 2, "--seed", 0, "--no-shuffle")
+    done = dlc_jax("train", "mnist-lecture", "--resume", run, *options, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json["parameters_sha256"] == trained[1].json["parameters_sha256"]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_options_override_the_recipe(dlc_jax: Command, tmp_path: Path) -> None:
     options = (*FEW, "--flip", "none")

@@ -21,8 +21,8 @@ from dlc_jax.nn import layers
 RULES: tuple[ReluRule, ...] = ("gradient", "deconvnet", "guided")
 IDENTITY = Normalize(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 
-# Two layers by hand: hidden inputs 1, -1 and 2; output weights 3, 4 and -5. Before the first
-# rectifier: 1*1 = 1, 2*-1 = -2, 1*2 = 2; so that what comes back there is 3, 4 and -5.
+# Two layers by hand: inputs 1, -1 and 2, multiplied by FIRST, rectified, and multiplied by SECOND.
+# The inputs of the first rectifier are 1, -2 and 2, and its gradients 3, 4 and -5.
 X, FIRST, SECOND = (np.array(values, np.float32) for values in ([1, -1, 2], [1, 2, 1], [3, 4, -5]))
 BY_HAND = {"gradient": [3, 0, -5], "deconvnet": [3, 8, 0], "guided": [3, 0, 0]}
 
@@ -32,7 +32,7 @@ def two_layers(x: Array, rectifier: Any = jax.nn.relu) -> Array:
 
 
 def inside_scan(x: Array) -> Array:
-    # The second of two steps multiplies by 1, and rectifies what is not negative any more.
+    # The second step multiplies by 1, so that its rectifier changes nothing.
     def step(carry: Array, factors: Array) -> tuple[Array, Array]:
         carry = jax.nn.relu(factors * carry)
         return carry, carry.sum()
@@ -105,7 +105,7 @@ def test_other_operations_keep_their_gradients() -> None:
     [
         ("lecture", (28, 28, 1), {}, "deconvnet"),
         ("lecture", (28, 28, 1), {}, "guided"),
-        # Its activation is GELU, whose rules have a test of their own.
+        # Its activation function is GELU, which has its own test.
         pytest.param(
             "airbench", (32, 32, 3), {"widths": (8, 8, 8)}, "guided", marks=pytest.mark.slow
         ),

@@ -1,5 +1,6 @@
 """Diverged runs, late signals, lost metrics, memory, and agreement of processes."""
 
+import dataclasses
 import gc
 import json
 import math

@@ -432,7 +432,7 @@ def test_pth_files_with_code_raise(tmp_path: Path) -> None:
     path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save({"conv1.weight": Trap(sprung)}, path)
     with pytest.raises(
-        InputError, match=r"can't read .*weights\.pth'.*objects beside tensors"
+        InputError, match=r"can't read .*weights\.pth'.*objects other than tensors"
     ) as told:
         interop.load_torch(lecture(), path)
     assert "\n" not in str(told.value)

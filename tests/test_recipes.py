@@ -254,7 +254,7 @@ def test_identity_kernels_copy_their_inputs(inputs: int, features: int) -> None:
     x = normal(1, (2, 6, 6, inputs))
     y = jax.lax.conv_general_dilated(
         x,
-        airbench.identity_first(kernel),
+        airbench.identity_init(kernel),
         (1, 1),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

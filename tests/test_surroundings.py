@@ -99,6 +99,7 @@ def test_training_and_resuming_on_a_limited_file_system(
         monkeypatch.setattr(os, call, failing_call("ENOTSUP"))
     config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
     run = runs.train(config, few_digits, tmp_path, "run").run
+    assert run is not None
     assert len(caplog.records) == 1
     before = json.loads((run.folder / "summary.json").read_bytes())
     (run.folder / "summary.json").unlink()

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from harness import programs
 from harness.workers import serve
 from scaling_parts.networks import NETWORKS
@@ -19,40 +18,31 @@ from dlc_jax.sharding import processes
 
 
 class _Training:
-    """A network, its devices, and compiled epochs by batch size."""
+    """Compiled epochs of a network by batch size."""
 
     def __init__(self, network: str, devices: Sequence[jax.Device]) -> None:
         self._network, self._devices = NETWORKS[network], devices
-        self._create = jax.jit(self._init)
-        self._epochs: dict[int, Any] = {}
+        self._epochs: dict[int, programs.EpochProgram] = {}
 
     def prepare(self, batch_size: int, images: int) -> None:
         """Compiles an epoch of images of noise, and runs it once, which allocates memory."""
-        state = self._create(jax.random.key(0))
-        mesh = programs.device_mesh(state, batch_size, self._devices)
         rng = np.random.default_rng(0)
         examples = Examples(
             rng.integers(0, 256, (images, *self._network.image_shape), np.uint8),
             np.arange(images, dtype=np.int32) % self._network.classes,
         )
-        normalise = programs.normalisation(examples.images[:100])
-        state, *data = sharding.replicate((state, examples, normalise), mesh)
-        epoch = programs.train_epoch(batch_size, mesh)
-        run = jax.jit(epoch, donate_argnums=0).lower(state, *data).compile()
-        self._epochs[batch_size] = [run, state, data]
-        self.seconds(batch_size)
+        task = programs.classification(self._network.create, examples.images[:100])
+        mesh = sharding.device_mesh(batch_size, self._devices)
+        epoch = programs.EpochProgram(task, jax.random.key(0), examples, batch_size, mesh)
+        epoch.compile()
+        epoch.train()
+        self._epochs[batch_size] = epoch
 
     def seconds(self, batch_size: int) -> float:
         """Trains for an epoch; returns its duration."""
-        run, state, data = self._epochs[batch_size]
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(run(state, *data))
-        seconds = time.perf_counter() - start
-        self._epochs[batch_size][1] = state
-        return seconds
-
-    def _init(self, key: jax.Array) -> Any:
-        return programs.new_state(self._network.create(nnx.Rngs(key)))
+        self._epochs[batch_size].train()
+        return time.perf_counter() - start
 
 
 def main() -> None:

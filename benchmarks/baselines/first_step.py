@@ -10,10 +10,13 @@ from flax import nnx
 
 from dlc_jax import data, models, training
 
+
+def _create(key: jax.Array) -> nnx.Module:
+    return models.create("lecture", rngs=nnx.Rngs(key))
+
+
 if __name__ == "__main__":
-    digits = data.load("mnist-5k")
-    normalise = data.Normalise.fit(digits.train.images)
-    model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
-    state = training.create_state(model, optax.sgd(0.1))
-    batch = data.Examples(normalise(digits.train.images[:100]), digits.train.labels[:100])
-    jax.block_until_ready(training.train_step(state, batch))
+    digits = data.load("mnist-5k").train
+    task = training.classification(_create, optax.sgd(0.1), data.Normalize.fit(digits.images))
+    [chunk] = data.ArraySource(digits, 100).chunks(0, 1)
+    jax.block_until_ready(training.train_steps(task, task.init(jax.random.key(0)), chunk))

@@ -1,44 +1,33 @@
 """The lecture's program in dlc_jax, as `dlc-jax train` runs it."""
 
 import argparse
-from typing import Any
 
 import jax
 from harness import programs
 
 from baselines.server import Program, serve_program
 from dlc_jax import sharding
-from dlc_jax.data.dataset import Examples
+from dlc_jax.data import Examples
 
 
 class _Lecture:
     def __init__(self, train: Examples, test: Examples, arguments: argparse.Namespace) -> None:
-        # Many networks at once fill the device by themselves.
-        mesh = sharding.cpu_mesh(programs.BATCH_SIZE) if arguments.seeds == 1 else None
-        normalise = programs.normalisation(train.images)
-        self._train = sharding.replicate((train, normalise), mesh)
-        self._test = sharding.replicate((test, normalise), mesh)
-        epoch: Any = programs.train_epoch(mesh=mesh)
-        self._test_error: Any = programs.test_error
-        if arguments.seeds == 1:
-            self._state = sharding.replicate(programs.lecture_state(jax.random.key(0)), mesh)
-        else:
-            keys = jax.random.split(jax.random.key(0), arguments.seeds)
-            self._state = jax.jit(jax.vmap(programs.lecture_state))(keys)
-            epoch, self._test_error = (
-                jax.vmap(function, in_axes=(0, None, None))
-                for function in (epoch, self._test_error)
-            )
-        self._epoch: Any = jax.jit(epoch, donate_argnums=0)
+        task = programs.classification(programs.lecture_network, train.images)
+        keys, mesh = jax.random.key(0), sharding.cpu_mesh(programs.BATCH_SIZE)
+        if arguments.seeds > 1:
+            # Many networks at once use all of the device.
+            keys, mesh = jax.random.split(keys, arguments.seeds), None
+        self._program = programs.EpochProgram(task, keys, train, mesh=mesh)
+        self._test = test
 
     def compile(self) -> None:
-        self._epoch = self._epoch.lower(self._state, *self._train).compile()
+        self._program.compile()
 
     def epoch(self) -> None:
-        self._state, _ = jax.block_until_ready(self._epoch(self._state, *self._train))
+        self._program.train()
 
     def test(self) -> float:
-        return float(self._test_error(self._state, *self._test).mean())
+        return self._program.test_error(self._test)
 
 
 def _build(train: Examples, test: Examples, arguments: argparse.Namespace) -> Program:

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from harness.programs import normalisation
 
 from baselines.server import Program, serve_program
-from dlc_jax.data.dataset import Examples
+from dlc_jax.data import Examples, Normalize
 
 
 class _Network(nnx.Module):
@@ -29,9 +28,9 @@ class _Network(nnx.Module):
 
 class _Lecture:
     def __init__(self, train: Examples, test: Examples) -> None:
-        normalise = normalisation(train.images)
-        self._train = jax.device_put((normalise(train.images), train.labels))
-        self._test = normalise(test.images), np.asarray(test.labels)
+        normalize = Normalize.fit(train.images)
+        self._train = jax.device_put((normalize(train.images), train.labels))
+        self._test = normalize(test.images), np.asarray(test.labels)
         graphdef, self._params = nnx.split(_Network(nnx.Rngs(0)))
         optimizer = optax.sgd(0.1)
         self._optimizer_state = optimizer.init(self._params)

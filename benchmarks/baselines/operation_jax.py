@@ -9,10 +9,12 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from baselines.server import MIN_SECONDS, serve_operations
 from dlc_jax import ops, sharding
 
+_BATCH, _REPLICATED = PartitionSpec(sharding.BATCH), PartitionSpec()
 # Keeps XLA from moving the computation, which is the same each time, out of the loop.
 _COMPILER_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion"
@@ -44,12 +46,19 @@ def _prepare(
 
     grad = jax.random.normal(keys[2], jax.eval_shape(operation, x, kernel).shape)
     mesh = sharding.cpu_mesh(batch_size)
-    arguments = sharding.replicate((x, kernel, grad), mesh)
+    x, grad = sharding.put_batch((x, grad), mesh)
+    arguments = x, sharding.replicate(kernel, mesh), grad
 
     def compiled(repetitions: int) -> Any:
-        repeat = partial(_repeat, operation, repetitions)
-        spread = sharding.spread(repeat, mesh, in_axes=(0, None, 0), out_axes=(0, 0, None) * 2)
-        run = jax.jit(spread).lower(*arguments).compile(_COMPILER_OPTIONS)
+        repeat: Any = partial(_repeat, operation, repetitions)
+        if mesh is not None:
+            repeat = jax.shard_map(
+                partial(repeat, axis_name=sharding.BATCH),
+                mesh=mesh,
+                in_specs=(_BATCH, _REPLICATED, _BATCH),
+                out_specs=(_BATCH, _BATCH, _REPLICATED) * 2,
+            )
+        run = jax.jit(repeat).lower(*arguments).compile(_COMPILER_OPTIONS)
         _seconds(run, arguments)
         return run
 
@@ -59,7 +68,12 @@ def _prepare(
 
 
 def _repeat(
-    operation: Any, repetitions: int, x: Array, kernel: Array, grad: Array, *, axis_name: str | None
+    operation: Any,
+    repetitions: int,
+    x: Array,
+    kernel: Array,
+    grad: Array,
+    axis_name: str | None = None,
 ) -> tuple[Array, ...]:
     """Forward pass and both gradients several times, in a scan."""
 

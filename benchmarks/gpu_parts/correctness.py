@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from harness import programs
 
-from dlc_jax.data import Dataset, Examples
+from dlc_jax.data import Dataset, Examples, Normalize
 from dlc_jax.nn.losses import cross_entropy
 from gpu_parts.settings import Save, Settings
 
@@ -26,8 +26,7 @@ def measure(settings: Settings, save: Save) -> None:
 
 def _gradients(dataset: Dataset, precision: str) -> dict[str, float]:
     """The relative error of the gradient of each parameter, ||g - g64|| / ||g64||."""
-    normalise = programs.normalisation(dataset.train.images)
-    images = normalise(dataset.train.images[:100])
+    images = Normalize.fit(dataset.train.images)(dataset.train.images[:100])
     labels = jnp.asarray(dataset.train.labels[:100])
     network = programs.lecture_network(nnx.Rngs(0))
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
@@ -53,9 +52,7 @@ def _gradients(dataset: Dataset, precision: str) -> dict[str, float]:
 def _losses(dataset: Dataset, steps: int) -> dict[str, Any]:
     """Losses of the first steps on the CPU, and on the device with two precisions of products."""
     train = Examples(*(array[: 100 * steps] for array in dataset.train))
-    normalise = programs.normalisation(dataset.train.images)
-    state = programs.new_state(programs.lecture_network(nnx.Rngs(0)))
-    epoch = programs.train_epoch()
+    task = programs.classification(programs.lecture_network, dataset.train.images)
     configurations = {
         "cpu": (jax.devices("cpu")[0], None),
         "default": (jax.devices()[0], None),
@@ -63,9 +60,11 @@ def _losses(dataset: Dataset, steps: int) -> dict[str, Any]:
     }
     losses = {}
     for name, (device, precision) in configurations.items():
-        with jax.default_matmul_precision(precision):
-            arguments = jax.device_put((state, train, normalise), device)
-            losses[name] = np.asarray(epoch(*arguments)[1])
+        with jax.default_device(device), jax.default_matmul_precision(precision):
+            epoch = programs.EpochProgram(task, jax.random.key(0), train)
+            epoch.compile()
+            epoch.train()
+            losses[name] = epoch.losses()
     differences = {
         name: float(np.abs(values - losses["cpu"]).max())
         for name, values in losses.items()

@@ -1,13 +1,11 @@
 """Ten epochs of the lecture's program, against PyTorch and the slide's 7 seconds."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import lecture
 from harness import programs
 
-from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 from gpu_parts import profiling
 from gpu_parts.settings import Save, Settings
@@ -36,13 +34,8 @@ def measure(settings: Settings, save: Save) -> None:
                 results.setdefault(name, value)
         save(results)
     if settings.profile:
-        results["kernels"] = profiling.kernels(_epoch(dataset), settings.profile)
+        task = programs.classification(programs.lecture_network, dataset.train.images)
+        epoch = programs.EpochProgram(task, jax.random.key(0), dataset.train)
+        epoch.compile()
+        results["kernels"] = profiling.kernels(epoch.train, settings.profile)
         save(results)
-
-
-def _epoch(dataset: Dataset) -> Any:
-    """A function that trains for an epoch."""
-    normalise = programs.normalisation(dataset.train.images)
-    state = programs.lecture_state(jax.random.key(0))
-    arguments = jax.device_put((state, dataset.train, normalise))
-    return partial(programs.train_epoch(), *arguments)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from harness import programs
@@ -32,18 +33,25 @@ _STEPS = 20
 def measure(settings: Settings, save: Save) -> None:
     """Times training steps on random images on the device, for two batch sizes."""
     size, classes = settings.size(224, 32), settings.size(1000, 10)
-    model = models.create(
-        "resnet18" if settings.rehearse else "resnet50",
-        image_shape=(size, size, 3),
-        num_classes=classes,
-        rngs=nnx.Rngs(0),
-        dtype=jnp.bfloat16,
-    )
-    state = programs.new_state(model, optax.sgd(0.1, 0.9, nesterov=True))
+
+    def create(rngs: nnx.Rngs) -> Any:
+        name = "resnet18" if settings.rehearse else "resnet50"
+        shape = (size, size, 3)
+        return models.create(
+            name, image_shape=shape, num_classes=classes, rngs=rngs, dtype=jnp.bfloat16
+        )
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (settings.size(256, 4), size, size, 3), np.uint8)
+    labels = rng.integers(0, classes, len(images), np.int32)
+    optimizer = optax.sgd(0.1, 0.9, nesterov=True)
+    task = programs.classification(create, images[:16], optimizer)
+    state = jax.jit(task.init)(jax.random.key(0))
     rate = _product_rate(settings.size(8192, 256))
     results: dict[str, Any] = {"product_operations_a_second": rate, "batches": {}}
     for batch_size in (settings.size(256, 4), settings.size(128, 2)):
-        measured, call = _steps(state, batch_size, size, classes, settings.size(_STEPS, 2))
+        batch = jax.device_put(Examples(images[:batch_size], labels[:batch_size]))
+        measured, call = _time_steps(task, state, batch, settings.size(_STEPS, 2))
         operations = OPERATIONS_PER_IMAGE * measured["images_a_second"]
         measured["operations_a_second"] = operations
         measured["fraction_of_products"] = operations / rate
@@ -57,22 +65,16 @@ def measure(settings: Settings, save: Save) -> None:
             save(results)
 
 
-def _steps(state: Any, batch_size: int, size: int, classes: int, steps: int) -> tuple[Any, Any]:
-    keys = jax.random.split(jax.random.key(0))
-    images = jax.random.normal(keys[0], (batch_size, size, size, 3), jnp.bfloat16)
-    batch = Examples(images, jax.random.randint(keys[1], (batch_size,), 0, classes))
-
-    def several(state: Any, batch: Examples) -> Any:
-        return jax.lax.scan(lambda state, _: programs.train_step(state, batch), state, length=steps)
-
+def _time_steps(task: Any, state: Any, batch: Examples, steps: int) -> tuple[dict[str, Any], Any]:
+    """Times several steps on a batch; returns the results and a function that repeats them."""
     start = time.perf_counter()
-    program = jax.jit(several).lower(state, batch).compile()
+    program = jax.jit(programs.repeat_step(task, steps)).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
     seconds = median_seconds(lambda: program(state, batch), 3) / steps
     measured = {
         "compile_s": compile_seconds,
         "step_ms": 1e3 * seconds,
-        "images_a_second": batch_size / seconds,
+        "images_a_second": len(batch.labels) / seconds,
     }
     return measured, lambda: program(state, batch)
 

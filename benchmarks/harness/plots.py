@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 # First, as it ensures that Matplotlib can be imported.
-from dlc_jax.utils.drawing import displayed, own_style, png  # isort: skip
+from dlc_jax.utils.drawing import default_style, drawable, to_png  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -21,11 +21,11 @@ _BLUE, _RED = "#1f77b4", "#d62728"
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes a figure as a PNG file; returns the file."""
-    write_atomically(path, png(figure))
+    write_atomically(path, to_png(figure))
     return path
 
 
-@own_style()
+@default_style()
 def epoch_times(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
     """Seconds of ten epochs by program, with a reference as a vertical line.
 
@@ -54,7 +54,7 @@ def epoch_times(seconds: dict[str, Sequence[float]], reference: float, title: st
     return figure
 
 
-@own_style()
+@default_style()
 def time_ratios(ratios: dict[str, float], mean: float, rival: str, title: str) -> Figure:
     """A rival's time over dlc_jax's by operation, on a logarithmic axis.
 
@@ -104,7 +104,7 @@ class Communication(NamedTuple):
     links: Mapping[str, tuple[float, float]]
 
 
-@own_style()
+@default_style()
 def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figure:
     """Images per second against the number of devices, which share a batch or have one each.
 
@@ -115,7 +115,7 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     figure.suptitle(
-        f"Training of the lecture network on {displayed(device, 80)}",
+        f"Training of the lecture network on {drawable(device, 80)}",
         fontsize="medium",
         parse_math=False,
     )
@@ -153,7 +153,7 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
     return figure
 
 
-@own_style()
+@default_style()
 def communication_bounds(panels: Sequence[Sequence[Communication]]) -> Figure:
     """Durations of computation and communication against the number of devices sharing a batch.
 
@@ -208,4 +208,4 @@ def _draw_panel(
 
 
 def _title(title: str) -> str:
-    return "\n".join(displayed(line, 90) for line in title.split("\n"))
+    return "\n".join(drawable(line, 90) for line in title.split("\n"))

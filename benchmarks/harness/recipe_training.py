@@ -1,31 +1,17 @@
-"""Training by a recipe: through a run's own loop, and as compiled programs for several seeds."""
+"""Training by a recipe: by a run's training loop, and as compiled programs for several seeds."""
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
 from dlc_jax import runs, training
-from dlc_jax.data import Dataset
-from dlc_jax.runs import fitting, recipes
-from dlc_jax.runs.recipes import Recipe
-
-
-class Epoch(NamedTuple):
-    """An epoch of a run.
-
-    Attributes:
-      train_s: seconds of training, without compilation and testing.
-      compile_s: seconds of compilation so far.
-      accuracy_percent: of the test images, after the epoch.
-    """
-
-    train_s: float
-    compile_s: float
-    accuracy_percent: float
+from dlc_jax.data import ArraySource, Dataset
+from dlc_jax.runs import Recipe, recipes, setup
+from dlc_jax.runs.summary import percent
+from dlc_jax.training import EpochRecord, Progress
 
 
 def find(name: str) -> Recipe:
@@ -33,7 +19,9 @@ def find(name: str) -> Recipe:
     return recipes.find(name)
 
 
-def run_epochs(dataset: Dataset, name: str, recipe: Recipe, seed: int) -> Iterator[Epoch]:
+def train(
+    dataset: Dataset, name: str, recipe: Recipe, seed: int, on_epoch: Callable[[int], None]
+) -> dict[str, Any]:
     """Trains as `dlc-jax train` does, without writing files.
 
     Args:
@@ -41,12 +29,36 @@ def run_epochs(dataset: Dataset, name: str, recipe: Recipe, seed: int) -> Iterat
       name: name of the recipe.
       recipe: network, optimizer and augmentation.
       seed: random seed.
+      on_epoch: called with the number of epochs done.
+
+    Returns:
+      Seconds of compilation and of training, and the accuracies by epoch.
     """
+
+    class OnEpoch(training.Callback):
+        def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+            on_epoch(record.epoch)
+
     config = runs.configure(dataset, recipe, seed=seed, name=name)
-    for report in runs.reports(config, dataset):
-        if report.epoch:
-            accuracy = 100 - runs.percent(report.test.error)
-            yield Epoch(report.train_seconds, report.compile_seconds, accuracy)
+    run = setup.Setup.of(config, dataset)
+    _, *records = training.train(
+        run.task,
+        run.source,
+        num_epochs=config.epochs,
+        progress=Progress(run.state),
+        key=run.key,
+        test=run.test,
+        mesh=run.mesh,
+        callbacks=[OnEpoch()],
+    )
+    accuracies = [percent(1 - float(record.test["error"])) for record in records]
+    return {
+        "seed": seed,
+        "compile_s": records[-1].compile_seconds,
+        "train_s": sum(record.train_seconds for record in records),
+        "accuracy_percent": accuracies[-1],
+        "accuracy_percent_by_epoch": accuracies,
+    }
 
 
 class Trainer:
@@ -65,58 +77,54 @@ class Trainer:
     def __init__(self, dataset: Dataset, recipe: Recipe, seeds: Sequence[int]) -> None:
         config = runs.configure(dataset, recipe, seed=0)
         configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-        self._states = fitting.new_states(configs, dataset)
-        self._keys = [fitting.key_of(config) for config in configs]
+        self._task = setup.make_task(config, dataset.num_train)
+        self._states = setup.new_states(configs, dataset, self._task)
+        self._keys = [setup.run_key(config) for config in configs]
+        self._train, self._batch_size = jax.device_put(dataset.train), config.batch_size
+        self._test = setup.make_test_source(dataset)
         self.epochs = recipe.epochs
-        arrays = (dataset.train, dataset.test, config.normalise)
-        self._train, self._test, self._normalise = jax.device_put(arrays)
         start = time.perf_counter()
-        epoch = partial(
-            training.train_epoch,
-            batch_size=config.batch_size,
-            augmentation=config.augmentation,
-            label_smoothing=config.label_smoothing,
-        )
-        arguments = self._states[0], self._train, self._normalise
-        self._epoch = jax.jit(epoch).lower(*arguments, key=self._keys[0]).compile()
-        self._evaluate = training.evaluate.lower(
-            self._states[0],
-            self._test,
-            self._normalise,
-            batch_size=2000 if len(self._test.labels) >= 2000 else 100,
-            mirrored=config.mirrored_test,
-            translated=config.translated_test,
-        ).compile()
+        epoch = next(self._chunks(0))
+        lowered = training.train_steps.lower(self._task, self._states[0], epoch, self._keys[0])
+        self._program = lowered.compile()
+        self._accuracy(self._states[0])
         self.compile_seconds = time.perf_counter() - start
 
     def first_epoch(self) -> Any:
         """Trains the first network for its first epoch, and discards the result."""
-        return self._train_epoch(self._states[0], self._keys[0])
+        return next(self._epochs(0))
 
     def run(self, index: int) -> dict[str, float]:
         """Trains the network of the seed at an index, and tests it at the end."""
-        state = jax.block_until_ready(self._states[index])
         start = time.perf_counter()
-        for _ in range(self.epochs):
-            state, metrics = self._train_epoch(state, self._keys[index])
-        jax.block_until_ready((state, metrics))
+        *_, state = self._epochs(index)
+        jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         return {"train_s": seconds, "accuracy_percent": self._accuracy(state)}
 
     def run_tested(self, index: int, every: int) -> Iterator[dict[str, float]]:
         """Like `run`, but tests every few epochs; testing is not counted."""
-        state, seconds = self._states[index], 0.0
-        for epoch in range(1, self.epochs + 1):
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(self._train_epoch(state, self._keys[index]))
+        seconds, start = 0.0, time.perf_counter()
+        for epoch, state in enumerate(self._epochs(index), start=1):
+            jax.block_until_ready(state)
             seconds += time.perf_counter() - start
             if epoch % every == 0 or epoch == self.epochs:
                 accuracy = self._accuracy(state)
                 yield {"epoch": epoch, "train_s": seconds, "accuracy_percent": accuracy}
+            start = time.perf_counter()
 
-    def _train_epoch(self, state: Any, key: Any) -> Any:
-        return self._epoch(state, self._train, self._normalise, key=key)
+    def _epochs(self, index: int) -> Iterator[Any]:
+        """The states of the network of a seed after each epoch."""
+        state, key = self._states[index], self._keys[index]
+        for epoch in self._chunks(index):
+            state, _ = self._program(state, epoch, key)
+            yield state
+
+    def _chunks(self, index: int) -> Iterator[Any]:
+        """The batches of each epoch of a seed."""
+        source = ArraySource(self._train, self._batch_size, key=self._keys[index])
+        return source.chunks(0, self.epochs * source.plan.steps_per_epoch)
 
     def _accuracy(self, state: Any) -> float:
-        _, metrics = self._evaluate(state, self._test, self._normalise)
-        return 100 * (1 - float(metrics.error))
+        metrics = training.evaluate(self._task, state, self._test)
+        return percent(1 - float(training.means(metrics)["error"]))

@@ -7,7 +7,7 @@ from flax import nnx
 
 from dlc_jax import models
 from dlc_jax.models.network import Network
-from dlc_jax.models.summary import summarise
+from dlc_jax.models.summary import summarize
 
 # The gradients are float32, as the parameters are.
 _BYTES_PER_PARAMETER = 4
@@ -49,7 +49,7 @@ class Workload:
 
     def describe(self) -> dict[str, int]:
         """Parameters, their bytes, and the multiply-adds of the forward pass for one image."""
-        summary = summarise(models.abstract(self.name, **self._arguments), self.image_shape)
+        summary = summarize(models.create_abstract(self.name, **self._arguments), self.image_shape)
         return {
             "parameters": summary.parameters,
             "bytes": _BYTES_PER_PARAMETER * summary.parameters,

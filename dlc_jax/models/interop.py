@@ -241,7 +241,7 @@ def _torch_name(path: tuple[Any, ...], prefixes: Mapping[str, str]) -> str:
         if f"{layer}.".startswith(f"{ours}."):
             layer = theirs + layer[len(ours) :]
             break
-    return f"{layer}.{_VARIABLES.get(variable, variable)}"
+    return ".".join(filter(None, (layer, _VARIABLES.get(variable, variable))))
 
 
 def _read(path: Path) -> Any:

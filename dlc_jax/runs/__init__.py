@@ -1,6 +1,7 @@
 """Runs: a recipe trained on a dataset, and the folder that keeps what came of it."""
 
 from dlc_jax.runs.callbacks import CheckpointOptions, RunOptions
+from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
 from dlc_jax.runs.configure import AnyDataset, configure
 from dlc_jax.runs.evaluate import evaluate
 from dlc_jax.runs.folder import Run, RunConfig
@@ -11,7 +12,9 @@ from dlc_jax.runs.train import TrainResult, resume, train, train_vmapped
 
 __all__ = [
     "AnyDataset",
+    "CheckpointManager",
     "CheckpointOptions",
+    "Checkpointer",
     "Recipe",
     "Run",
     "RunConfig",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.runs.checkpoint import CheckpointManager, PeriodicCheckpointer
+from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
 from dlc_jax.runs.configure import AnyDataset
 from dlc_jax.runs.folder import CHECKPOINTS, EVENTS, METRICS, Run
 from dlc_jax.runs.setup import Setup
@@ -146,23 +146,21 @@ class RunWriter(Callback):
         self,
         run: Run,
         history: list[EpochRecord],
-        checkpointer: PeriodicCheckpointer,
+        checkpointer: Checkpointer,
         event_writer: EventWriter | None,
         on_epoch: Callable[[Run, EpochRecord], None] | None,
     ) -> None:
         self.run, self.history = run, history
         self._checkpointer, self._event_writer = checkpointer, event_writer
         self._on_epoch = on_epoch
-        self._progress: Progress | None = None
 
     def on_start(self, progress: Progress) -> None:
-        """Remembers the progress, which is saved at the end."""
-        self._progress = progress
+        """Calls the checkpointer."""
+        self._checkpointer.on_start(progress)
 
     def on_chunk(self, progress: Progress) -> None:
-        """Saves a checkpoint, if it is time."""
-        self._progress = progress
-        self._checkpointer.offer(progress)
+        """Calls the checkpointer."""
+        self._checkpointer.on_chunk(progress)
 
     def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
         """Saves the network and the epoch's metrics."""
@@ -174,11 +172,6 @@ class RunWriter(Callback):
             self._event_writer.epoch(record)
         if self._on_epoch:
             self._on_epoch(self.run, record)
-
-    def save_checkpoint(self) -> None:
-        """Saves a last checkpoint."""
-        if self._progress is not None:
-            self._checkpointer.save(self._progress)
 
     def finish(self, dataset: AnyDataset, state: Any, logits: Logits | None) -> dict[str, Any]:
         """Writes the summary and the pictures.
@@ -274,11 +267,9 @@ def open_writer(
             done = (progress.step - 1) // epoch_steps if progress else 0
             first_step = done * epoch_steps + 1 if progress else 0
             event_writer = stack.enter_context(closing(EventWriter(events, first_step)))
-        checkpointer = PeriodicCheckpointer(
-            manager, options.checkpoints.interval_seconds, progress.step if progress else None
-        )
+        checkpointer = Checkpointer(manager, options.checkpoints.interval_seconds)
+        stack.enter_context(checkpointer)
         writer = RunWriter(run, history, checkpointer, event_writer, on_epoch)
-        stack.callback(writer.save_checkpoint)
         yield writer, progress
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import safetensors.numpy
 import xxhash
 
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.training import Metrics, Progress, WeightedSum
+from dlc_jax.training import Callback, Metrics, Progress, WeightedSum
 from dlc_jax.utils import strict_json
 from dlc_jax.utils.files import check_encodable, make_folder
 from dlc_jax.utils.signals import defer_signals
@@ -188,34 +188,46 @@ class CheckpointManager:
             )
 
 
-class PeriodicCheckpointer:
-    """Saves a checkpoint at the first opportunity after a period of time.
+class Checkpointer(Callback):
+    """Saves checkpoints while training goes on.
+
+    It is a context manager, which saves a last checkpoint on leaving it.
 
     Args:
       manager: where checkpoints are saved.
-      interval_seconds: time between checkpoints; 0 to take every opportunity.
-      saved_step: step of the checkpoint that training continues from; None at the beginning.
+      interval_seconds: a checkpoint is saved after this time, when the next chunk of steps ends;
+        0 for every chunk.
     """
 
-    def __init__(
-        self, manager: CheckpointManager, interval_seconds: float, saved_step: int | None
-    ) -> None:
-        self._manager, self._interval, self._saved_step = manager, interval_seconds, saved_step
-        self._saved_at = time.monotonic()
+    def __init__(self, manager: CheckpointManager, interval_seconds: float = 10.0) -> None:
+        self._manager, self._interval = manager, interval_seconds
+        self._saved_step, self._saved_at = 0, time.monotonic()
+        self._progress: Progress | None = None
 
-    def offer(self, progress: Progress) -> None:
-        """Saves a checkpoint if it is time."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._save(self._progress)
+
+    def on_start(self, progress: Progress) -> None:
+        """Notes where training starts; there is a checkpoint of it, or nothing to save."""
+        self._progress, self._saved_step = progress, progress.step
+
+    def on_chunk(self, progress: Progress) -> None:
+        """Saves a checkpoint, if it is time."""
+        self._progress = progress
         if time.monotonic() - self._saved_at >= self._interval:
-            self.save(progress)
+            self._save(progress)
 
-    def save(self, progress: Progress) -> None:
-        """Saves a checkpoint, unless it was the last one saved."""
-        step = progress.step
-        if step and step != self._saved_step:
-            # A signal must not come between what is written and what is known of it.
-            with defer_signals():
-                self._manager.save(progress)
-                self._saved_step, self._saved_at = step, time.monotonic()
+    def _save(self, progress: Progress) -> None:
+        if progress.step == self._saved_step:
+            return
+        # A signal must not come between saving and noting that it is saved.
+        with defer_signals():
+            self._manager.save(progress)
+            self._saved_step, self._saved_at = progress.step, time.monotonic()
 
 
 def to_bytes(progress: Progress) -> bytes:

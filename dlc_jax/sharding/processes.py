@@ -30,7 +30,7 @@ from dlc_jax.utils.text import truncate
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
 _GRACE_SECONDS = 2
-# What JAX's runtime logs when it loses a process, such as E1127 01:34:21.309322 ... client.h:86] ...
+# JAX's runtime logs E1127 01:34:21.309322 ... client.h:86] ... when it loses a process.
 _PEER_LOSS_LOG = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination|client\.h|preemption)")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _SETTINGS = (
@@ -41,8 +41,8 @@ _SETTINGS = (
     "jax_numpy_dtype_promotion",
 )
 _SUCCESS, _FAILURE = b"+", b"-"
-# Prefixes of the messages of communication errors.
-_COMMUNICATION_ERRORS = (
+# How the messages of communication errors begin.
+_ERROR_PREFIXES = (
     "UNKNOWN: ",
     "INTERNAL: ",
     "ABORTED: ",
@@ -151,7 +151,7 @@ def is_peer_failure(error: BaseException) -> bool:
     """Whether JAX raised an error because another process can't be reached any more."""
     # Programs that block when they are called raise a ValueError.
     is_jax_error = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return has_peers() and is_jax_error and str(error).startswith(_COMMUNICATION_ERRORS)
+    return has_peers() and is_jax_error and str(error).startswith(_ERROR_PREFIXES)
 
 
 def redirect_library_output() -> None:

@@ -7,7 +7,7 @@ the loop that a person watches.
 from dlc_jax.training import optimizers
 from dlc_jax.training.classification import classification
 from dlc_jax.training.divergence import Diverged, is_finite
-from dlc_jax.training.loop import Callback, EpochRecord, OutOfMemory, Progress, train
+from dlc_jax.training.loop import Callback, EpochRecord, OnEpoch, OutOfMemory, Progress, train
 from dlc_jax.training.state import TrainState, create_state, stack, unstack
 from dlc_jax.training.steps import (
     evaluate,
@@ -25,6 +25,7 @@ __all__ = [
     "Ensemble",
     "EpochRecord",
     "Metrics",
+    "OnEpoch",
     "OutOfMemory",
     "Progress",
     "Supervised",

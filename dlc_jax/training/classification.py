@@ -71,8 +71,8 @@ def classification(
         optimizer=optimizer,
         loss=_TrainingLoss(label_smoothing),
         metrics=_error,
-        augment=_NormalizeAndAugment(normalize, augmentation),
-        eval_loss=_EvaluationLoss(normalize, tta_flip, tta_translate),
+        transform=_NormalizeAndAugment(normalize, augmentation),
+        eval_loss=_EvaluationLoss(tta_flip, tta_translate),
     )
 
 
@@ -86,12 +86,12 @@ class _NormalizeAndAugment:
     normalize: Normalize
     augmentation: Augmentation | None
 
-    def __call__(self, examples: Examples, batch: Batch, key: PRNGKeyArray | None) -> Examples:
-        images = self.normalize(examples.images)
+    def __call__(self, batch: Batch, key: PRNGKeyArray | None) -> Examples:
+        images = self.normalize(batch.examples.images)
         if self.augmentation is not None and key is not None:
             _, own = split_key(key)
             images = self.augmentation(own, images, batch.index, batch.epoch)
-        return Examples(images, examples.labels)
+        return Examples(images, batch.examples.labels)
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,11 @@ class _TrainingLoss:
 
 @dataclass(frozen=True)
 class _EvaluationLoss:
-    normalize: Normalize
     flip: bool
     translate: int
 
     def __call__(self, model: nnx.Module, examples: Examples) -> tuple[Array, Array]:
-        logits = self._logits(model, self.normalize(examples.images))
+        logits = self._logits(model, examples.images)
         return cross_entropy(logits, examples.labels), logits
 
     def _logits(self, model: Any, images: Array) -> Array:

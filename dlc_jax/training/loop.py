@@ -112,6 +112,22 @@ class Callback:
         """Called after each epoch and its evaluation, and before training with epoch 0."""
 
 
+class OnEpoch(Callback):
+    """Calls a function with the record of each epoch.
+
+    Args:
+      function: function.
+    """
+
+    def __init__(self, function: Callable[[EpochRecord], None]) -> None:
+        self._function = function
+
+    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+        """Calls the function."""
+        del progress
+        self._function(record)
+
+
 def train(
     task: Task,
     source: Source,

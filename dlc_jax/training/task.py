@@ -75,9 +75,9 @@ def _no_metrics(outputs: Any, examples: Any) -> Mapping[str, Array]:
     return {}
 
 
-def _plain_examples(examples: Any, batch: Batch, key: PRNGKeyArray | None) -> Any:
-    del batch, key
-    return examples
+def _examples(batch: Batch, key: PRNGKeyArray | None) -> Any:
+    del key
+    return batch.examples
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ class Supervised:
       optimizer: any Optax gradient transformation.
       metrics: a function of outputs and examples that returns further values of each example,
         [batch], by name.
-      augment: changes training examples at random; a function of examples, batch (for its
-        `index` and `epoch`) and key.
+      transform: makes the examples that loss and metrics take; a function of a batch and the
+        run's key, which is None in evaluation. Random numbers that depend on the key, the
+        batch's `epoch` and each example's `index` are the same on any devices.
       eval_loss: the loss in evaluation; by default `loss`.
 
     Example:
@@ -116,7 +117,7 @@ class Supervised:
     loss: Callable[[Any, Any], tuple[Float[Array, " batch"], Any]]
     optimizer: optax.GradientTransformation
     metrics: Callable[[Any, Any], Mapping[str, Float[Array, " batch"]]] = _no_metrics
-    augment: Callable[[Any, Batch, PRNGKeyArray | None], Any] = _plain_examples
+    transform: Callable[[Batch, PRNGKeyArray | None], Any] = _examples
     eval_loss: Callable[[Any, Any], tuple[Float[Array, " batch"], Any]] | None = None
 
     def init(self, key: PRNGKeyArray) -> TrainState:
@@ -131,7 +132,7 @@ class Supervised:
         reduce: Reduce = identity,
     ) -> tuple[TrainState, Metrics]:
         """One update by the gradient of the mean loss; see `Task.step`."""
-        examples = self.augment(batch.examples, batch, key)
+        examples = self.transform(batch, key)
         weights = batch.weights
 
         def total_loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
@@ -155,17 +156,18 @@ class Supervised:
 
     def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
         """The loss and metrics of the network in evaluation mode."""
-        losses, outputs = self._outputs(state, batch)
-        return _weighted({"loss": losses, **self.metrics(outputs, batch.examples)}, batch.weights)
+        examples = self.transform(batch, None)
+        losses, outputs = self._evaluate(state, examples)
+        return _weighted({"loss": losses, **self.metrics(outputs, examples)}, batch.weights)
 
     def predict(self, state: TrainState, batch: Batch) -> Any:
         """The network's outputs in evaluation mode, as the loss returns them."""
-        return self._outputs(state, batch)[1]
+        return self._evaluate(state, self.transform(batch, None))[1]
 
-    def _outputs(self, state: TrainState, batch: Batch) -> tuple[Array, Any]:
+    def _evaluate(self, state: TrainState, examples: Any) -> tuple[Array, Any]:
         model = nnx.merge(state.graphdef, state.params, state.stats, copy=True)
         model.eval()
-        return (self.eval_loss or self.loss)(model, batch.examples)
+        return (self.eval_loss or self.loss)(model, examples)
 
 
 def _weighted(values: Mapping[str, Array], weights: Float[Array, " batch"]) -> Metrics:
