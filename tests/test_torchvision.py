@@ -141,7 +141,7 @@ def test_training_loss_and_statistics_equal_pytorch(
 
     def train(model: models.Network, images: jax.Array, labels: jax.Array) -> Any:
         model.train()
-        loss = model.loss(model.stages(images), labels)
+        loss = model.loss(model.stages(images), labels).mean()
         return loss, nnx.state(model, nnx.BatchStat)
 
     loss, after = jax.jit(train, compiler_options=QUICKLY)(model, images, labels)

@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 DEFAULT_DATASET, FALLBACK_DATASET = "mnist", "mnist-5k"
 
 
+def load_for_training(
+    name: str, data_dir: str | None, *, stream: bool, image_size: int | None, can_fall_back: bool
+) -> "Dataset | RecordDataset":
+    """Loads a dataset, or opens it on disk.
+
+    Args:
+      name: name of the dataset.
+      data_dir: folder of the TFDS datasets.
+      stream: whether to open it on disk. Datasets that `dlc-jax data` does not list always are.
+      image_size: height and width of streamed images.
+      can_fall_back: whether to load the bundled digits if MNIST is not available.
+    """
+    from dlc_jax import data
+
+    if stream or image_size is not None or name not in data.DATASETS:
+        return open_records(name, data_dir, image_size)
+    return load_default(data_dir) if can_fall_back else load(name, data_dir)
+
+
 def load_default(data_dir: str | None) -> "Dataset":
     """Loads MNIST, or the bundled digits with a warning if MNIST is not available."""
     import jax
@@ -55,13 +74,6 @@ def load(name: str, data_dir: str | None) -> "Dataset":
                 data.fetch(name, data_dir)
         shard = jax.process_index(), jax.process_count()
         return gather_shards(data.load(name, data_dir, progress=update, shard=shard))
-
-
-def is_streamed(name: str, *, stream: bool, image_size: int | None) -> bool:
-    """Whether a dataset is streamed: on request, or if `dlc-jax data` does not list it."""
-    from dlc_jax import data
-
-    return stream or image_size is not None or name not in data.DATASETS
 
 
 def open_records(name: str, data_dir: str | None, image_size: int | None) -> "RecordDataset":

@@ -9,13 +9,7 @@ import click
 from click.core import ParameterSource
 
 from dlc_jax.cli.group import commands
-from dlc_jax.cli.loading import (
-    is_streamed,
-    load,
-    load_dataset_of,
-    load_default,
-    open_records,
-)
+from dlc_jax.cli.loading import load_dataset_of, load_for_training
 from dlc_jax.cli.options import TrainCommand, data_dir_option, json_option, option
 from dlc_jax.cli.output import INTERRUPTED, escape_newlines, print_line, warn
 from dlc_jax.cli.types import DeviceCount, Integer, PathType
@@ -251,13 +245,13 @@ def train(
         check_encodable(Path(output_dir, name or ""))
         make_folder(Path(output_dir))
     chosen = _override(recipes.find(recipe or _DEFAULT_RECIPE), _given_fields(recipe_fields))
-    dataset: AnyDataset
-    if is_streamed(chosen.dataset, stream=stream, image_size=image_size):
-        dataset = open_records(chosen.dataset, data_dir, image_size)
-    elif recipe is None and recipe_fields["dataset"] is None:
-        dataset = load_default(data_dir)
-    else:
-        dataset = load(chosen.dataset, data_dir)
+    dataset = load_for_training(
+        chosen.dataset,
+        data_dir,
+        stream=stream,
+        image_size=image_size,
+        can_fall_back=recipe is None and recipe_fields["dataset"] is None,
+    )
     config = runs.configure(
         dataset,
         chosen,
@@ -388,7 +382,12 @@ def _watch(
 ) -> "Iterator[Callable[[Run, EpochRecord], None]]":
     """Shows a progress bar; yields a function that prints a line for each epoch."""
     from dlc_jax.cli import progress
+    from dlc_jax.sharding import processes
 
+    if not processes.is_primary():
+        with raise_on_sigterm():
+            yield lambda run, record: None
+        return
     dataset = dataset.take(configs[0].num_examples)
     with progress.epochs(configs[0].epochs, dataset.num_test) as bar, raise_on_sigterm():
 

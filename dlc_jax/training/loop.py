@@ -189,10 +189,10 @@ def train(
     progress.state, key = sharding.replicate((progress.state, key), mesh)
     start = time.perf_counter()
     programs = _Programs(task, key, mesh)
-    for size in source.sizes(progress.step, stop, max_chunk_steps):
-        programs.compile_training(progress.state, source.abstract(size))
-    for size in test.sizes(0, test.plan.steps_per_epoch) if test else ():
-        programs.compile_evaluation(progress.state, test.abstract(size))
+    programs.compile_training(
+        progress.state, source, source.sizes(progress.step, stop, max_chunk_steps)
+    )
+    programs.compile_evaluation(progress.state, test)
     chunks = source.chunks(progress.step, stop, max_chunk_steps)
     upcoming = next(chunks, None)
     compile_seconds = time.perf_counter() - start
@@ -200,7 +200,9 @@ def train(
 
     def end_epoch() -> None:
         epoch = progress.step // epoch_steps
-        test_metrics, test_seconds = _timed(programs.evaluate, progress.state, test)
+        start = time.perf_counter()
+        test_metrics = programs.evaluate(progress.state, test)
+        test_seconds = time.perf_counter() - start
         divergence.check_test_metrics(
             test_metrics, f"after epoch {epoch}" if epoch else "before training"
         )
@@ -225,9 +227,12 @@ def train(
     if progress.step % epoch_steps == 0:
         end_epoch()
     while upcoming is not None:
-        (state, metrics, finite), seconds = _timed(programs.train, progress.state, upcoming)
-        # Work on the next chunk begins while callbacks are at theirs.
+        start = time.perf_counter()
+        state, metrics, finite = programs.train(progress.state, upcoming)
+        # The next chunk is made while the devices work on this one.
         upcoming = next(chunks, None)
+        _wait((state, metrics))
+        seconds = time.perf_counter() - start
         epoch = progress.step // epoch_steps + 1
         divergence.check_metrics(means(metrics), progress.step + 1, f"epoch {epoch}")
         if not finite:
@@ -255,16 +260,19 @@ class _Programs:
         self._training: dict[int, Any] = {}
         self._evaluation: dict[int, Any] = {}
 
-    def compile_training(self, state: Any, chunk: Batch) -> None:
-        """Compiles the training for chunks such as the given abstract one."""
-        program = _checked_steps.lower(self._task, state, chunk, self._key, self._mesh).compile()
-        _check_memory(program)
-        self._training[len(chunk.index)] = program
+    def compile_training(self, state: Any, source: Source, sizes: Sequence[int]) -> None:
+        """Compiles the training for chunks of a source."""
+        for size in sizes:
+            arguments = self._task, state, source.abstract(size), self._key, self._mesh
+            program = _checked_steps.lower(*arguments).compile()
+            _check_memory(program)
+            self._training[size] = program
 
-    def compile_evaluation(self, state: Any, chunk: Batch) -> None:
-        """Compiles the evaluation for chunks such as the given abstract one."""
-        program = evaluate_steps.lower(self._task, state, chunk, self._mesh).compile()
-        self._evaluation[len(chunk.index)] = program
+    def compile_evaluation(self, state: Any, test: Source | None) -> None:
+        """Compiles the evaluation on test data, if there is any."""
+        for size in test.sizes(0, test.plan.steps_per_epoch) if test else ():
+            arguments = self._task, state, test.abstract(size), self._mesh
+            self._evaluation[size] = evaluate_steps.lower(*arguments).compile()
 
     def train(self, state: Any, chunk: Batch) -> tuple[Any, Metrics, Any]:
         """The state after a chunk, the metrics of its steps, and whether the state is finite."""
@@ -276,7 +284,8 @@ class _Programs:
         if test is None:
             return {}
         chunks = test.chunks(0, test.plan.steps_per_epoch)
-        sums = (self._evaluation[len(chunk.index)](state, chunk) for chunk in chunks)
+        sums = [self._evaluation[len(chunk.index)](state, chunk) for chunk in chunks]
+        _wait(sums)
         return means(functools.reduce(add_sums, sums))
 
 
@@ -302,14 +311,8 @@ def _check_memory(program: Any) -> None:
         )
 
 
-def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The results of a function, and how long they took in seconds.
-
-    It waits for them without shutting out Ctrl-C, as `jax.block_until_ready` would.
-    """
-    start = time.perf_counter()
-    results = function(*args)
-    arrays = [leaf for leaf in jax.tree.leaves(results) if hasattr(leaf, "is_ready")]
-    while not all(array.is_ready() for array in arrays):
+def _wait(arrays: Any) -> None:
+    """Waits for arrays without shutting out Ctrl-C, as `jax.block_until_ready` would."""
+    leaves = [leaf for leaf in jax.tree.leaves(arrays) if hasattr(leaf, "is_ready")]
+    while not all(leaf.is_ready() for leaf in leaves):
         time.sleep(_POLL_SECONDS)
-    return results, time.perf_counter() - start
