@@ -55,7 +55,7 @@ def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
         data.ArraySource(dataset.train, BATCH_SIZE, mesh=mesh),
         num_epochs=int(epochs),
         progress=training.Progress(task.init(jax.random.key(0))),
-        test=data.ArraySource(dataset.test, BATCH_SIZE, mesh=mesh),
+        test=data.ArraySource(dataset.test, 50, mesh=mesh),
         mesh=mesh,
         callbacks=[PrintEpochs()],
     )

@@ -1,7 +1,4 @@
-"""What the lecture promises, measured as a user would: by the command.
-
-`test_readme.py` measures it on mnist-5k, by README's first command.
-"""
+"""The lecture's test error, with the command; `test_docs.py` has it for mnist-5k."""
 
 import pytest
 from conftest import Command

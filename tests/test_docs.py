@@ -120,8 +120,19 @@ class Page:
     def text(self) -> str:
         return self.path.read_text()
 
+    @property
+    def runnable_commands(self) -> list[str]:
+        return [command for command in dict.fromkeys(self.commands) if is_runnable(command)]
+
     def of_language(self, language: str) -> list[str]:
         return [code for name, code in self.blocks if name == language]
+
+
+def is_runnable(command: str) -> bool:
+    """Whether it is a whole command, and not only the name or the form of one."""
+    is_name = len(command.split()) == 2 and command.startswith("dlc-jax ")
+    is_form = "\n" not in command and bool(PLACEHOLDER.search(command))
+    return not is_name and not is_form and command not in NOT_RUN
 
 
 def read_page(path: Path) -> Page:
@@ -148,13 +159,6 @@ INSTALL_AND_TRAIN, INSTALL_AND_TEST = PAGES["README.md"].of_language("bash")
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
-def is_runnable(command: str) -> bool:
-    """Whether it is a whole command, and not only the name or the form of one."""
-    is_form = "\n" not in command and bool(PLACEHOLDER.search(command))
-    is_name = len(command.split()) == 2 and command.startswith("dlc-jax ")
-    return not is_form and not is_name and command not in NOT_RUN
-
-
 def shell(code: str, folder: Path, **environment: str) -> str:
     """Runs a block as a user would who has activated the virtual environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -174,25 +178,23 @@ def shell(code: str, folder: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.versions
-@pytest.mark.parametrize("page", [page for page in PAGES.values() if page.of_language("python")])
+@pytest.mark.parametrize("name", [name for name in PAGES if PAGES[name].of_language("python")])
 def test_the_python_snippets_of_a_page_run_one_after_the_other(
-    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for code in page.of_language("python"):
-        exec(compile(code, page.path.name, "exec"), namespace)
+    for code in PAGES[name].of_language("python"):
+        exec(compile(code, name, "exec"), namespace)
 
 
 @pytest.mark.slow
 @pytest.mark.versions
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES.values() if any(map(is_runnable, page.commands))]
-)
-def test_the_commands_of_a_page_run_one_after_the_other(page: Page, tmp_path: Path) -> None:
-    for name in ("docs", "examples", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for command in filter(is_runnable, page.commands):
+@pytest.mark.parametrize("name", [name for name in PAGES if PAGES[name].runnable_commands])
+def test_the_commands_of_a_page_run_one_after_the_other(name: str, tmp_path: Path) -> None:
+    for folder in ("docs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for command in PAGES[name].runnable_commands:
         printed = shell(command, tmp_path)
         if "dlc-jax train" in command:
             assert "test error" in printed
@@ -360,7 +362,7 @@ def imported_packages(path: Path) -> Iterator[tuple[str, int]]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name.startswith("dlc_jax."):
-                yield name.split(".")[1], node.lineno
+                yield name.split(".")[1], getattr(node, "lineno", 0)
 
 
 @pytest.fixture

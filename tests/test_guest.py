@@ -1,4 +1,4 @@
-"""As a library it leaves no traces in the process, and minds no settings of its host."""
+"""The library leaves the state of the process alone, and ignores settings of the user."""
 
 import logging
 import random
@@ -17,14 +17,15 @@ from cycler import cycler
 from dlc_jax import runs
 from dlc_jax.cli import standard_streams
 from dlc_jax.data import Dataset
+from dlc_jax.explain import explain_run
 from dlc_jax.runs import plots
 from dlc_jax.runs.folder import Run
 from dlc_jax.utils import signals
-from dlc_jax.utils.drawing import png
+from dlc_jax.utils.drawing import to_png
 
 
-def state_of_the_process() -> dict[str, Any]:
-    """What a library must not change."""
+def process_state() -> dict[str, Any]:
+    """State of the process that a library must not change."""
     loggers = {
         name: logging.getLogger(name)
         for name in ("root", "absl", "jax", "matplotlib", "orbax", "dlc_jax", "filelock")
@@ -47,29 +48,32 @@ def state_of_the_process() -> dict[str, Any]:
 
 @pytest.fixture
 def unchanged() -> Iterator[None]:
-    before = state_of_the_process()
+    before = process_state()
     yield
-    for name, value in state_of_the_process().items():
+    for name, value in process_state().items():
         assert value == before[name], name
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_training_and_asking_leave_no_traces(few_digits: Dataset, tmp_path: Path) -> None:
+def test_training_and_explaining_leave_the_process_unchanged(
+    few_digits: Dataset, tmp_path: Path
+) -> None:
     levels = {name: logging.getLogger(name).level for name in ("absl", "matplotlib")}
     config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
     run = runs.train(config, few_digits, tmp_path, "run").run
+    assert run is not None
     runs.evaluate([run], few_digits)
-    runs.explain(run, few_digits, ["filters"], folder=tmp_path / "explain")
+    explain_run(run, few_digits, ["filters"], output_dir=tmp_path / "explain")
     assert levels == {name: logging.getLogger(name).level for name in levels}
 
 
-def test_pictures_are_the_same_whatever_the_user_has_set() -> None:
+def test_figures_ignore_matplotlib_settings() -> None:
     def draw() -> bytes:
         figure = plots.curves([np.linspace(2, 1, 5)], [0.5], "a title")
-        return png(figure)
+        return to_png(figure)
 
     expected = draw()
-    some: list[dict[Any, Any]] = [
+    user_settings: list[dict[Any, Any]] = [
         {"text.usetex": True},
         {"savefig.dpi": 10, "savefig.bbox": "tight", "savefig.transparent": True},
         {"figure.autolayout": True, "figure.facecolor": "black"},
@@ -77,22 +81,22 @@ def test_pictures_are_the_same_whatever_the_user_has_set() -> None:
         {"axes.prop_cycle": cycler(color=["k"]), "image.cmap": "hot"},
         {"lines.linestyle": "--", "axes.spines.top": False, "axes.formatter.use_locale": True},
     ]
-    for settings in some:
+    for settings in user_settings:
         with matplotlib.rc_context(settings):
-            mine = dict(matplotlib.rcParams)
+            before = dict(matplotlib.rcParams)
             assert draw() == expected, settings
-            assert dict(matplotlib.rcParams) == mine
+            assert dict(matplotlib.rcParams) == before
     with matplotlib.style.context("dark_background"):
         assert draw() == expected
     with matplotlib.style.context("grayscale"):
         assert draw() == expected
 
 
-def test_no_figure_is_left_to_pyplot(run: Run) -> None:
+def test_pyplot_gets_no_figures(run: Run) -> None:
     import matplotlib.pyplot as plt
 
     open_figures = plt.get_fignums()
-    png(plots.curves([np.ones(2)], [0.5], "a title"))
+    to_png(plots.curves([np.ones(2)], [0.5], "a title"))
     assert plt.get_fignums() == open_figures
 
 
@@ -102,7 +106,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 
     def work() -> None:
         try:
-            with signals.raise_on_sigterm(), signals.deferred():
+            with signals.raise_on_sigterm(), signals.defer_signals():
                 assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
         except BaseException as error:  # shown by the assertion below
             failures.append(error)
@@ -113,8 +117,8 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     assert failures == []
 
 
-def test_a_handler_that_is_not_of_python_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What `signal.signal` returns where C code has installed the handler.
+def test_a_signal_handler_that_is_not_pythons_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `signal.signal` returns None if C code has installed the handler.
     replaced: list[Any] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: replaced.append(handler))
     monkeypatch.setattr(signal, "getsignal", lambda number: replaced[0])
@@ -123,8 +127,8 @@ def test_a_handler_that_is_not_of_python_is_no_obstacle(monkeypatch: pytest.Monk
     assert replaced[1] is signal.SIG_DFL
 
 
-def test_the_command_leaves_streams_and_loggers_as_they_were() -> None:
-    before = state_of_the_process()["loggers"]
+def test_the_command_restores_loggers() -> None:
+    before = process_state()["loggers"]
     with standard_streams.usable():
-        assert state_of_the_process()["loggers"] != before
-    assert state_of_the_process()["loggers"] == before
+        assert process_state()["loggers"] != before
+    assert process_state()["loggers"] == before

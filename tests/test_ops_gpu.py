@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlc_jax import ops
-from dlc_jax.ops import columns, patches, pooling
+from dlc_jax.ops import im2col_gpu, patches, pooling
 
 sizes = st.integers(1, 3)
 

@@ -94,7 +94,7 @@ class Pair:
 
     def check_exit_codes(self, expected: list[int]) -> None:
         """Waits until they end, and checks their exit codes."""
-        codes = [process.wait(120) for process in self.processes]
+        codes = [process.wait(300) for process in self.processes]
         assert codes == expected, "".join(map(self.output, range(len(codes))))
 
     def output(self, rank: int) -> str:
@@ -111,7 +111,7 @@ class Pair:
 
     def wait_for_checkpoint(self) -> None:
         """Waits for a new checkpoint."""
-        before, deadline = self.checkpoint(), time.monotonic() + 60
+        before, deadline = self.checkpoint(), time.monotonic() + 300
         while self.checkpoint() <= before:
             assert all(process.poll() is None for process in self.processes), self.output(0)
             assert time.monotonic() < deadline

@@ -33,7 +33,7 @@ def _gradients(dataset: Dataset, precision: str) -> dict[str, float]:
 
     def loss(params: Any, images: Any) -> Any:
         logits = nnx.merge(graphdef, params, rest)(images)
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels).mean()
 
     with jax.default_matmul_precision(precision):
         gradients = jax.jit(jax.grad(loss))(params, images)

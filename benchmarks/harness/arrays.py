@@ -27,7 +27,10 @@ def read_arrays(
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            splits = [Examples(file[f"x_{name}"], file[f"y_{name}"]) for name in ("train", "test")]
+            splits = [
+                Examples(file[f"x_{name}"], file[f"y_{name}"].astype(np.int32))
+                for name in ("train", "test")
+            ]
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{str(path)!r} does not hold the arrays x_train, y_train, x_test, y_test ({error})"

@@ -240,7 +240,8 @@ class ArraySource:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
         examples = jax.tree.map(
-            lambda array: abstract((*rows, *array.shape[1:]), array.dtype), self._examples
+            lambda a: abstract((*rows, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)),
+            self._examples,
         )
         weight = abstract(rows, np.float32) if self.plan.is_padded else None
         epoch = abstract((num_steps, *networks), np.int32)
