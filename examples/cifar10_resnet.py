@@ -20,13 +20,9 @@ from dlc_jax.training import optimizers
 STEPS, BATCH_SIZE = 64_000, 128
 
 
-class PrintEpochs(training.Callback):
-    """Prints a line per epoch."""
-
-    def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
-        """Prints an epoch."""
-        error = 100 * record.test["error"]
-        print(f"epoch {record.epoch}  step {record.step}  test error {error:.2f} %")
+def print_epoch(record: training.EpochRecord) -> None:
+    error = 100 * record.test["error"]
+    print(f"epoch {record.epoch}  step {record.step}  test error {error:.2f} %")
 
 
 def main(epochs: int | None = None) -> None:
@@ -51,7 +47,7 @@ def main(epochs: int | None = None) -> None:
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
         mesh=mesh,
-        callbacks=[PrintEpochs()],
+        callbacks=[training.OnEpoch(print_epoch)],
     )
     error = 100 * last.test["error"]
     assert epochs or error <= 9.5, f"{error:.2f} % is over 9.5 %"

@@ -21,13 +21,9 @@ from dlc_jax.training import optimizers
 EPOCHS, BATCH_SIZE = 8, 250
 
 
-class PrintEpochs(training.Callback):
-    """Prints a line per epoch."""
-
-    def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
-        """Prints an epoch."""
-        accuracy, seconds = 100 * (1 - record.test["error"]), sum(progress.seconds)
-        print(f"epoch {record.epoch}  test accuracy {accuracy:.2f} %  after {seconds:.0f} s")
+def print_epoch(record: training.EpochRecord) -> None:
+    accuracy = 100 * (1 - record.test["error"])
+    print(f"epoch {record.epoch}  {record.train_seconds:.0f} s  test accuracy {accuracy:.2f} %")
 
 
 def main(seed: int = 0) -> None:
@@ -64,7 +60,7 @@ def main(seed: int = 0) -> None:
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
         mesh=mesh,
-        callbacks=[PrintEpochs()],
+        callbacks=[training.OnEpoch(print_epoch)],
     )
     accuracy = 100 * (1 - last.test["error"])
     assert accuracy >= 90, f"{accuracy:.2f} % is under 90 %"

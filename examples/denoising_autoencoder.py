@@ -1,7 +1,6 @@
-"""A task that is not classification: an autoencoder that restores digits with missing pixels.
+"""A task that is not classification: an autoencoder that restores missing pixels of digits.
 
-(Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders".)
-Run it again after an interruption, and it continues from its last checkpoint.
+(Vincent et al. 2008.) Run it again after an interruption, and it continues from a checkpoint.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ from flax import nnx
 
 from dlc_jax import data, nn, runs, sharding, training
 from dlc_jax.runs import plots
-from dlc_jax.cli.progress import epochs as epoch_bar
+from dlc_jax.utils.progress_bar import epoch_bar
 
 
 class Autoencoder(nnx.Module):
@@ -30,38 +29,33 @@ class Autoencoder(nnx.Module):
 
 
 def remove_pixels(batch: data.Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-    epoch_key = jax.random.fold_in(jax.random.key(0) if key is None else key, batch.epoch)
-    keys = jax.vmap(lambda index: jax.random.fold_in(epoch_key, index))(batch.index)
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (784,)))(keys)
+    key = jax.random.fold_in(jax.random.key(0) if key is None else key, batch.epoch)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index)
     clean = nn.flatten(batch.examples) / 255
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (784,)))(keys)
     return {"clean": clean, "noisy": clean * kept}
 
 
-def squared_error(model: Autoencoder, images: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def loss(model: Autoencoder, images: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     restored = model(images["noisy"])
     return ((restored - images["clean"]) ** 2).mean(1), restored
 
 
 def psnr(restored: jax.Array, images: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {"psnr": -10 * jnp.log10(((restored - images["clean"]) ** 2).mean(1))}  # decibels
+    return {"psnr": -10 * jnp.log10(((restored - images["clean"]) ** 2).mean(1))}  # in decibels
 
 
-def main(name: str = "mnist-5k", folder: Path = Path("denoiser"), epochs: int = 20) -> None:
-    digits, key, mesh = data.load(name), jax.random.key(0), sharding.cpu_mesh(100)
-    task = training.Supervised(Autoencoder, squared_error, optax.adam(1e-3), psnr, remove_pixels)
-    train = data.ArraySource(digits.train.images, 100, key=key, mesh=mesh)
-    test = data.ArraySource(digits.test.images, 500, mesh=mesh)
-    with runs.CheckpointManager(folder, keep=2) as manager, epoch_bar(epochs) as bar:
-        progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
-        callbacks = [training.OnEpoch(bar.update), runs.Checkpointer(manager, 0)]
-        options = {"key": key, "test": test, "mesh": mesh, "callbacks": callbacks}
-        records = training.train(task, train, num_epochs=epochs, progress=progress, **options)
-    print(f"restored digits: {records[-1].test['psnr']:.1f} dB; see {folder / 'restored.png'}")
-    batch = data.Batch.of(digits.test.images[:12])
-    rows = [*remove_pixels(batch, None).values(), task.predict(progress.state, batch)]
-    images = (255 * jnp.concatenate(rows)).reshape(-1, 28, 28, 1).astype(jnp.uint8)
-    plots.save(plots.grid(images, "digits, without half of their pixels, restored"), folder / "restored.png")
-
-
-if __name__ == "__main__":
-    main()
+digits, key, mesh = data.load("mnist-5k"), jax.random.key(0), sharding.cpu_mesh(100)
+task = training.Supervised(Autoencoder, loss, optax.adam(1e-3), psnr, remove_pixels)
+source = data.ArraySource(digits.train.images, 100, key=key, mesh=mesh)
+test = data.ArraySource(digits.test.images, 500, mesh=mesh)
+with runs.CheckpointManager(Path("denoiser"), max_to_keep=2) as manager, epoch_bar(20) as bar:
+    progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
+    callbacks = [training.OnEpoch(bar.update), runs.Checkpointer(manager, interval_seconds=0)]
+    options = {"progress": progress, "key": key, "test": test, "mesh": mesh}
+    records = training.train(task, source, num_epochs=20, callbacks=callbacks, **options)
+print(f"peak signal-to-noise ratio {records[-1].test['psnr']:.1f} dB; see denoiser.png")
+rows = remove_pixels(shown := data.Batch.of(digits.test.images[:12]), None)
+images = jnp.concatenate([rows["clean"], rows["noisy"], task.predict(progress.state, shown)])
+pixels = (255 * images).reshape(-1, 28, 28, 1).astype(jnp.uint8)
+plots.save(plots.grid(pixels, "digits, with missing pixels, restored"), Path("denoiser.png"))

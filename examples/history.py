@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlc_jax import models
-from dlc_jax.cli import progress
+from dlc_jax.utils import progress_bar
 from dlc_jax.errors import InputError
 from dlc_jax.models import summary
 from dlc_jax.runs import plots
@@ -57,7 +57,7 @@ MANY_CROPS = {
 
 def main(picture: str = "history.png") -> None:
     described = []
-    with progress.stages() as bar:
+    with progress_bar.stages() as bar:
         for count, name in enumerate(models.names()):
             bar(name, count, len(models.names()))
             described.append(summary.describe(name))

@@ -23,14 +23,10 @@ from dlc_jax.sharding import processes
 BATCH_SIZE = 100
 
 
-class PrintEpochs(training.Callback):
-    """Prints a line per epoch."""
-
-    def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
-        """Prints an epoch."""
-        if record.epoch and processes.is_primary():
-            loss, error = record.losses.mean(), 100 * record.test["error"]
-            print(f"epoch {record.epoch:2d}  loss {loss:.6f}  test error {error:.2f} %")
+def print_epoch(record: training.EpochRecord) -> None:
+    if record.epoch and processes.is_primary():
+        loss, error = record.losses.mean(), 100 * record.test["error"]
+        print(f"epoch {record.epoch:2d}  loss {loss:.6f}  test error {error:.2f} %")
 
 
 def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
@@ -57,7 +53,7 @@ def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(dataset.test, 50, mesh=mesh),
         mesh=mesh,
-        callbacks=[PrintEpochs()],
+        callbacks=[training.OnEpoch(print_epoch)],
     )
 
 

@@ -21,14 +21,10 @@ BATCH_SIZE = 100
 MAX_ERROR_PERCENT = {"mnist": 1.3, "mnist-5k": 5.0}
 
 
-class PrintEpochs(training.Callback):
-    """Prints a line per epoch."""
-
-    def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
-        """Prints an epoch."""
-        if record.epoch:
-            loss, error = record.losses.mean(), 100 * record.test["error"]
-            print(f"epoch {record.epoch:2d}  loss {loss:.4f}  test error {error:.2f} %")
+def print_epoch(record: training.EpochRecord) -> None:
+    if record.epoch:
+        loss, error = record.losses.mean(), 100 * record.test["error"]
+        print(f"epoch {record.epoch:2d}  loss {loss:.4f}  test error {error:.2f} %")
 
 
 def main(name: str = "mnist") -> None:
@@ -48,7 +44,7 @@ def main(name: str = "mnist") -> None:
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(dataset.test, BATCH_SIZE, mesh=mesh),
         mesh=mesh,
-        callbacks=[PrintEpochs()],
+        callbacks=[training.OnEpoch(print_epoch)],
     )
     error = 100 * last.test["error"]
     assert error <= MAX_ERROR_PERCENT[name], f"{error:.2f} % is over {MAX_ERROR_PERCENT[name]} %"

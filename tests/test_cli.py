@@ -108,7 +108,7 @@ def test_the_progress_bar_shows_loss_speed_and_time_left(
     reader.join(60)
     os.close(leader)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"epoch 1/2 .*loss \d\.\d+ +[\d,]+ images/s +0:00:\d\d left", text)
+    assert re.search(r"epoch 1/2 .*loss \d\.\d+ +[\d,]+ examples/s +0:00:\d\d left", text)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -218,7 +218,7 @@ def test_a_diverged_run_stops_and_stays_usable(dlc_jax: Command) -> None:
                 "--model-option",
                 "stem=small",
             ],
-            "no option 'stem'; it takes none",
+            "no option 'stem'; it has none",
         ),
         (["train", "mnist-lectur"], "'mnist-lectur'.*mnist-lecture"),
         (["train", "--momentum", "1"], "--momentum.* 1 .*below 1"),

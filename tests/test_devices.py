@@ -66,9 +66,9 @@ def test_only_the_first_epoch_compiles(results: Results, network: str) -> None:
 @pytest.mark.parametrize(
     ("devices", "named"),
     [
-        ("0", "0 is not possible; give all, or a whole number from 1"),
-        ("-1", "-1 is not possible"),
-        ("x", "x is not possible"),
+        ("0", "0 is not a number of devices; give all or an integer"),
+        ("-1", "-1 is not a number of devices"),
+        ("x", "x is not a number of devices"),
         ("3", "there are 2 devices, not 3; ask for fewer"),
     ],
 )

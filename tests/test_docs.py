@@ -189,8 +189,14 @@ def test_the_python_snippets_of_a_page_run_one_after_the_other(
 
 
 @pytest.mark.slow
-@pytest.mark.versions
-@pytest.mark.parametrize("name", [name for name in PAGES if PAGES[name].runnable_commands])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.versions if name == "README.md" else ())
+        for name, page in PAGES.items()
+        if page.runnable_commands
+    ],
+)
 def test_the_commands_of_a_page_run_one_after_the_other(name: str, tmp_path: Path) -> None:
     for folder in ("docs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from dlc_jax import runs, training
 from dlc_jax.data import ArraySource, Dataset
 from dlc_jax.data.distributed import dataset_fingerprint
 from dlc_jax.errors import InputError
-from dlc_jax.runs import callbacks, summary
+from dlc_jax.runs import CheckpointManager, callbacks
 from dlc_jax.runs.callbacks import LastEvaluated
 from dlc_jax.runs.folder import Run
 from dlc_jax.sharding import processes
@@ -138,7 +137,7 @@ def test_a_run_whose_metrics_are_lost_resumes_with_a_warning(
     warnings: list[str] = []
     result = runs.resume(copy, few_digits, warn=warnings.append)
     assert len(warnings) == 1
-    assert "has no metrics of 1 of the 1 epochs done" in warnings[0]
+    assert "has no metrics of 1 of the 1 finished epochs" in warnings[0]
     expected = json.loads((run.folder / "summary.json").read_text())
     for name in ("epochs", "test_error_percent", "parameters_sha256"):
         assert result.summary[name] == expected[name]
@@ -146,22 +145,31 @@ def test_a_run_whose_metrics_are_lost_resumes_with_a_warning(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_while_the_last_pictures_are_drawn_loses_no_result(
-    dlc_jax: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, code: int
+@pytest.mark.parametrize(("target", "name"), [(callbacks, "draw"), (CheckpointManager, "save")])
+def test_a_signal_while_results_are_written_loses_no_result(
+    dlc_jax: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    target: Any,
+    name: str,
+    number: int,
+    code: int,
 ) -> None:
-    draw: Callable[..., Any] = summary.draw
+    write = getattr(target, name)
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
-        return draw(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(callbacks, "draw", interrupted)
+    monkeypatch.setattr(target, name, interrupted)
     options = ("--num-examples", 100, "--epochs", 1, "--name", "run", "--json")
     done = dlc_jax("train", "--dataset", "mnist-5k", *options)
     assert done.code == code, done.err
     assert done.json["epochs"] == 1
     assert "test error" in done.out
-    assert (tmp_path / "runs" / "run" / "training.png").exists()
+    run = tmp_path / "runs" / "run"
+    assert (run / "training.png").exists()
+    assert (run / "checkpoints" / "1").exists()
 
 
 def test_processes_with_different_values_name_them(monkeypatch: pytest.MonkeyPatch) -> None:

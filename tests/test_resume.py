@@ -63,7 +63,7 @@ def start(digits: Dataset) -> Start:
         [
             "dlc_jax.runs.folder",
             "dlc_jax.runs.plots",
-            "dlc_jax.cli.progress",
+            "dlc_jax.utils.progress_bar",
             "dlc_jax.runs.checkpoint_arrays",
             "hypothesis",
             "pytest",
@@ -160,7 +160,7 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "part"),
-    [(_truncate, "arrays"), (_flip, "arrays"), (Path.unlink, "arrays"), (_flip, "facts")],
+    [(_truncate, "arrays"), (_flip, "arrays"), (Path.unlink, "arrays"), (_flip, "metadata")],
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     dlc_jax: Command,
@@ -191,7 +191,7 @@ def test_with_only_damaged_checkpoints_it_starts_again_with_a_warning(
             _truncate(path)
     done = dlc_jax("train", "--resume", interrupted)
     assert done.code == 0, done.err
-    assert done.err.count("using the one before") == 1
+    assert done.err.count("using the previous one") == 1
     assert done.err.count("there is no other: starting again") == 1
     assert results(interrupted) == results(uninterrupted)
 

@@ -148,3 +148,10 @@ def test_a_source_keeps_its_examples_when_the_callers_arrays_change() -> None:
 def test_batch_sizes_that_do_not_fit_are_refused(batch_size: int) -> None:
     with pytest.raises(InputError, match=f"{batch_size} does not fit 5 .* from 1 to 5"):
         ArraySource(numbered(5), batch_size)
+
+
+def test_labels_of_64_bits_become_those_of_32() -> None:
+    images = np.zeros((6, 1, 1, 1), np.uint8)
+    source = ArraySource(Examples(images, np.arange(6)), 2)
+    [chunk] = source.chunks(0, 3)
+    assert chunk.examples.labels.dtype == source.abstract(3).examples.labels.dtype == np.int32

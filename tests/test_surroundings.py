@@ -15,7 +15,8 @@ import pytest
 from conftest import Command
 
 from dlc_jax import cli, runs
-from dlc_jax.cli import progress, standard_streams
+from dlc_jax.cli import standard_streams
+from dlc_jax.utils import progress_bar
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.types import PathType
 from dlc_jax.data import Dataset
@@ -293,5 +294,5 @@ def test_system_errors_are_one_line(dlc_jax: Command, monkeypatch: pytest.Monkey
 
 def test_progress_bars_need_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with progress.counting("pictures") as update:
+    with progress_bar.counting("pictures") as update:
         update(1, 2)

@@ -167,9 +167,7 @@ def test_augmentation_does_not_depend_on_the_batch_size(few_digits: Dataset) -> 
 
     def augmented(batch_size: int) -> np.ndarray:
         chunk = whole_epoch(few_digits.train, batch_size, key=KEY)
-        augment = jax.jit(
-            lambda chunk: jax.lax.map(lambda b: own.augment(b.examples, b, KEY), chunk)
-        )
+        augment = jax.jit(jax.vmap(lambda batch: own.transform(batch, KEY)))
         images = np.asarray(augment(chunk).images).reshape(-1, 28, 28, 1)
         return images[np.argsort(np.asarray(chunk.index).ravel())]
 

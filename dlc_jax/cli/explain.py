@@ -72,7 +72,7 @@ def explain(
       dlc-jax explain grad-cam runs/first digit.png
       dlc-jax explain adversarial runs/first --transfer runs/second
     """
-    from dlc_jax.cli import progress
+    from dlc_jax.utils import progress_bar
     from dlc_jax.explain import explain_run
     from dlc_jax.explain.report.methods import select_methods
     from dlc_jax.runs.folder import Run
@@ -82,7 +82,7 @@ def explain(
         raise InputError(f"--transfer {transfer!r} is for adversarial images, not for {method}")
     opened = Run.open(Path(run))
     dataset = load_dataset_of(opened.config, data_dir)
-    with progress.stages() as update:
+    with progress_bar.stages() as update:
         result = explain_run(
             opened,
             dataset,

@@ -100,7 +100,7 @@ def list_models(
       dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --model-option stem=small
     """
     from dlc_jax import models
-    from dlc_jax.cli import progress
+    from dlc_jax.utils import progress_bar
     from dlc_jax.models import tabulate
     from dlc_jax.models.summary import describe
 
@@ -111,7 +111,7 @@ def list_models(
         raise click.UsageError("name a network to describe it with options, for example resnet18")
     else:
         rows = []
-        with progress.stages() as update:
+        with progress_bar.stages() as update:
             for done, each in enumerate(models.names()):
                 update(each, done, len(models.names()))
                 rows.append(describe(each))

@@ -62,11 +62,11 @@ def load(name: str, data_dir: str | None) -> "Dataset":
     import jax
 
     from dlc_jax import data
-    from dlc_jax.cli import progress
+    from dlc_jax.utils import progress_bar
     from dlc_jax.data.distributed import gather_shards
     from dlc_jax.sharding import processes
 
-    with progress.counting(f"reading {name}") as update:
+    with progress_bar.counting(f"reading {name}") as update:
         if jax.process_count() == 1:
             return data.load(name, data_dir, progress=update)
         if name not in data.DATASETS or not data.DATASETS[name].bundled:

@@ -56,7 +56,7 @@ def predict(
       dlc-jax predict runs/first photo.jpg --show predictions.png
     """
     from dlc_jax import runs
-    from dlc_jax.cli import progress
+    from dlc_jax.utils import progress_bar
     from dlc_jax.runs.folder import Run
 
     if show:
@@ -68,7 +68,7 @@ def predict(
         if show and len(shown) < _MAX_SHOWN:
             shown.append(picture)
 
-    with progress.counting("pictures") as update:
+    with progress_bar.counting("pictures") as update:
         predictions = runs.predict(
             opened,
             opened.model(),

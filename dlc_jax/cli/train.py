@@ -381,7 +381,7 @@ def _watch(
     configs: "list[RunConfig]", dataset: "AnyDataset"
 ) -> "Iterator[Callable[[Run, EpochRecord], None]]":
     """Shows a progress bar; yields a function that prints a line for each epoch."""
-    from dlc_jax.cli import progress
+    from dlc_jax.utils import progress_bar
     from dlc_jax.sharding import processes
 
     if not processes.is_primary():
@@ -389,7 +389,7 @@ def _watch(
             yield lambda run, record: None
         return
     dataset = dataset.take(configs[0].num_examples)
-    with progress.epochs(configs[0].epochs, dataset.num_test) as bar, raise_on_sigterm():
+    with progress_bar.epoch_bar(configs[0].epochs) as bar, raise_on_sigterm():
 
         def on_epoch(run: "Run", record: "EpochRecord") -> None:
             bar.update(record)

@@ -1,4 +1,4 @@
-"""What a run does while it trains: checkpoints, metrics, event files, profile, interruption."""
+"""Callbacks of runs: checkpoints, metrics, event files, profiles and interruption."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +20,18 @@ from dlc_jax.runs.tensorboard import EventWriter, check_installed
 from dlc_jax.training import Callback, EpochRecord, Progress, means, unstack
 from dlc_jax.utils.memory import return_free_memory
 
-# States larger than this, in bytes, are worth the milliseconds of returning their memory.
+# Returning memory takes milliseconds, and is done for states larger than this, in bytes.
 _LARGE_STATE = 2**24
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When checkpoints are saved, and how many are kept.
+    """Options of checkpoints.
 
     Attributes:
-      interval_seconds: a checkpoint is saved after this time, when the next chunk of steps ends;
-        0 for every chunk.
-      max_to_keep: number of checkpoints kept, the newest ones.
+      interval_seconds: minimum time between checkpoints, which are saved at the end of a chunk of
+        steps; 0 for one after every chunk.
+      max_to_keep: number of checkpoints to keep.
     """
 
     interval_seconds: float = 10.0
@@ -43,13 +43,13 @@ class RunOptions:
     """What a run writes while it trains.
 
     Attributes:
-      checkpoints: checkpoints.
-      profile: trace the first chunk of steps with JAX's profiler, into `profile/`.
-      tensorboard: write event files for TensorBoard, into `tensorboard/`; a run that has some
-        continues to.
+      checkpoints: options of checkpoints.
+      profile: whether to trace the first chunk of steps with JAX's profiler, into `profile/`.
+      tensorboard: whether to write event files for TensorBoard, into `tensorboard/`. A resumed
+        run that has some always does.
 
     Raises:
-      InputError: the library for event files is not installed.
+      InputError: tensorboardX is not installed.
     """
 
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
@@ -62,17 +62,17 @@ class RunOptions:
 
 
 class LastEvaluated(Callback):
-    """Holds the state that was evaluated last, which the results are about.
+    """Keeps the state that was evaluated last, for the results.
 
     Attributes:
-      state: that state; None before the first evaluation.
+      state: the state; None before the first evaluation.
     """
 
     def __init__(self) -> None:
         self.state: Any = None
 
     def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
-        """Replaces the state."""
+        """Keeps the state."""
         del record
         large = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state)) > _LARGE_STATE
         replaces_another = self.state is not None
@@ -82,18 +82,18 @@ class LastEvaluated(Callback):
 
 
 class Shutdown(Callback):
-    """Ends all processes of a run at the same chunk, where one of them has got a signal."""
+    """Ends all processes of a run at the same step when one of them gets a signal."""
 
     def __init__(self, raise_if_signalled: Callable[[], None]) -> None:
         self._raise_if_signalled = raise_if_signalled
 
     def on_chunk(self, progress: Progress) -> None:
-        """Raises what the signal asks for."""
+        """Raises KeyboardInterrupt or `Terminated` after a signal."""
         del progress
         self._raise_if_signalled()
 
     def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
-        """Raises what the signal asks for."""
+        """Raises KeyboardInterrupt or `Terminated` after a signal."""
         del record
         self.on_chunk(progress)
 
@@ -107,13 +107,14 @@ class Profiler(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "profile"
-        self._is_tracing = False
+        self._has_started = self._is_tracing = False
 
-    def on_start(self, progress: Progress) -> None:
-        """Starts the trace; everything is compiled by now."""
-        del progress
-        jax.profiler.start_trace(self._folder)
-        self._is_tracing = True
+    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+        """Starts the trace after the first evaluation, so that it has nothing but training."""
+        del progress, record
+        if not self._has_started:
+            jax.profiler.start_trace(self._folder)
+            self._has_started = self._is_tracing = True
 
     def on_chunk(self, progress: Progress) -> None:
         """Ends the trace."""
@@ -121,7 +122,7 @@ class Profiler(Callback):
         self.close()
 
     def close(self) -> None:
-        """Ends the trace, if it has not ended."""
+        """Ends the trace if it is running."""
         if not self._is_tracing:
             return
         self._is_tracing = False
@@ -173,20 +174,17 @@ class RunWriter(Callback):
         if self._on_epoch:
             self._on_epoch(self.run, record)
 
-    def finish(self, dataset: AnyDataset, state: Any, logits: Logits | None) -> dict[str, Any]:
+    def finish(self, dataset: AnyDataset, logits: Logits | None) -> dict[str, Any]:
         """Writes the summary and the pictures.
 
         Args:
           dataset: data.
-          state: the state that was evaluated last, if any.
-          logits: its outputs for the test split, if they could be computed.
+          logits: outputs for the test split of the network that was evaluated last; None if they
+            could not be computed.
 
         Returns:
           The summary.
         """
-        if state is not None and not self.run.has_model:
-            # Interrupted before the end of the first epoch.
-            self.run.save_model(state.model)
         summary = summarize(self.run, dataset, self.history, logits)
         self.run.write_summary(summary)
         if self.history and logits is not None:
@@ -197,29 +195,29 @@ class RunWriter(Callback):
 
 
 class EachNetwork(Callback):
-    """Gives each network of an ensemble to a callback of its own."""
+    """Calls a separate callback for each network of an ensemble."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
 
     def on_start(self, progress: Progress) -> None:
         """Calls each network's callback."""
-        for callback, own in zip(self._callbacks, _of_each_network(progress), strict=True):
+        for callback, own in zip(self._callbacks, _split_progress(progress), strict=True):
             callback.on_start(own)
 
     def on_chunk(self, progress: Progress) -> None:
         """Calls each network's callback."""
-        for callback, own in zip(self._callbacks, _of_each_network(progress), strict=True):
+        for callback, own in zip(self._callbacks, _split_progress(progress), strict=True):
             callback.on_chunk(own)
 
     def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
         """Calls each network's callback."""
-        networks = _of_each_network(progress)
+        networks = _split_progress(progress)
         for index, (callback, own) in enumerate(zip(self._callbacks, networks, strict=True)):
-            callback.on_epoch(own, _of_network(record, index, len(networks)))
+            callback.on_epoch(own, _network_record(record, index, len(networks)))
 
 
-def _of_each_network(progress: Progress) -> list[Progress]:
+def _split_progress(progress: Progress) -> list[Progress]:
     states = unstack(progress.state)
     seconds = [each / len(states) for each in progress.seconds]
     return [
@@ -228,7 +226,7 @@ def _of_each_network(progress: Progress) -> list[Progress]:
     ]
 
 
-def _of_network(record: EpochRecord, index: int, networks: int) -> EpochRecord:
+def _network_record(record: EpochRecord, index: int, networks: int) -> EpochRecord:
     return replace(
         record,
         train={name: values[index] for name, values in record.train.items()},
@@ -247,15 +245,15 @@ def open_writer(
     on_epoch: Callable[[Run, EpochRecord], None] | None,
     warn: Callable[[str], None],
 ) -> Iterator[tuple[RunWriter, Progress | None]]:
-    """Opens a run's folder for training, locked against other processes.
-
-    On leaving it saves a last checkpoint.
+    """Locks a run's folder and opens it for training; on leaving, saves the last checkpoint.
 
     Yields:
-      Its writer, and the progress to continue from, if there is a checkpoint.
+      The writer, and the progress of the newest checkpoint, or None.
     """
     with ExitStack() as stack:
         stack.enter_context(run.locked())
+        if not run.has_model:
+            run.save_model(setup.state.model)
         keep = options.checkpoints.max_to_keep
         manager = CheckpointManager(run.folder / CHECKPOINTS, keep, setup.describe)
         stack.enter_context(manager)
@@ -280,7 +278,7 @@ def _history(
     num_examples: int,
     warn: Callable[[str], None],
 ) -> list[EpochRecord]:
-    """Records of the epochs before the one in progress, which `metrics.jsonl` is cut to."""
+    """Reads the records of finished epochs, and removes other lines from `metrics.jsonl`."""
     done = (progress.step - 1) // epoch_steps if progress else 0
     known = {line["epoch"]: line for line in run.read_metrics() if _is_complete(line)}
     lines = [known[epoch] for epoch in sorted(known) if epoch <= done]
@@ -288,8 +286,8 @@ def _history(
     missing = done - len(lines)
     if missing:
         warn(
-            f"{str(run.folder / METRICS)!r} has no metrics of {missing} of the {done} epochs done; "
-            "continuing without them"
+            f"{str(run.folder / METRICS)!r} has no metrics of {missing} of the {done} finished "
+            "epochs; continuing without them"
         )
     if progress is None or not done:
         return []
@@ -314,7 +312,7 @@ def _history(
 
 
 def _is_complete(line: Any) -> bool:
-    """Whether a line of `metrics.jsonl` has all that is needed."""
+    """Whether a line of `metrics.jsonl` has all required fields."""
     if not isinstance(line, dict):
         return False
     names = ("train_loss", "test_loss", "test_error_percent", "train_seconds")

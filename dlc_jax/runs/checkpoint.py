@@ -1,8 +1,7 @@
-"""Checkpoints, from which a run that was stopped at any moment continues as if it had not been.
+"""Checkpoints of runs, from which an interrupted run resumes to bit-identical results.
 
-Orbax writes each checkpoint beside its final place and renames it when it is complete, in the
-background. Each carries a fingerprint of its arrays, so that a damaged one is recognised, and the
-one before it is used instead.
+Orbax writes each checkpoint in the background to a temporary folder, and renames it when it is
+complete. A checkpoint has a fingerprint of its arrays; if it is damaged, the previous one is used.
 """
 
 import json
@@ -30,19 +29,21 @@ Describe = Callable[[int], dict[str, Any]]
 
 
 class CheckpointManager:
-    """A folder of checkpoints, of which the last few are kept.
+    """A folder with the newest checkpoints.
 
-    It is a context manager: on leaving it waits until the last one is written.
+    It is a context manager; on leaving it waits until the last checkpoint is written.
     """
 
-    def __init__(self, folder: Path, keep: int, describe: Describe = lambda step: {}) -> None:
+    def __init__(
+        self, folder: Path, max_to_keep: int, describe: Describe = lambda step: {}
+    ) -> None:
         """Opens the folder, creates it if it is missing, and removes incomplete checkpoints.
 
         Args:
           folder: folder.
-          keep: number of checkpoints to keep, the newest ones.
-          describe: further metadata of the checkpoint at a step, as JSON; whatever is under
-            "recipe" must be the same when the run is resumed.
+          max_to_keep: number of checkpoints to keep.
+          describe: returns metadata of the checkpoint at a step, as JSON. Values under "recipe"
+            must not change when the run is resumed.
         """
         # Importing Orbax takes a second.
         import orbax.checkpoint as orbax
@@ -52,23 +53,23 @@ class CheckpointManager:
         self._orbax, self._arrays, self._folder = orbax, checkpoint_arrays, folder
         check_encodable(folder)
         make_folder(folder)
-        # The primary process saves alone, and waits for no other.
-        alone = orbax.options.MultiprocessingOptions(
+        # The primary process saves alone, without waiting for others.
+        primary_only = orbax.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
             barrier_sync_key_prefix="checkpoints",
         )
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=max_to_keep,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
-            # Otherwise writers wait for minutes for a folder that can't be created.
+            # Otherwise, if the folder can't be created, saving waits for minutes.
             async_options=orbax.AsyncOptions(create_directories_asynchronously=False),
             create=False,
-            multiprocessing_options=alone,
+            multiprocessing_options=primary_only,
         )
         self._describe = describe
-        # Orbax logs what it does; errors it raises as well.
+        # Orbax also raises the errors that it logs.
         logging.getLogger("absl").addFilter(self._is_not_orbax)
         try:
             self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
@@ -92,7 +93,7 @@ class CheckpointManager:
             logging.getLogger("absl").removeFilter(self._is_not_orbax)
 
     def _is_not_orbax(self, record: logging.LogRecord) -> bool:
-        """Whether another library logs with the same logger."""
+        """Whether another library made a log record."""
         return "orbax" not in Path(record.pathname).parts
 
     def save(self, progress: Progress) -> None:
@@ -104,99 +105,99 @@ class CheckpointManager:
             **self._describe(progress.step),
         }
         args = self._orbax.args.Composite(
-            arrays=self._arrays.ArraysSave(arrays), facts=self._orbax.args.JsonSave(metadata)
+            arrays=self._arrays.ArraysSave(arrays), metadata=self._orbax.args.JsonSave(metadata)
         )
         with self._one_line_errors():
             self._manager.save(progress.step, args=args, force=True)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
-        """Turns errors of writing into one line."""
+        """Converts errors in writing to an InputError of one line."""
         try:
             yield
-        except Exception as error:  # whatever a full or read-only disk makes the libraries raise
+        except Exception as error:  # libraries raise many types if a disk is full or read-only
             raise InputError(
-                f"can't write a checkpoint in {str(self._folder)!r} ({one_line(error, 120)}); earlier "
-                "checkpoints are complete: free some space, and resume the run"
+                f"can't write a checkpoint in {str(self._folder)!r} ({one_line(error, 120)}); "
+                "earlier checkpoints are complete: free some space, and resume the run"
             ) from error
 
     def newest(
         self, state: Any, warn: Callable[[str], None] = lambda message: None
     ) -> Progress | None:
-        """The newest checkpoint that is not damaged, or None.
+        """Restores the newest checkpoint that is not damaged; None if there is none.
 
         Args:
           state: a state of the same structure; its values don't matter.
-          warn: called with a line about each newer checkpoint that is damaged.
+          warn: called with a message for each damaged checkpoint, which is deleted.
 
         Raises:
-          InputError: it belongs to another network or another recipe.
+          InputError: the checkpoint is of another network or another recipe.
         """
         steps = sorted(self._manager.all_steps())
         while steps:
             step = steps.pop()
             try:
-                return self._restored(step, state, warn)
+                return self._restore(step, state, warn)
             except InputError:
                 raise
-            except Exception as error:  # whatever a damaged file makes the libraries raise
-                instead = "using the one before" if steps else "there is no other: starting again"
-                warn(
-                    f"the checkpoint of step {step} is damaged ({one_line(error, 120)}); {instead}"
-                )
+            except Exception as error:  # libraries raise many types for a damaged file
+                action = "using the previous one" if steps else "there is no other: starting again"
+                warn(f"the checkpoint of step {step} is damaged ({one_line(error, 120)}); {action}")
                 self._manager.delete(step)
         return None
 
-    def _restored(self, step: int, state: Any, warn: Callable[[str], None]) -> Progress:
+    def _restore(self, step: int, state: Any, warn: Callable[[str], None]) -> Progress:
         args = self._orbax.args.Composite(
-            arrays=self._arrays.ArraysRestore(), facts=self._orbax.args.JsonRestore()
+            arrays=self._arrays.ArraysRestore(), metadata=self._orbax.args.JsonRestore()
         )
-        found = self._manager.restore(step, args=args)
-        arrays = found.arrays
-        if _fingerprint(arrays) != found.facts["fingerprint"]:
-            raise ValueError("its arrays are not those that were written")
-        self._compare(step, found.facts, warn)
+        restored = self._manager.restore(step, args=args)
+        arrays, metadata = restored.arrays, restored.metadata
+        if _fingerprint(arrays) != metadata["fingerprint"]:
+            raise ValueError("its arrays have changed")
+        self._check_metadata(step, metadata, warn)
         try:
-            return _progress(arrays, list(found.facts["seconds"]), state)
+            return _progress(arrays, list(metadata["seconds"]), state)
         except KeyError as error:
             raise InputError(
-                f"the checkpoint of step {step} in {str(self._folder)!r} is whole, but of another "
-                "network; resume it with the version that made it"
+                f"the checkpoint of step {step} in {str(self._folder)!r} is of another network; "
+                "resume it with the version that made it"
             ) from error
 
-    def _compare(self, step: int, metadata: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def _check_metadata(
+        self, step: int, metadata: dict[str, Any], warn: Callable[[str], None]
+    ) -> None:
         """Warns if versions or data order changed; raises an InputError if the recipe did."""
         now = json.loads(strict_json.dumps(self._describe(step)))
         recipe = _differences(metadata.get("recipe", {}), now.get("recipe", {}))
         if recipe:
             raise InputError(
-                f"the checkpoint of step {step} in {str(self._folder)!r} was made by another "
-                f"recipe: {'; '.join(recipe)}; continue with that one, or start a new run"
+                f"the checkpoint of step {step} in {str(self._folder)!r} is of another recipe: "
+                f"{'; '.join(recipe)}; use that recipe, or start a new run"
             )
         others = _differences(metadata.get("versions", {}), now.get("versions", {}))
         if others:
             warn(
-                f"the checkpoint was made by {'; '.join(others)}: the run may end with other "
-                "numbers than it would have"
+                f"the checkpoint was made by {'; '.join(others)}: the results may differ from "
+                "those without the interruption"
             )
         if any(
             metadata.get(name) != now.get(name) for name in ("key", "order") if name in metadata
         ):
             warn(
-                "the training examples come in another order than when the checkpoint was made: "
-                "some may be taken twice in this epoch, and others not at all"
+                "the order of the training examples is not that of the checkpoint: in this epoch, "
+                "some may be used twice, and others not at all"
             )
 
 
 class Checkpointer(Callback):
-    """Saves checkpoints while training goes on.
+    """Saves checkpoints at regular intervals.
 
-    It is a context manager, which saves a last checkpoint on leaving it.
+    It is a context manager; on leaving it saves the last checkpoint.
 
     Args:
       manager: where checkpoints are saved.
-      interval_seconds: a checkpoint is saved after this time, when the next chunk of steps ends;
-        0 for every chunk.
+      interval_seconds: minimum time between checkpoints, which are saved at the end of a chunk of
+        steps; 0 for one after every chunk.
     """
 
     def __init__(self, manager: CheckpointManager, interval_seconds: float = 10.0) -> None:
@@ -212,11 +213,11 @@ class Checkpointer(Callback):
             self._save(self._progress)
 
     def on_start(self, progress: Progress) -> None:
-        """Notes where training starts; there is a checkpoint of it, or nothing to save."""
+        """Remembers the first step, for which a checkpoint exists or is not needed."""
         self._progress, self._saved_step = progress, progress.step
 
     def on_chunk(self, progress: Progress) -> None:
-        """Saves a checkpoint, if it is time."""
+        """Saves a checkpoint if the interval is over."""
         self._progress = progress
         if time.monotonic() - self._saved_at >= self._interval:
             self._save(progress)
@@ -224,7 +225,7 @@ class Checkpointer(Callback):
     def _save(self, progress: Progress) -> None:
         if progress.step == self._saved_step:
             return
-        # A signal must not come between saving and noting that it is saved.
+        # A signal must not separate the saving from the bookkeeping.
         with defer_signals():
             self._manager.save(progress)
             self._saved_step, self._saved_at = progress.step, time.monotonic()
@@ -248,13 +249,13 @@ def from_bytes(content: bytes, state: Any) -> Progress:
 
 
 def _named_leaves(state: Any) -> dict[str, Any]:
-    """The state's arrays by their paths, in their order."""
+    """The state's arrays by their paths, in order."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has another value, with both."""
+    """Descriptions of values that differ."""
     return [
         f"{name} {before[name]!r}, not {now[name]!r}"
         for name in sorted(before.keys() & now.keys())
@@ -267,12 +268,12 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _values(leaf: Any) -> np.ndarray:
-    """An array's values on the host; a PRNG key's are the integers it consists of."""
+    """A NumPy copy of an array; PRNG keys are converted to integers."""
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-    """State and metrics as arrays by name."""
+    """The arrays of state and metrics, by name."""
     arrays = {name: _values(leaf) for name, leaf in _named_leaves(progress.state).items()}
     for name, sums in progress.metrics.items():
         for part, array in sums._asdict().items():
@@ -284,7 +285,7 @@ _METRIC = "metrics/"
 
 
 def _progress(arrays: dict[str, np.ndarray], seconds: list[float], state: Any) -> Progress:
-    """The progress of `_arrays`; raises a KeyError if `state` has another structure."""
+    """The inverse of `_arrays`; raises a KeyError if `state` has another structure."""
     arrays = dict(arrays)
     metrics: Metrics = {}
     for name in [name for name in arrays if name.startswith(_METRIC)]:
@@ -292,13 +293,13 @@ def _progress(arrays: dict[str, np.ndarray], seconds: list[float], state: Any) -
         before = metrics.get(metric, WeightedSum(np.zeros(0), np.zeros(0)))  # type: ignore[arg-type]
         metrics[metric] = before._replace(**{part: arrays.pop(name)})
     expected = _named_leaves(state)
-    kinds = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    specs = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for name, leaf in expected.items():
         like = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        if kinds.pop(name, None) != (like.shape, like.dtype):
+        if specs.pop(name, None) != (like.shape, like.dtype):
             raise KeyError(name)
-    if kinds:
-        raise KeyError(*kinds)
+    if specs:
+        raise KeyError(*specs)
     leaves = [
         jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=jax.random.key_impl(leaf))
         if _is_key(leaf)

@@ -1,7 +1,7 @@
-"""How Orbax writes and reads the arrays of a checkpoint: as one file in safetensors format.
+"""Orbax handler that stores the arrays of a checkpoint in one safetensors file.
 
-Orbax's own way writes each array by itself, all at once. Where one fails, on a full disk or of a
-damaged file, the others are left unfinished, and each of them prints a traceback.
+Orbax's own handlers write each array separately and concurrently. If one fails, for example on a
+full disk, the others are left unfinished, and each prints a traceback.
 """
 
 import os
@@ -19,10 +19,10 @@ _FILE = "arrays.safetensors"
 
 
 class ArraysHandler(orbax.AsyncCheckpointHandler):
-    """Writes arrays by their names into a folder that Orbax makes, and reads them again."""
+    """Writes named arrays to a folder made by Orbax, and reads them."""
 
     async def async_save(self, directory: os.PathLike[str], args: "ArraysSave") -> list[Future]:
-        """Begins to write; whoever waits for what it returns is told what went wrong."""
+        """Starts writing; the returned futures raise errors."""
 
         async def write() -> None:
             self.save(directory, args)
@@ -30,10 +30,10 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
         return [CommitFutureAwaitingContractedSignals(write(), name="arrays")]
 
     def save(self, directory: os.PathLike[str], args: "ArraysSave") -> None:
-        """Writes, and returns when all is on the disk.
+        """Writes the arrays to the disk.
 
         Raises:
-          OSError: there is no room, for one.
+          OSError: for example, the disk is full.
         """
         content = safetensors.numpy.save(args.arrays)
         with open(Path(directory) / _FILE, "wb") as file:
@@ -43,7 +43,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
     def restore(
         self, directory: os.PathLike[str], args: "ArraysRestore | None" = None
     ) -> dict[str, np.ndarray]:
-        """Reads.
+        """Reads the arrays.
 
         Raises:
           OSError: the file is missing.
@@ -56,7 +56,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
 @orbax.args.register_with_handler(ArraysHandler, for_save=True)
 @dataclass
 class ArraysSave(orbax.args.CheckpointArgs):
-    """Asks for arrays to be written."""
+    """Arguments of saving."""
 
     arrays: dict[str, np.ndarray]
 
@@ -64,4 +64,4 @@ class ArraysSave(orbax.args.CheckpointArgs):
 @orbax.args.register_with_handler(ArraysHandler, for_restore=True)
 @dataclass
 class ArraysRestore(orbax.args.CheckpointArgs):
-    """Asks for the arrays that were written."""
+    """Arguments of restoring."""

@@ -13,7 +13,7 @@ from dlc_jax.runs.recipe import Recipe
 
 AnyDataset: TypeAlias = Dataset | RecordDataset
 
-# Mean and deviation of a dataset on disk are those of this many pixels.
+# Number of pixels of a dataset on disk that are read for mean and standard deviation.
 _MAX_PIXELS = 10**8
 _LECTURE = Recipe()
 
@@ -36,19 +36,19 @@ def configure(
       seed: random seed.
       name: name of the recipe.
       checkpoint_steps: see `RunConfig`.
-      image_size: size to which a dataset on disk brings its images, if it does.
+      image_size: height and width to which images on disk are resized; None if they are not.
       **overrides: fields of the recipe that differ; see `Recipe.replace`.
 
     Raises:
-      InputError: images are to be augmented, but not shuffled.
+      InputError: images are augmented, but not shuffled.
     """
     from dlc_jax import __version__
 
     recipe = recipe.replace(**overrides)
     if not recipe.augmentation.is_identity and not recipe.shuffle:
         raise InputError(
-            "flip, translate and cutout change images at random only where their order is random, "
-            "too; add --shuffle (shuffle=True), or leave them out"
+            "flip, translate and cutout need random order; add --shuffle (shuffle=True), or leave "
+            "them out"
         )
     normalize = _fit_normalize(dataset.take(recipe.num_examples))
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
@@ -72,7 +72,7 @@ def configure(
 
 
 def _fit_normalize(dataset: AnyDataset) -> Normalize:
-    """Mean and deviation of the training images, or of the first of many."""
+    """Mean and standard deviation of the training images, or of the first ones on disk."""
     if isinstance(dataset, Dataset):
         return Normalize.fit(dataset.train.images)
     from dlc_jax.data.streaming import batches

@@ -1,4 +1,4 @@
-"""Everything that the processes of a run agree on before it begins."""
+"""From a configuration and a dataset to task, state, sources and devices."""
 
 import dataclasses
 import math
@@ -24,25 +24,25 @@ from dlc_jax.runs.configure import AnyDataset
 from dlc_jax.runs.folder import RunConfig
 from dlc_jax.sharding import processes
 
-# Networks learn from this many images without labels at most (`Network.init_from_data`).
-_MAX_UNLABELLED, _MAX_UNLABELLED_PIXELS = 5000, 10**8
+# Maximum number of images that initialize a network (`Network.init_from_data`), and their pixels.
+_MAX_INIT_IMAGES, _MAX_INIT_PIXELS = 5000, 10**8
 _TEST_BATCH_SIZE = 500
-# Fields that may differ between a checkpoint and the run that resumes it.
+# Fields that may differ between a checkpoint and a resumed run.
 _NOT_COMPARED = {"dlc_jax", "jax", "device", "num_devices", "provenance", "stream", "format"}
 # Fields that may differ between the processes of a run.
-_OF_ONE_PROCESS = {"device", "num_devices", "provenance"}
+_PROCESS_FIELDS = {"device", "num_devices", "provenance"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run trains.
+    """Everything that is needed to train a run.
 
     Attributes:
       config: configuration.
-      dataset: data, with the training examples that the configuration asks for.
+      dataset: data, with the configured number of training examples.
       task: classification.
-      state: the new network.
-      key: the run's key; None without shuffling.
+      state: state before the first step.
+      key: key of shuffling and augmentation; None without shuffling.
       source: training data.
       test: test data.
       mesh: devices that share each batch.
@@ -64,12 +64,12 @@ class Setup:
         Args:
           config: configuration.
           dataset: data.
-          num_devices: number of devices; by default as many as before, or the cores of a CPU
-            that divide the batch, or all devices of several processes.
+          num_devices: number of devices; by default that of the configuration, or the cores of a
+            CPU that divide the batch. Several processes always use all their devices.
 
         Raises:
           InputError: configuration and dataset don't fit together, there are fewer devices, or
-            processes differ in what they are to do.
+            several processes have different arguments.
         """
         _check_agreement(config, dataset, num_devices)
         dataset = dataset.take(config.num_examples)
@@ -83,7 +83,7 @@ class Setup:
         return cls(config, dataset, task, state, key, source, make_test_source(dataset, mesh), mesh)
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What a checkpoint at a step says of the run."""
+        """Metadata of a checkpoint at a step."""
         config, plan = self.config, self.source.plan
         epoch, within = divmod(step, plan.steps_per_epoch)
         order = np.arange(plan.num_examples)
@@ -101,7 +101,7 @@ class Setup:
 
 
 def make_task(config: RunConfig, num_train: int) -> training.Supervised:
-    """The classification task of a configuration with this many training examples."""
+    """The classification task of a configuration and a number of training examples."""
     return training.classification(
         lambda key: config.create_model(),
         config.create_optimizer(num_train),
@@ -145,11 +145,11 @@ def check_batch_size(config: RunConfig, dataset: AnyDataset) -> None:
 def new_states(
     configs: Sequence[RunConfig], dataset: AnyDataset, task: training.Supervised
 ) -> list[training.TrainState]:
-    """New networks, with what they learn from training images without labels."""
+    """New states, one for each configuration; networks may be initialized from training images."""
     data = DataSpec.of(f"the dataset {dataset.name}", dataset)
     for config in configs:
         check_compatible(DataSpec.of("the network's configuration", config), data)
-    limit = min(_MAX_UNLABELLED, _MAX_UNLABELLED_PIXELS // math.prod(dataset.image_shape))
+    limit = min(_MAX_INIT_IMAGES, _MAX_INIT_PIXELS // math.prod(dataset.image_shape))
     images = jnp.asarray(dataset.head(max(limit, 1)).train.images)
     states = []
     for config in configs:
@@ -159,7 +159,7 @@ def new_states(
         states.append(training.create_state(model, task.optimizer))
     if not jax.tree.leaves(states[0].params):
         name = configs[0].model
-        raise InputError(f"the network {name} has nothing to train by gradient descent")
+        raise InputError(f"the network {name} has no parameters to train; choose another one")
     return states
 
 
@@ -169,14 +169,14 @@ def run_key(config: RunConfig) -> Any:
 
 
 def _check_agreement(config: RunConfig, dataset: AnyDataset, num_devices: int | None) -> None:
-    """Raises an InputError in all processes if they differ in what they are to do."""
+    """Raises an InputError in all processes if their arguments differ."""
     if jax.process_count() == 1:
         return
     fields = dataclasses.asdict(config)
     data = {f"dataset's {name}": value for name, value in dataset_fingerprint(dataset).items()}
     processes.check_agreement(
         {
-            **{name: fields[name] for name in fields.keys() - _OF_ONE_PROCESS},
+            **{name: fields[name] for name in fields.keys() - _PROCESS_FIELDS},
             **data,
             "devices": num_devices,
             **processes.versions(),
@@ -185,7 +185,7 @@ def _check_agreement(config: RunConfig, dataset: AnyDataset, num_devices: int | 
 
 
 def _mesh(config: RunConfig, num_devices: int | None) -> Mesh | None:
-    """The devices asked for, or as many as before, or those that suit the machine."""
+    """A mesh of the requested, configured or default number of devices."""
     if jax.process_count() > 1:
         num_devices = jax.device_count()
     elif num_devices is None and config.num_devices:

@@ -1,4 +1,4 @@
-"""Results of a run, in numbers and pictures."""
+"""Summaries and pictures of runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 
 from dlc_jax.data import Records
 from dlc_jax.models import parameters
-
 from dlc_jax.runs.configure import AnyDataset
 from dlc_jax.runs.folder import Run, RunConfig
 from dlc_jax.training import EpochRecord
@@ -26,13 +25,13 @@ Logits = Float[np.ndarray, "examples classes"]
 def summarize(
     run: Run, dataset: AnyDataset, history: Sequence[EpochRecord], logits: Logits | None
 ) -> dict[str, Any]:
-    """The results as they stand in `summary.json`; None for what is not known.
+    """The content of `summary.json`; unknown values are None.
 
     Args:
-      run: the run, with its last evaluated network.
+      run: the run, with the network that was evaluated last.
       dataset: data.
       history: records of its epochs.
-      logits: that network's outputs for the test split.
+      logits: outputs of that network for the test split, if known.
     """
     config = run.config
     epochs = [record for record in history if record.epoch]
@@ -69,14 +68,14 @@ def _fingerprint(run: Run) -> str | None:
 
 
 def seed_statistics(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics over runs of a recipe with different seeds.
+    """Statistics of runs that differ in their seeds.
 
     Args:
       summaries: summaries of at least two runs.
 
     Returns:
-      Mean, standard deviation (of the population that the seeds are drawn from) and standard
-      error of the mean, of test error and training time, with the summaries under "runs".
+      Mean, standard deviation (with Bessel's correction) and standard error of the mean, of test
+      error and training time; and the summaries under "runs".
     """
     return {
         "dataset": summaries[0]["dataset"],
@@ -100,7 +99,7 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
 def draw(
     run: Run, dataset: AnyDataset, history: Sequence[EpochRecord], logits: Logits
 ) -> list[Path]:
-    """Writes the run's pictures: curves, confusion matrix, mistakes, and training images.
+    """Writes the run's pictures: curves, confusion matrix, mistakes and training images.
 
     Args:
       run: the run.
@@ -138,7 +137,7 @@ def draw(
 
 
 def _augmented(config: RunConfig, images: Any) -> np.ndarray:
-    """Training images, uint8, as the network sees them in the last epoch."""
+    """Training images, normalized and augmented as in the last epoch, as uint8."""
 
     @jax.jit
     def augmented(images: Any, key: Any) -> Any:
@@ -147,8 +146,8 @@ def _augmented(config: RunConfig, images: Any) -> np.ndarray:
             key, config.normalize(images), index, np.int32(config.epochs - 1)
         )
 
-    seen = augmented(images, jax.random.key(config.seed))
-    pixels = np.asarray(seen) * np.asarray(config.std) + np.asarray(config.mean)
+    outputs = augmented(images, jax.random.key(config.seed))
+    pixels = np.asarray(outputs) * np.asarray(config.std) + np.asarray(config.mean)
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
@@ -164,12 +163,12 @@ def load_test_labels(dataset: AnyDataset) -> Int[np.ndarray, " examples"]:
 
 
 def percent(fraction: Any) -> float:
-    """A fraction in percent, without the noise of float32."""
+    """A fraction in percent, rounded to 4 digits."""
     return round(100 * float(fraction), 4)
 
 
 def metrics_line(record: EpochRecord) -> dict[str, Any]:
-    """An epoch's numbers as a line of `metrics.jsonl`."""
+    """The line of `metrics.jsonl` of an epoch."""
     return {
         "epoch": record.epoch,
         "step": record.step,
@@ -182,7 +181,7 @@ def metrics_line(record: EpochRecord) -> dict[str, Any]:
 
 
 def error_by_class(logits: Any, labels: Any, class_names: Sequence[str]) -> dict[str, float | None]:
-    """The test error in percent of each class; None for a class without test examples."""
+    """Test error of each class in percent; None for a class without test examples."""
     labels = np.asarray(labels)
     wrong = np.asarray(logits).argmax(1) != labels
     return {

@@ -15,7 +15,7 @@ from dlc_jax.utils.files import is_unsupported, make_folder, named
 
 
 def check_installed() -> None:
-    """Raises an InputError if the library that writes event files is not installed."""
+    """Raises an InputError if tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError as error:
@@ -26,22 +26,22 @@ def check_installed() -> None:
 
 
 class EventWriter:
-    """Writes the event files of a run; their axis is the training step.
+    """Writes event files of a run, with the training step as horizontal axis.
 
-    Scalars are `train/loss` of each step and, of each epoch, `test/loss`, `test/error_percent`
-    and `train/images_per_second`; images are the run's pictures.
+    Scalars are `train/loss` for each step, and `test/loss`, `test/error_percent` and
+    `train/images_per_second` for each epoch. Images are the run's pictures.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """Begins a new event file.
+        """Creates a new event file.
 
         Args:
           folder: folder.
-          first_step: first step that will be written; what earlier event files say of it and of
-            later steps is no longer shown.
+          first_step: first step that will be written. TensorBoard discards this and later steps
+            of earlier event files.
 
         Raises:
-          InputError: the folder can't be written to, or the library is not installed.
+          InputError: the folder is not writable, or tensorboardX is not installed.
           OSError: the disk is full; also raised by the methods.
         """
         check_installed()
@@ -51,18 +51,17 @@ class EventWriter:
         make_folder(folder)
         self._folder = folder
         self._summary, self._event = summary, event_pb2.Event
-        # Not tensorboardX's own `SummaryWriter`, whose thread ends on a full disk, so that the
-        # program waits forever.
+        # On a full disk the thread of tensorboardX's `SummaryWriter` ends, and the program hangs.
         with named(self._folder):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(first_step, session_log=started)
 
     def close(self) -> None:
-        """Ends the event file."""
+        """Closes the event file."""
         with named(self._folder):
             self._flush()
-            # Its own `close` would have the file synchronised to the disk once more.
+            # Unlike the writer's own `close`, this does not flush again.
             self._file._py_recordio_writer.close()
 
     def epoch(self, record: EpochRecord) -> None:
@@ -79,11 +78,11 @@ class EventWriter:
             self._flush()
 
     def pictures(self, files: Sequence[Path], step: int) -> None:
-        """Writes pictures under their files' names.
+        """Writes pictures, with the stems of their file names as tags.
 
         Args:
           files: PNG files.
-          step: training step after which they were drawn.
+          step: training step.
         """
         for file in files:
             with Image.open(file) as picture:
@@ -97,7 +96,7 @@ class EventWriter:
         try:
             self._file.flush()
         except OSError as error:
-            # Everything is written; not every file system can synchronise it.
+            # The data is written, but the file system has no fsync.
             if not is_unsupported(error):
                 raise
 

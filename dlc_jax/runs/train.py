@@ -1,8 +1,8 @@
 """Training a run, from its configuration to its folder of results."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ _DEFAULTS = RunOptions()
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What became of a run.
+    """Result of a training.
 
     Attributes:
-      run: its folder; None in other processes than the primary one.
+      run: the run; None in other processes than the primary one.
       summary: the results, as in `summary.json`.
       interrupted: whether Ctrl-C or SIGTERM ended it early.
       terminated: whether it was SIGTERM.
@@ -71,9 +71,10 @@ def train(
 ) -> TrainResult:
     """Trains a network, and writes a new run folder.
 
-    The folder is usable from the beginning: parameters and metrics are written after every
-    epoch, checkpoints meanwhile, and pictures at the end, however training ends. Where several
-    processes train together, all of them call this; the primary one writes.
+    The folder is usable from the beginning: it has the initial network. Parameters and metrics
+    are written after every epoch, checkpoints meanwhile, and pictures at the end, also after an
+    error or interruption. Several processes that train together all call this; the primary one
+    writes.
 
     Args:
       config: configuration, from `configure`.
@@ -87,7 +88,7 @@ def train(
 
     Raises:
       InputError: configuration and dataset don't fit together, the folder can't be created,
-        another process trains in it, or (`training.Diverged`) a number is no longer finite.
+        another process trains in it, or (`training.Diverged`) a number is not finite.
     """
     setup = Setup.of(config, dataset, num_devices)
 
@@ -109,15 +110,16 @@ def resume(
 ) -> TrainResult:
     """Continues a run from its newest checkpoint.
 
-    The result is, bit by bit, what it would have been without the interruption, on the same
-    machine with the same libraries and number of devices.
+    The results are bit-identical to those without the interruption, on the same machine with
+    the same libraries and number of devices.
 
     Args:
       run: the run.
       dataset: data.
-      on_epoch: first called with the record of the last epoch that was done.
+      on_epoch: see `train`; first called with the last finished epoch.
       options: what else is written.
-      warn: called with a line about each damaged checkpoint, and whatever else has changed.
+      warn: called with a message for each damaged checkpoint, and if the data, the versions or
+        the number of devices have changed.
       num_devices: number of devices; by default as many as before.
 
     Raises:
@@ -128,8 +130,8 @@ def resume(
     before, now = run.config.num_devices, setup.config.num_devices
     if before not in (0, now):
         warn(
-            f"batches were sharded over {before} devices, and now are over {now}: the results "
-            "will be equal up to rounding, not bit by bit"
+            f"the run used {before} devices, and now uses {now}: the results will be equal up to "
+            "rounding, not bit by bit"
         )
     return _train(lambda: run, setup, on_epoch, options, warn)
 
@@ -143,16 +145,16 @@ def train_vmapped(
     on_epoch: OnEpoch | None = None,
     options: RunOptions = _DEFAULTS,
 ) -> list[TrainResult]:
-    """Trains several networks at once by `vmap`, each with a run folder of its own.
+    """Trains several networks at once by `jax.vmap`, each with its own run folder.
 
-    An interrupted run is resumed alone, to the same numbers up to rounding.
+    Interrupted runs are resumed one by one, to the same results up to rounding.
 
     Args:
-      configs: configurations that differ in nothing but their seeds.
+      configs: configurations that differ only in their seeds.
       dataset: data in memory.
       output_dir: folder in which the runs' folders are created.
       names: names of the folders, as for `train`.
-      on_epoch: called with each network's record.
+      on_epoch: called with the records of each network.
       options: what else is written; `profile` is ignored.
 
     Raises:
@@ -178,7 +180,8 @@ def train_vmapped(
     ]
     ensemble = replace(setups[0], task=training.Ensemble(task), key=stacked_keys)  # type: ignore[arg-type]
     progress = Progress(training.stack(states))
-    with ExitStack() as stack:
+    results: list[TrainResult] = []
+    with _deferred_interruption(results) as deferral, ExitStack() as stack:
         writers: list[RunWriter] = []
 
         def on_start() -> None:
@@ -186,9 +189,10 @@ def train_vmapped(
                 opened = open_writer(run, setup, options, on_epoch, lambda message: None)
                 writers.append(stack.enter_context(opened)[0])
 
-        # Folders are created once it is known that there is enough memory.
-        each = _CreateThenEach(on_start, writers)
-        return _run_training(ensemble, progress, writers, [each], max_chunk_steps=None)
+        # The folders are created only if the device has enough memory.
+        callbacks = [_CreateThenEach(on_start, writers)]
+        results += _run_training(ensemble, progress, writers, callbacks, deferral)
+    return results
 
 
 class _CreateThenEach(EachNetwork):
@@ -210,9 +214,10 @@ def _train(
     options: RunOptions,
     warn: Callable[[str], None],
 ) -> TrainResult:
-    """Trains in a run's folder, from its newest checkpoint or from the beginning."""
-    with ExitStack() as stack:
-        # Left last, when everything is written.
+    """Trains in a run's folder, from its newest checkpoint if there is one."""
+    results: list[TrainResult] = []
+    with _deferred_interruption(results) as deferral, ExitStack() as stack:
+        # Entered first, so that the other processes wait until everything is written.
         shutdown = Shutdown(stack.enter_context(processes.synchronized_shutdown()))
         callbacks: list[Callback] = []
         writers: list[RunWriter] = []
@@ -232,10 +237,28 @@ def _train(
         progress = Progress(setup.state)
         if content:
             progress = checkpoint.from_bytes(content, setup.state)
-        [result] = _run_training(
-            setup, progress, writers, [*callbacks, shutdown], setup.config.checkpoint_steps
+        chunk_steps = setup.config.checkpoint_steps
+        results += _run_training(
+            setup, progress, writers, [*callbacks, shutdown], deferral, chunk_steps
         )
-        return result
+    return results[0]
+
+
+@contextmanager
+def _deferred_interruption(results: list[TrainResult]) -> Iterator[ExitStack]:
+    """Context in which a signal during the writing of results marks them as interrupted.
+
+    Yields:
+      The stack in which signals are deferred from the end of the training on.
+    """
+    try:
+        with ExitStack() as deferral:
+            yield deferral
+    except KeyboardInterrupt as late:
+        if not results:
+            raise
+        terminated = isinstance(late, Terminated)
+        results[:] = [replace(each, interrupted=True, terminated=terminated) for each in results]
 
 
 def _run_training(
@@ -243,65 +266,58 @@ def _run_training(
     progress: Progress,
     writers: list[RunWriter],
     callbacks: Sequence[Callback],
-    max_chunk_steps: int | None,
+    deferral: ExitStack,
+    max_chunk_steps: int | None = None,
 ) -> list[TrainResult]:
-    """Trains, and writes the results however it ends."""
+    """Trains, and writes the results, also after an error or interruption."""
     last = LastEvaluated()
     interruption: KeyboardInterrupt | None = None
-    results: list[TrainResult] = []
     try:
-        with ExitStack() as stack:
-            try:
-                training.train(
-                    setup.task,
-                    setup.source,
-                    num_epochs=setup.config.epochs,
-                    progress=progress,
-                    key=setup.key,
-                    test=setup.test,
-                    mesh=setup.mesh,
-                    max_chunk_steps=max_chunk_steps,
-                    callbacks=[last, *callbacks],
-                )
-            except KeyboardInterrupt as caught:
-                interruption = caught
-                if not writers and processes.is_primary():
-                    raise
-            except Exception as error:
-                _write_results(setup, last.state, writers, stack, error)
-                raise
-            summaries = _write_results(setup, last.state, writers, stack)
-            ended = interruption is not None, isinstance(interruption, Terminated)
-            results = [
-                TrainResult(writer.run, summary, *ended)
-                for writer, summary in zip(writers, summaries, strict=True)
-            ] or [TrainResult(None, {}, *ended)]
-    except KeyboardInterrupt as late:
-        # A signal that came while results were being written.
-        if not results:
+        training.train(
+            setup.task,
+            setup.source,
+            num_epochs=setup.config.epochs,
+            progress=progress,
+            key=setup.key,
+            test=setup.test,
+            mesh=setup.mesh,
+            max_chunk_steps=max_chunk_steps,
+            callbacks=[last, *callbacks],
+        )
+    except KeyboardInterrupt as caught:
+        interruption = caught
+        if not writers and processes.is_primary():
             raise
-        terminated = isinstance(late, Terminated)
-        results = [replace(each, interrupted=True, terminated=terminated) for each in results]
-    return results
+    except Exception as error:
+        _write_results(setup, last.state, writers, deferral, error)
+        raise
+    summaries = _write_results(setup, last.state, writers, deferral)
+    status = interruption is not None, isinstance(interruption, Terminated)
+    if not writers:
+        return [TrainResult(None, {}, *status)]
+    return [
+        TrainResult(writer.run, summary, *status)
+        for writer, summary in zip(writers, summaries, strict=True)
+    ]
 
 
 def _write_results(
     setup: Setup,
     state: Any,
     writers: Sequence[RunWriter],
-    stack: ExitStack,
+    deferral: ExitStack,
     error: Exception | None = None,
 ) -> list[dict[str, Any]]:
-    """Writes summaries and pictures; signals wait until `stack` is closed."""
-    # Those of several processes wait already, so that all end together.
+    """Writes summaries and pictures; signals are deferred until `deferral` is closed."""
+    # In several processes, `synchronized_shutdown` defers them already.
     if jax.process_count() == 1:
-        stack.enter_context(defer_signals())
+        deferral.enter_context(defer_signals())
     states = [state]
     task: Any = setup.task
     if isinstance(task, training.Ensemble):
         task = task.task
         states = [None] * len(writers) if state is None else training.unstack(state)
-    # After an error in one of several processes, the others don't compute along.
+    # After an error in one process, the others don't take part in the computation.
     can_compute = error is None or isinstance(error, Diverged) or jax.process_count() == 1
     logits = [
         training.predict(task, each, setup.test, setup.mesh)
@@ -310,15 +326,14 @@ def _write_results(
         for each in states
     ]
     return [
-        writer.finish(setup.dataset, *results)
-        for writer, *results in zip(writers, states, logits, strict=False)
+        writer.finish(setup.dataset, each) for writer, each in zip(writers, logits, strict=False)
     ]
 
 
 def _create_runs(
     configs: Sequence[RunConfig], output_dir: Path, names: Sequence[str | None]
 ) -> list[Run]:
-    """New folders for all of the runs, or for none of them."""
+    """Creates the folders of all runs, or of none if one can't be created."""
     runs: list[Run] = []
     try:
         for config, name in zip(configs, names, strict=True):

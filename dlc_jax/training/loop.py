@@ -47,6 +47,7 @@ class EpochRecord:
       test_seconds: duration of the evaluation.
       compile_seconds: duration of all compilation, the same in every record of a run.
       num_examples: number of training examples in an epoch.
+      num_test_examples: number of test examples.
     """
 
     epoch: int
@@ -58,6 +59,7 @@ class EpochRecord:
     test_seconds: float
     compile_seconds: float
     num_examples: int
+    num_test_examples: int = 0
 
 
 class Progress:
@@ -217,6 +219,7 @@ def train(
             test_seconds=test_seconds,
             compile_seconds=compile_seconds,
             num_examples=source.plan.num_examples,
+            num_test_examples=test.plan.num_examples if test else 0,
         )
         records.append(record)
         for callback in callbacks:

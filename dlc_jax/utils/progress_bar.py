@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +20,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dlc_jax.training import EpochRecord
 from dlc_jax.utils.text import printable
+
+if TYPE_CHECKING:
+    from dlc_jax.training import EpochRecord
 
 # Training on an image takes about three forward passes: the gradients with respect to parameters
 # and to inputs take one each.
@@ -111,25 +113,25 @@ def _fraction_of_epoch(task: Task) -> float:
     return min((time.monotonic() - task.fields["epoch_start"]) / seconds, 0.99)
 
 
-class EpochProgress:
-    """A bar over epochs; see `epochs`."""
+class EpochBar:
+    """A bar over epochs; see `epoch_bar`."""
 
-    def __init__(self, progress: Progress, num_epochs: int, num_test: int) -> None:
-        self._progress, self._num_test = progress, num_test
+    def __init__(self, progress: Progress, num_epochs: int) -> None:
+        self._progress = progress
         self._task = progress.add_task(
             "", total=num_epochs, epoch_seconds=None, epoch_start=time.monotonic(), metrics=""
         )
 
-    def update(self, record: EpochRecord) -> None:
+    def update(self, record: "EpochRecord") -> None:
         """Shows an epoch's record."""
         if record.epoch:
             rate = record.num_examples / record.train_seconds
             seconds = record.train_seconds + record.test_seconds
-            metrics = f"loss {float(record.train['loss']):.4f}  {rate:,.0f} images/s"
+            metrics = f"loss {float(record.train['loss']):.4f}  {rate:,.0f} examples/s"
         else:
-            test_images = record.num_examples * _TRAIN_TO_TEST_RATIO + self._num_test
-            seconds = record.test_seconds * test_images / self._num_test
-            metrics = f"loss {float(record.test['loss']):.4f}"
+            test_images = record.num_examples * _TRAIN_TO_TEST_RATIO + record.num_test_examples
+            seconds = record.test_seconds * test_images / max(record.num_test_examples, 1)
+            metrics = f"loss {float(record.test['loss']):.4f}" if record.test else ""
         self._progress.update(
             self._task,
             completed=record.epoch,
@@ -150,12 +152,11 @@ class EpochProgress:
 
 
 @contextmanager
-def epochs(num_epochs: int, num_test: int) -> Iterator[EpochProgress]:
+def epoch_bar(num_epochs: int) -> Iterator[EpochBar]:
     """Shows a bar over epochs, with loss, images per second and time left.
 
     Args:
       num_epochs: number of epochs.
-      num_test: number of test images.
     """
     columns = (
         _spinner(),
@@ -165,4 +166,4 @@ def epochs(num_epochs: int, num_test: int) -> Iterator[EpochProgress]:
         _EpochTimeColumn(),
     )
     with _progress(*columns) as progress:
-        yield EpochProgress(progress, num_epochs, num_test)
+        yield EpochBar(progress, num_epochs)
