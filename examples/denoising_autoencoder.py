@@ -1,7 +1,4 @@
-"""A task that is not classification: an autoencoder that restores missing pixels of digits.
-
-(Vincent et al. 2008.) Run it again after an interruption, and it continues from a checkpoint.
-"""
+"""An autoencoder that restores missing pixels (Vincent et al. 2008): not a classification task."""
 
 from pathlib import Path
 
@@ -49,13 +46,14 @@ digits, key, mesh = data.load("mnist-5k"), jax.random.key(0), sharding.cpu_mesh(
 task = training.Supervised(Autoencoder, loss, optax.adam(1e-3), psnr, remove_pixels)
 source = data.ArraySource(digits.train.images, 100, key=key, mesh=mesh)
 test = data.ArraySource(digits.test.images, 500, mesh=mesh)
+# An interrupted program continues from its last checkpoint when it is run again.
 with runs.CheckpointManager(Path("denoiser"), max_to_keep=2) as manager, epoch_bar(20) as bar:
     progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
     callbacks = [training.OnEpoch(bar.update), runs.Checkpointer(manager, interval_seconds=0)]
     options = {"progress": progress, "key": key, "test": test, "mesh": mesh}
     records = training.train(task, source, num_epochs=20, callbacks=callbacks, **options)
 print(f"peak signal-to-noise ratio {records[-1].test['psnr']:.1f} dB; see denoiser.png")
-rows = remove_pixels(shown := data.Batch.of(digits.test.images[:12]), None)
-images = jnp.concatenate([rows["clean"], rows["noisy"], task.predict(progress.state, shown)])
-pixels = (255 * images).reshape(-1, 28, 28, 1).astype(jnp.uint8)
-plots.save(plots.grid(pixels, "digits, with missing pixels, restored"), Path("denoiser.png"))
+shown = data.Batch.of(digits.test.images[:12])
+rows = [*remove_pixels(shown, None).values(), task.predict(progress.state, shown)]
+images = (255 * jnp.concatenate(rows)).reshape(-1, 28, 28, 1).astype(jnp.uint8)
+plots.save(plots.grid(images, "digits, with missing pixels, restored"), Path("denoiser.png"))

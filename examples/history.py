@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlc_jax import models
-from dlc_jax.utils import progress_bar
 from dlc_jax.errors import InputError
 from dlc_jax.models import summary
 from dlc_jax.runs import plots
+from dlc_jax.utils import progress_bar
 from dlc_jax.utils.drawing import default_style
 
 # Top-1 error in percent, one crop of 224x224, of the weights that torchvision publishes

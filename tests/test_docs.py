@@ -42,8 +42,7 @@ NOT_RUN = {
     "tensorboard --logdir runs": "a server, which does not end",
     ".venv/bin/python -m pytest": "these tests",
     ".venv/bin/python -m pytest -m slow": "these tests",
-    ".venv/bin/python -m pytest tests/test_training.py tests/test_source.py tests/test_losses.py "
-    "tests/test_layers.py": "these tests",
+    ".venv/bin/python -m pytest tests/test_{training,source,losses,layers,docs}.py": "these tests",
     "ruff check": "run by .ci/run",
     "ruff format": "run by .ci/run",
     "nox -s lower_bounds": "run by .ci/run",
@@ -269,6 +268,9 @@ def test_the_options_in_the_text_exist(page: Page) -> None:
 def test_the_files_in_the_text_exist(page: Page) -> None:
     for name in re.findall(r"(?<![\w/.-])(?:examples|benchmarks|tests)/\w+\.py", page.text):
         assert (ROOT / name).exists(), name
+    for names in re.findall(r"tests/test_{([\w,]+)}\.py", page.text):
+        for name in names.split(","):
+            assert (ROOT / "tests" / f"test_{name}.py").exists(), name
     for span in page.spans:
         if re.fullmatch(r"(dlc_jax|docs|examples|benchmarks|tests)/[\w./-]*", span):
             assert (ROOT / span).exists(), span
