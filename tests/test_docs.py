@@ -460,8 +460,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     So pip only has to install the project itself.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info")
+    # .gitignore is copied, since hatchling leaves out the files that it matches.
+    ignored = shutil.ignore_patterns(".[!g]*", ".git", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
+    shutil.rmtree(folder / "runs", ignore_errors=True)
     venv.create(folder / ".venv", with_pip=True)
     [site_packages] = (folder / ".venv").glob("lib/python*/site-packages")
     ours = [path for path in sys.path if path.endswith("site-packages")]

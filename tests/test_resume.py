@@ -299,7 +299,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         pytest.param(900, (), marks=pytest.mark.slow),
         pytest.param(1190, (), marks=pytest.mark.slow),
         pytest.param(1700, (), marks=pytest.mark.slow),
-        (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
+        (420, ("--tensorboard", "--checkpoint-seconds", 1000)),
         pytest.param(1100, ("--profile", "--checkpoint-seconds", 1000), marks=pytest.mark.slow),
     ],
     indirect=["small_disk"],

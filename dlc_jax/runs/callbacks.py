@@ -1,6 +1,7 @@
 """Callbacks of runs: checkpoints, metrics, event files, profiles and interruption."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -129,6 +130,8 @@ class Profiler(Callback):
         try:
             jax.profiler.stop_trace()
         except jax.errors.JaxRuntimeError as error:
+            # The space is needed for a last checkpoint.
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise InputError(
                 f"can't write the trace in {str(self._folder)!r} ({one_line(error)}); free some "
                 "space, and resume the run without --profile"

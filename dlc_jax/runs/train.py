@@ -226,11 +226,11 @@ def _train(
             opened = open_writer(open_run(), setup, options, on_epoch, warn)
             writer, progress = stack.enter_context(opened)
             writers.append(writer)
-            callbacks.append(writer)
             if options.profile:
                 profiler = Profiler(writer.run.folder)
                 stack.callback(profiler.close)
                 callbacks.append(profiler)
+            callbacks.append(writer)
             return checkpoint.to_bytes(progress) if progress else b""
 
         content = processes.broadcast_from_primary(open_folder)
