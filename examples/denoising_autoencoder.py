@@ -13,7 +13,7 @@ from flax import nnx
 
 from dlc_jax import data, nn, runs, sharding, training
 from dlc_jax.runs import plots
-from dlc_jax.utils.progress_bar import epoch_bar
+from dlc_jax.training.epoch_bar import epoch_bar
 
 
 class Autoencoder(nnx.Module):
@@ -49,7 +49,7 @@ test = data.ArraySource(digits.test.images, 500, mesh=mesh)
 # An interrupted program continues from its last checkpoint when it is run again.
 with runs.CheckpointManager(Path("denoiser"), max_to_keep=2) as manager, epoch_bar(20) as bar:
     progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
-    callbacks = [training.OnEpoch(bar.update), runs.Checkpointer(manager, interval_seconds=0)]
+    callbacks = [bar, runs.Checkpointer(manager, interval_seconds=0)]
     options = {"progress": progress, "key": key, "test": test, "mesh": mesh}
     records = training.train(task, source, num_epochs=20, callbacks=callbacks, **options)
 print(f"peak signal-to-noise ratio {records[-1].test['psnr']:.1f} dB; see denoiser.png")

@@ -291,16 +291,21 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# The disk is full in a checkpoint's arrays, at one of its folders, after several checkpoints, in an
-# event file, and in a trace.
+# The first three disks are full within a checkpoint's arrays, at one of its folders, and after
+# several checkpoints.
 @pytest.mark.parametrize(
-    ("small_disk", "more"),
+    ("small_disk", "more", "message"),
     [
-        pytest.param(900, (), marks=pytest.mark.slow),
-        pytest.param(1190, (), marks=pytest.mark.slow),
-        pytest.param(1700, (), marks=pytest.mark.slow),
-        (420, ("--tensorboard", "--checkpoint-seconds", 1000)),
-        pytest.param(1100, ("--profile", "--checkpoint-seconds", 1000), marks=pytest.mark.slow),
+        pytest.param(900, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        pytest.param(1190, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        pytest.param(1700, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        (420, ("--tensorboard", "--checkpoint-seconds", 1000), "run/tensorboard"),
+        pytest.param(
+            1100,
+            ("--profile", "--checkpoint-seconds", 1000),
+            "can't write the trace",
+            marks=pytest.mark.slow,
+        ),
     ],
     indirect=["small_disk"],
 )
@@ -308,6 +313,7 @@ def test_a_full_disk_gives_a_one_line_error_and_a_run_that_can_be_resumed(
     dlc_jax: Command,
     small_disk: Path,
     more: tuple[object, ...],
+    message: str,
     tmp_path: Path,
     uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -321,6 +327,7 @@ def test_a_full_disk_gives_a_one_line_error_and_a_run_that_can_be_resumed(
     assert last.startswith("dlc-jax: ")
     assert "No space left on device" in last
     assert f"{small_disk}/run" in last
+    assert message in last
     run = Run.open(small_disk / "run")
     run.model()
     # With more space, it resumes to the same result.

@@ -16,13 +16,12 @@ from conftest import Command
 
 from dlc_jax import cli, runs
 from dlc_jax.cli import standard_streams
-from dlc_jax.utils import progress_bar
 from dlc_jax.cli.group import commands
 from dlc_jax.cli.types import PathType
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 from dlc_jax.runs.folder import Run
-from dlc_jax.utils import environment, files
+from dlc_jax.utils import environment, files, progress_bar
 
 UNSUPPORTED = ("ENOTSUP", "EPERM", "EINVAL", "ENOSYS", "ENOLCK")
 

@@ -72,10 +72,10 @@ def explain(
       dlc-jax explain grad-cam runs/first digit.png
       dlc-jax explain adversarial runs/first --transfer runs/second
     """
-    from dlc_jax.utils import progress_bar
     from dlc_jax.explain import explain_run
     from dlc_jax.explain.report.methods import select_methods
     from dlc_jax.runs.folder import Run
+    from dlc_jax.utils import progress_bar
 
     methods = select_methods(method)
     if transfer and "adversarial" not in methods:

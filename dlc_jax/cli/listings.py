@@ -100,9 +100,9 @@ def list_models(
       dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --model-option stem=small
     """
     from dlc_jax import models
-    from dlc_jax.utils import progress_bar
     from dlc_jax.models import tabulate
     from dlc_jax.models.summary import describe
+    from dlc_jax.utils import progress_bar
 
     if name is not None:
         result = describe(name, image_shape=image_shape, num_classes=classes, **dict(model_options))

@@ -62,9 +62,9 @@ def load(name: str, data_dir: str | None) -> "Dataset":
     import jax
 
     from dlc_jax import data
-    from dlc_jax.utils import progress_bar
     from dlc_jax.data.distributed import gather_shards
     from dlc_jax.sharding import processes
+    from dlc_jax.utils import progress_bar
 
     with progress_bar.counting(f"reading {name}") as update:
         if jax.process_count() == 1:

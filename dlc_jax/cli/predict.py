@@ -56,8 +56,8 @@ def predict(
       dlc-jax predict runs/first photo.jpg --show predictions.png
     """
     from dlc_jax import runs
-    from dlc_jax.utils import progress_bar
     from dlc_jax.runs.folder import Run
+    from dlc_jax.utils import progress_bar
 
     if show:
         _check_figure_path(show)

@@ -381,15 +381,15 @@ def _watch(
     configs: "list[RunConfig]", dataset: "AnyDataset"
 ) -> "Iterator[Callable[[Run, EpochRecord], None]]":
     """Shows a progress bar; yields a function that prints a line for each epoch."""
-    from dlc_jax.utils import progress_bar
     from dlc_jax.sharding import processes
+    from dlc_jax.training.epoch_bar import epoch_bar
 
     if not processes.is_primary():
         with raise_on_sigterm():
             yield lambda run, record: None
         return
     dataset = dataset.take(configs[0].num_examples)
-    with progress_bar.epoch_bar(configs[0].epochs) as bar, raise_on_sigterm():
+    with epoch_bar(configs[0].epochs) as bar, raise_on_sigterm():
 
         def on_epoch(run: "Run", record: "EpochRecord") -> None:
             bar.update(record)
