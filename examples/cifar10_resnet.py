@@ -46,7 +46,6 @@ def main(epochs: int | None = None) -> None:
         progress=training.Progress(task.init(jax.random.key(0))),
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
-        mesh=mesh,
         callbacks=[training.OnEpoch(print_epoch)],
     )
     error = 100 * last.test["error"]

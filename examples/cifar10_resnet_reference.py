@@ -47,7 +47,6 @@ def train_with_jax(dataset: data.Dataset, epochs: int) -> Curves:
         progress=training.Progress(task.init(jax.random.key(0))),
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
-        mesh=mesh,
     )
     losses = np.concatenate([record.losses for record in records])
     return losses.tolist(), [100 * float(record.test["error"]) for record in records]

@@ -59,7 +59,6 @@ def main(seed: int = 0) -> None:
         progress=training.Progress(task.init(key)),
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
-        mesh=mesh,
         callbacks=[training.OnEpoch(print_epoch)],
     )
     accuracy = 100 * (1 - last.test["error"])

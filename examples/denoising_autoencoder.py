@@ -50,8 +50,9 @@ test = data.ArraySource(digits.test.images, 500, mesh=mesh)
 with runs.CheckpointManager(Path("denoiser"), max_to_keep=2) as manager, epoch_bar(20) as bar:
     progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
     callbacks = [bar, runs.Checkpointer(manager, interval_seconds=0)]
-    options = {"progress": progress, "key": key, "test": test, "mesh": mesh}
-    records = training.train(task, source, num_epochs=20, callbacks=callbacks, **options)
+    records = training.train(
+        task, source, num_epochs=20, progress=progress, key=key, test=test, callbacks=callbacks
+    )
 print(f"peak signal-to-noise ratio {records[-1].test['psnr']:.1f} dB; see denoiser.png")
 shown = data.Batch.of(digits.test.images[:12])
 rows = [*remove_pixels(shown, None).values(), task.predict(progress.state, shown)]

@@ -88,7 +88,6 @@ def train_lenet5(digits: data.Dataset, batch_size: int = 50) -> None:
         num_epochs=epochs,
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(digits.test, 500, mesh=mesh),
-        mesh=mesh,
     )
     error = 100 * float(last.test["error"])
     print(f"LeNet-5 (1998): test error {error:.2f} % on {digits.name} after {epochs} epochs")

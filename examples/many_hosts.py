@@ -52,7 +52,6 @@ def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
         num_epochs=int(epochs),
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(dataset.test, 50, mesh=mesh),
-        mesh=mesh,
         callbacks=[training.OnEpoch(print_epoch)],
     )
 

@@ -43,7 +43,6 @@ def main(name: str = "mnist") -> None:
         num_epochs=10,
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(dataset.test, BATCH_SIZE, mesh=mesh),
-        mesh=mesh,
         callbacks=[training.OnEpoch(print_epoch)],
     )
     error = 100 * last.test["error"]

@@ -55,8 +55,8 @@ def trained(task: training.Supervised, batch_size: int, mesh: Mesh | None) -> Re
         losses.append(np.asarray(metrics["loss"].total))
         compiled.append(len(COMPILATIONS) - before)
     test = data.ArraySource(TEST, 50, mesh=mesh)
-    logits = training.predict(task, state, test, mesh)
-    sums = np.asarray(training.evaluate(task, state, test, mesh)["loss"].total)
+    logits = training.predict(task, state, test)
+    sums = np.asarray(training.evaluate(task, state, test)["loss"].total)
     return {
         "losses": np.array(losses),
         "compiled": np.array(compiled),

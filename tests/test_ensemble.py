@@ -94,12 +94,13 @@ def test_networks_trained_together_go_on_one_by_one(few_digits: Dataset, tmp_pat
     outcomes = runs.train_vmapped(configs, few_digits, tmp_path, names, options=options)
     whole = parameters.load(tmp_path / "run1" / PARAMETERS, configs[1].create_model())
     run = outcomes[1].run
+    assert run is not None
     stopped = run.folder / "checkpoints"
     assert sorted(int(path.name) for path in stopped.iterdir()) == [5, 10, 15]
     for later in ("10", "15"):
         shutil.rmtree(stopped / later)
     resumed = runs.resume(run, few_digits)
-    assert_close(nnx.state(resumed.run.model(), nnx.Param), nnx.state(whole, nnx.Param))
+    assert_close(nnx.state(run.model(), nnx.Param), nnx.state(whole, nnx.Param))
     assert resumed.summary["test_error_percent"] == outcomes[1].summary["test_error_percent"]
     assert [line["step"] for line in run.read_metrics()] == [5, 10, 15]
 

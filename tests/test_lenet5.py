@@ -267,7 +267,7 @@ def train(
     key, mesh = jax.random.key(0), sharding.cpu_mesh(batch_size)
     source = ArraySource(dataset.train, batch_size, key=key, mesh=mesh)
     progress = training.Progress(task.init(key))
-    training.train(task, source, num_epochs=epochs, progress=progress, key=key, mesh=mesh)
+    training.train(task, source, num_epochs=epochs, progress=progress, key=key)
     return progress
 
 

@@ -306,7 +306,6 @@ def test_the_fast_recipe_learns_in_bfloat16_with_float32_parameters() -> None:
             progress=progress,
             key=setup.key,
             test=setup.test,
-            mesh=setup.mesh,
         )
         losses[dtype] = float(record.losses.mean())
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(progress.state.params)}

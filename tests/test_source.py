@@ -114,7 +114,7 @@ def test_chunks_are_those_announced(kind: str, devices: int) -> None:
         for chunk in source.chunks(2, 20, 3):
             sizes.add(len(chunk.index))
             expected = source.abstract(len(chunk.index))
-            assert jax.tree.structure(chunk) == jax.tree.structure(expected)
+            assert str(jax.tree.structure(chunk)) == str(jax.tree.structure(expected))
             for array, like in zip(*map(jax.tree.leaves, (chunk, expected)), strict=True):
                 assert (array.shape, array.dtype) == (like.shape, like.dtype)
                 if mesh is not None:

@@ -217,7 +217,7 @@ def test_records_of_mnist_can_be_sent_to_another_process() -> None:
     assert_same(sent.read([9999, 0]), records.read([9999, 0]))
 
 
-# --- datasets of TFDS that are not in the catalogue -------------------------------------
+# --- datasets of TFDS that are not in the catalog -------------------------------------
 
 LABELS = {"train": [0, 2, 1, 2, 0], "validation": [1, 1, 0], "test": [-1, -1]}
 

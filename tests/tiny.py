@@ -89,7 +89,6 @@ def train(
         progress=progress,
         key=key,
         test=test,
-        mesh=mesh,
         **options,
     )
     return progress, records

@@ -100,5 +100,5 @@ class EpochProgram:
     def test_error(self, examples: Examples) -> float:
         """The fraction of examples that are misclassified; the mean of several networks."""
         test = ArraySource(examples, min(1000, len(examples.labels)), mesh=self._mesh)
-        metrics = training.evaluate(self._task, self._state, test, self._mesh)
+        metrics = training.evaluate(self._task, self._state, test)
         return float(training.means(metrics)["error"].mean())

@@ -48,7 +48,6 @@ def train(
         progress=Progress(run.state),
         key=run.key,
         test=run.test,
-        mesh=run.mesh,
         callbacks=[OnEpoch()],
     )
     accuracies = [percent(1 - float(record.test["error"])) for record in records]

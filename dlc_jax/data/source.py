@@ -143,9 +143,11 @@ class Source(Protocol):
 
     Attributes:
       plan: how epochs are cut into batches.
+      mesh: devices that share each batch; None for one device.
     """
 
     plan: BatchPlan
+    mesh: Mesh | None
 
     def chunks(self, start: int, stop: int, max_steps: int | None = None) -> Iterator[Batch]:
         """Chunks of stacked batches, from step `start` to step `stop` of the training.
@@ -205,7 +207,7 @@ class ArraySource:
     ) -> None:
         num_examples = len(jax.tree.leaves(examples)[0])
         self.plan = BatchPlan(num_examples, batch_size, 1 if mesh is None else mesh.size)
-        self._mesh = mesh
+        self.mesh = mesh
         self._ordered: dict[tuple[int, int], Batch] = {}
         if key is None:
             self._key = None
@@ -221,8 +223,8 @@ class ArraySource:
             if self._key is None:
                 yield self._in_order(epoch, step, count)
             else:
-                position = sharding.replicate((np.int32(epoch), np.int32(step)), self._mesh)
-                yield _gather(self._examples, self._key, *position, self.plan, count, self._mesh)
+                position = sharding.replicate((np.int32(epoch), np.int32(step)), self.mesh)
+                yield _gather(self._examples, self._key, *position, self.plan, count, self.mesh)
 
     def sizes(self, start: int, stop: int, max_steps: int | None = None) -> Sequence[int]:
         """See `Source.sizes`."""
@@ -236,7 +238,7 @@ class ArraySource:
         rows = (num_steps, *networks, self.plan.width)
 
         def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
-            where = sharding.batch_sharding(self._mesh, axis=1, ndim=len(shape))
+            where = sharding.batch_sharding(self.mesh, axis=1, ndim=len(shape))
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
         examples = jax.tree.map(
@@ -253,9 +255,9 @@ class ArraySource:
             index, weight = self.plan.positions(np.arange(step, step + count))
             examples = jax.tree.map(lambda array: array[index], self._examples)
             chunk = Batch(examples, index, np.zeros(count, np.int32), weight)
-            self._ordered[step, count] = sharding.put_batch(chunk, self._mesh, axis=1)
+            self._ordered[step, count] = sharding.put_batch(chunk, self.mesh, axis=1)
         chunk = self._ordered[step, count]
-        numbers = sharding.replicate(np.full(count, epoch, np.int32), self._mesh)
+        numbers = sharding.replicate(np.full(count, epoch, np.int32), self.mesh)
         return Batch(chunk.examples, chunk.index, numbers, chunk.weight)
 
 

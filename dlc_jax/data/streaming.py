@@ -195,7 +195,7 @@ class StreamingSource:
                 raise InputError(f"{name} is {value}; give {minimum} or more")
         batch_size = min(batch_size, len(records))
         self.plan = BatchPlan(len(records), batch_size, 1 if mesh is None else mesh.size)
-        self._records, self._key, self._mesh = records, key, mesh
+        self._records, self._key, self.mesh = records, key, mesh
         self._read = partial(batches, threads=threads, prefetch=prefetch, workers=workers)
         image_bytes = int(np.prod(records.image_shape))
         self._chunk_steps = max(1, _MAX_CHUNK_BYTES // (self.plan.width * image_bytes))
@@ -222,7 +222,7 @@ class StreamingSource:
         rows = (num_steps, self.plan.width)
 
         def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
-            where = sharding.batch_sharding(self._mesh, axis=1, ndim=len(shape))
+            where = sharding.batch_sharding(self.mesh, axis=1, ndim=len(shape))
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
         examples = Examples(
@@ -235,20 +235,20 @@ class StreamingSource:
         self, start: int, stop: int, cuts: Iterable[tuple[int, int]]
     ) -> Generator[Batch, None, None]:
         """Chunks on the devices; transfers go on in the background, begun in advance."""
-        rows = _own_rows(self.plan.width, self._mesh)
+        rows = _own_rows(self.plan.width, self.mesh)
         indices = _Indices(self.plan, self._key, start, stop, rows)
         with closing(self._read(self._records, indices)) as host:
 
             def chunk(first: int, count: int) -> Batch:
                 read = [next(host) for _ in range(count)]
                 examples = Examples(*(np.stack(arrays) for arrays in zip(*read, strict=True)))
-                index, weight = zip(*map(indices.of_step, range(first, first + count)), strict=True)
-                index = np.stack(index)
-                weight = np.stack(weight) if self.plan.is_padded else None
+                steps = [indices.of_step(step) for step in range(first, first + count)]
+                index = np.stack([index for index, _ in steps])
+                weight = np.stack([w for _, w in steps]) if self.plan.is_padded else None
                 epoch = first // self.plan.steps_per_epoch
                 whole = Batch(None, index, np.full(count, epoch, np.int32), weight)
-                whole = sharding.put_batch(whole, self._mesh, axis=1)
-                put = partial(_put_rows, mesh=self._mesh, width=self.plan.width)
+                whole = sharding.put_batch(whole, self.mesh, axis=1)
+                put = partial(_put_rows, mesh=self.mesh, width=self.plan.width)
                 return Batch(jax.tree.map(put, examples), whole.index, whole.epoch, whole.weight)
 
             yield from _in_advance((partial(chunk, *cut) for cut in cuts), _PREFETCH_TO_DEVICE)

@@ -1,6 +1,6 @@
 """The networks, one module each, in the order of their publication.
 
-`names()` lists them, `create(name)` builds one, and `CATALOGUE` says where each is from.
+`names()` lists them, `create(name)` builds one, and `CATALOG` says where each is from.
 """
 
 import difflib
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dlc_jax.errors import InputError
-from dlc_jax.models.catalogue import CATALOGUE, Entry
+from dlc_jax.models.catalog import CATALOG, Entry
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.network import Network
 
 __all__ = [
-    "CATALOGUE",
+    "CATALOG",
     "Entry",
     "Lecture",
     "Network",
@@ -34,11 +34,11 @@ def names() -> list[str]:
       >>> names()[:3]
       ['threshold-logic-unit', 'perceptron', 'neocognitron']
     """
-    return list(CATALOGUE)
+    return list(CATALOG)
 
 
 def find(name: str) -> Entry:
-    """Returns the catalogue entry of a network.
+    """Returns the catalog entry of a network.
 
     Args:
       name: One of `names()`.
@@ -50,10 +50,10 @@ def find(name: str) -> Entry:
       >>> find("resnet18").year
       2015
     """
-    if name not in CATALOGUE:
+    if name not in CATALOG:
         near = difflib.get_close_matches(name, names(), n=3) or names()
         raise InputError(f"there is no network {name!r}; did you mean {', '.join(near)}?")
-    return CATALOGUE[name]
+    return CATALOG[name]
 
 
 def create(

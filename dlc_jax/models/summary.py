@@ -60,7 +60,7 @@ def describe(
     num_classes: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Returns what the catalogue says of a network and its summary, as plain Python values.
+    """Returns what the catalog says of a network and its summary, as plain Python values.
 
     Args:
       name: One of `dlc_jax.models.names()`.

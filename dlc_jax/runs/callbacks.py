@@ -299,10 +299,10 @@ def _history(
         EpochRecord(
             epoch=line["epoch"],
             step=line["epoch"] * epoch_steps,
-            train={"loss": np.float32(line["train_loss"])},
+            train={"loss": np.array(line["train_loss"], np.float32)},
             test={
-                "loss": np.float32(line["test_loss"]),
-                "error": np.float32(line["test_error_percent"] / 100),
+                "loss": np.array(line["test_loss"], np.float32),
+                "error": np.array(line["test_error_percent"] / 100, np.float32),
             },
             losses=losses[(line["epoch"] - 1) * epoch_steps : line["epoch"] * epoch_steps],
             train_seconds=line["train_seconds"],

@@ -12,6 +12,7 @@ from dlc_jax.utils.drawing import default_style, drawable, to_png  # isort: skip
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dlc_jax.typing import AnyArray
 from dlc_jax.utils.files import write_atomically
 from dlc_jax.utils.text import display_width
 
@@ -163,7 +164,7 @@ def mistakes(
 
 
 @default_style()
-def grid(images: UInt8[np.ndarray, "examples height width channels"], title: str) -> Figure:
+def grid(images: UInt8[AnyArray, "examples height width channels"], title: str) -> Figure:
     """Images in rows of twelve.
 
     Args:

@@ -142,9 +142,7 @@ def _augmented(config: RunConfig, images: Any) -> np.ndarray:
     @jax.jit
     def augmented(images: Any, key: Any) -> Any:
         index = np.arange(len(images), dtype=np.int32)
-        return config.augmentation(
-            key, config.normalize(images), index, np.int32(config.epochs - 1)
-        )
+        return config.augmentation(key, config.normalize(images), index, config.epochs - 1)
 
     outputs = augmented(images, jax.random.key(config.seed))
     pixels = np.asarray(outputs) * np.asarray(config.std) + np.asarray(config.mean)

@@ -280,7 +280,6 @@ def _run_training(
             progress=progress,
             key=setup.key,
             test=setup.test,
-            mesh=setup.mesh,
             max_chunk_steps=max_chunk_steps,
             callbacks=[last, *callbacks],
         )
@@ -320,9 +319,7 @@ def _write_results(
     # After an error in one process, the others don't take part in the computation.
     can_compute = error is None or isinstance(error, Diverged) or jax.process_count() == 1
     logits = [
-        training.predict(task, each, setup.test, setup.mesh)
-        if each is not None and can_compute
-        else None
+        training.predict(task, each, setup.test) if each is not None and can_compute else None
         for each in states
     ]
     return [

@@ -98,11 +98,11 @@ class _NormalizeAndAugment:
 class _TrainingLoss:
     label_smoothing: float
 
-    def __call__(self, model: nnx.Module, examples: Examples) -> tuple[Array, Array]:
+    def __call__(self, model: Any, examples: Examples) -> tuple[Array, Array]:
         if isinstance(model, Network):
-            stages = model.stages(examples.images)
+            stages = model.stages(jnp.asarray(examples.images))
             return model.loss(stages, examples.labels, self.label_smoothing), stages["logits"]
-        logits = model(examples.images)  # type: ignore[operator]
+        logits = model(examples.images)
         return cross_entropy(logits, examples.labels, self.label_smoothing), logits
 
 
@@ -112,7 +112,7 @@ class _EvaluationLoss:
     translate: int
 
     def __call__(self, model: nnx.Module, examples: Examples) -> tuple[Array, Array]:
-        logits = self._logits(model, examples.images)
+        logits = self._logits(model, jnp.asarray(examples.images))
         return cross_entropy(logits, examples.labels), logits
 
     def _logits(self, model: Any, images: Array) -> Array:

@@ -41,7 +41,7 @@ class EpochRecord:
       epoch: number of the epoch, from 1; 0 for the state before training.
       step: number of updates made.
       train: mean of each training metric over the epoch, [*networks]; empty before training.
-      test: mean of each test metric after the epoch, likewise; empty without test data.
+      test: mean of each test metric after the epoch, [*networks]; empty without test data.
       losses: the training loss of each step, [steps, *networks].
       train_seconds: duration of the training, without evaluation and compilation.
       test_seconds: duration of the evaluation.
@@ -138,7 +138,6 @@ def train(
     progress: Progress,
     key: PRNGKeyArray | None = None,
     test: Source | None = None,
-    mesh: Mesh | None = None,
     max_chunk_steps: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[EpochRecord]:
@@ -149,12 +148,11 @@ def train(
 
     Args:
       task: what is learned.
-      source: training data.
+      source: training data, and the devices that share each batch.
       num_epochs: passes over the training data.
       progress: the state to begin with; afterwards, and for callbacks, how far training has come.
       key: the run's key, for the random numbers of steps.
-      test: test data, without shuffling.
-      mesh: devices that share each batch; the sources must have the same.
+      test: test data, without shuffling, on the same devices.
       max_chunk_steps: callbacks are called whenever this many steps of an epoch are done, and at
         its end.
       callbacks: called in order.
@@ -188,9 +186,9 @@ def train(
     epoch_steps = source.plan.steps_per_epoch
     stop = num_epochs * epoch_steps
     divergence.check_state(progress.state, "before training")
-    progress.state, key = sharding.replicate((progress.state, key), mesh)
+    progress.state, key = sharding.replicate((progress.state, key), source.mesh)
     start = time.perf_counter()
-    programs = _Programs(task, key, mesh)
+    programs = _Programs(task, key, source.mesh)
     programs.compile_training(
         progress.state, source, source.sizes(progress.step, stop, max_chunk_steps)
     )
@@ -273,7 +271,9 @@ class _Programs:
 
     def compile_evaluation(self, state: Any, test: Source | None) -> None:
         """Compiles the evaluation on test data, if there is any."""
-        for size in test.sizes(0, test.plan.steps_per_epoch) if test else ():
+        if test is None:
+            return
+        for size in test.sizes(0, test.plan.steps_per_epoch):
             arguments = self._task, state, test.abstract(size), self._mesh
             self._evaluation[size] = evaluate_steps.lower(*arguments).compile()
 

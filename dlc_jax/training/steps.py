@@ -75,18 +75,17 @@ def evaluate_steps(task: Task, state: Any, chunk: Batch, mesh: Mesh | None = Non
     return sharding.data_parallel(steps, mesh, batch_axis=1)(state, chunk)
 
 
-def evaluate(task: Task, state: Any, source: Source, mesh: Mesh | None = None) -> Metrics:
+def evaluate(task: Task, state: Any, source: Source) -> Metrics:
     """Metrics over one epoch of a source.
 
     Args:
       task: what was learned.
-      state: state, on the devices of the mesh.
+      state: state, on the devices of the source.
       source: test data, without shuffling.
-      mesh: devices that share each batch.
     """
     chunks = source.chunks(0, source.plan.steps_per_epoch)
     return functools.reduce(
-        add_sums, (evaluate_steps(task, state, chunk, mesh) for chunk in chunks)
+        add_sums, (evaluate_steps(task, state, chunk, source.mesh) for chunk in chunks)
     )
 
 
@@ -113,19 +112,18 @@ def predict_steps(task: Any, state: Any, chunk: Batch, mesh: Mesh | None = None)
     return sharding.data_parallel(steps, mesh, batch_axis=1, out_batch_axis=1)(state, chunk)
 
 
-def predict(task: Any, state: Any, source: Source, mesh: Mesh | None = None) -> Any:
+def predict(task: Any, state: Any, source: Source) -> Any:
     """The predictions for one epoch of a source, NumPy arrays [examples, ...].
 
     Args:
       task: a task with a method `predict(state, batch)`.
-      state: state, on the devices of the mesh.
+      state: state, on the devices of the source.
       source: data, without shuffling.
-      mesh: devices that share each batch.
     """
     parts = []
     for chunk in source.chunks(0, source.plan.steps_per_epoch):
-        outputs = predict_steps(task, state, chunk, mesh)
-        outputs, weight = sharding.fetch((outputs, chunk.weight), mesh)
+        outputs = predict_steps(task, state, chunk, source.mesh)
+        outputs, weight = sharding.fetch((outputs, chunk.weight), source.mesh)
         real = slice(None) if weight is None else weight.ravel() > 0
         parts.append(jax.tree.map(lambda a, real=real: a.reshape(-1, *a.shape[2:])[real], outputs))
     return jax.tree.map(lambda *each: np.concatenate(each), *parts)

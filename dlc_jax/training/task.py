@@ -20,6 +20,7 @@ from dlc_jax.data.source import Batch
 from dlc_jax.nn.layers import set_example_weights
 from dlc_jax.sharding.data_parallel import Reduce, identity, varying_like
 from dlc_jax.training.state import TrainState, create_state
+from dlc_jax.typing import AnyArray
 
 
 class WeightedSum(NamedTuple):
@@ -30,11 +31,11 @@ class WeightedSum(NamedTuple):
       weight: sum of the weights.
     """
 
-    total: Float[Array, "..."]
-    weight: Float[Array, "..."]
+    total: Float[AnyArray, "..."]
+    weight: Float[AnyArray, "..."]
 
     @property
-    def mean(self) -> Float[Array, "..."]:
+    def mean(self) -> Float[AnyArray, "..."]:
         """The weighted mean."""
         return self.total / self.weight
 
@@ -140,7 +141,7 @@ class Supervised:
             model = nnx.merge(state.graphdef, params, state.stats, copy=True)
             model.train()
             if batch.weight is not None:
-                set_example_weights(model, batch.weight)
+                set_example_weights(model, weights)
             losses, outputs = self.loss(model, examples)
             metrics = _weighted({"loss": losses, **self.metrics(outputs, examples)}, weights)
             return metrics["loss"].total, (metrics, nnx.state(model, nnx.Not(nnx.Param)))

@@ -1,4 +1,4 @@
-"""The catalogue of networks, with year and source of each."""
+"""The catalog of networks, with year and source of each."""
 
 import inspect
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def _imagenet(year: int, source: str, build: Callable[..., Network]) -> Entry:
     return Entry(year, source, _IMAGENET, 1000, build)
 
 
-CATALOGUE: dict[str, Entry] = {
+CATALOG: dict[str, Entry] = {
     "threshold-logic-unit": Entry(1943, "McCulloch and Pitts", (1, 2, 1), 2, ThresholdLogicUnit),
     "perceptron": Entry(1958, "Rosenblatt", _MNIST, 10, Perceptron),
     "neocognitron": Entry(1980, "Fukushima", _MNIST, 10, Neocognitron),
