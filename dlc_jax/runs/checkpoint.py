@@ -190,7 +190,7 @@ class CheckpointManager:
 
 
 class Checkpointer(Callback):
-    """Saves checkpoints at regular intervals.
+    """Saves checkpoints at regular intervals; works with any task, also without a run.
 
     It is a context manager; on leaving it saves the last checkpoint.
 
@@ -198,6 +198,30 @@ class Checkpointer(Callback):
       manager: where checkpoints are saved.
       interval_seconds: minimum time between checkpoints, which are saved at the end of a chunk of
         steps; 0 for one after every chunk.
+
+    Example:
+      >>> import tempfile
+      >>> import optax
+      >>> from flax import nnx
+      >>> from dlc_jax import training
+      >>> from dlc_jax.data import ArraySource
+      >>> def loss(model, x):
+      ...     outputs = model(x)
+      ...     return (outputs**2).sum(-1), outputs
+      >>> task = training.Supervised(
+      ...     lambda key: nnx.Linear(2, 1, rngs=nnx.Rngs(key)), loss, optax.sgd(0.1)
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> source = ArraySource(np.ones((6, 2), np.float32), batch_size=2)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with CheckpointManager(Path(folder), 3) as manager, Checkpointer(manager) as saver:
+      ...         progress = manager.newest(state) or Progress(state)
+      ...         records = training.train(
+      ...             task, source, num_epochs=2, progress=progress, callbacks=[saver]
+      ...         )
+      ...     with CheckpointManager(Path(folder), 3) as manager:
+      ...         manager.newest(state).step
+      6
     """
 
     def __init__(self, manager: CheckpointManager, interval_seconds: float = 10.0) -> None:
@@ -290,7 +314,7 @@ def _progress(arrays: dict[str, np.ndarray], seconds: list[float], state: Any) -
     metrics: Metrics = {}
     for name in [name for name in arrays if name.startswith(_METRIC)]:
         metric, part = name.removeprefix(_METRIC).rsplit("/", 1)
-        before = metrics.get(metric, WeightedSum(np.zeros(0), np.zeros(0)))  # type: ignore[arg-type]
+        before = metrics.get(metric, WeightedSum(np.zeros(0), np.zeros(0)))
         metrics[metric] = before._replace(**{part: arrays.pop(name)})
     expected = _named_leaves(state)
     specs = {name: (array.shape, array.dtype) for name, array in arrays.items()}

@@ -76,6 +76,15 @@ def seed_statistics(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
       Mean, standard deviation (with Bessel's correction) and standard error of the mean, of test
       error and training time; and the summaries under "runs".
+
+    Example:
+      >>> summary = {"dataset": "mnist", "model": "lecture", "train_seconds": 1.0}
+      >>> errors = {0: 1.0, 1: 1.2}
+      >>> statistics = seed_statistics(
+      ...     [summary | {"seed": seed, "test_error_percent": e} for seed, e in errors.items()]
+      ... )
+      >>> statistics["test_error_percent"]
+      {'mean': 1.1, 'standard_deviation': 0.1414, 'standard_error': 0.1}
     """
     return {
         "dataset": summaries[0]["dataset"],
@@ -161,7 +170,12 @@ def load_test_labels(dataset: AnyDataset) -> Int[np.ndarray, " examples"]:
 
 
 def percent(fraction: Any) -> float:
-    """A fraction in percent, rounded to 4 digits."""
+    """A fraction in percent, rounded to 4 digits.
+
+    Example:
+      >>> percent(np.float32(0.123))
+      12.3
+    """
     return round(100 * float(fraction), 4)
 
 
@@ -179,7 +193,17 @@ def metrics_line(record: EpochRecord) -> dict[str, Any]:
 
 
 def error_by_class(logits: Any, labels: Any, class_names: Sequence[str]) -> dict[str, float | None]:
-    """Test error of each class in percent; None for a class without test examples."""
+    """Test error of each class in percent; None for a class without test examples.
+
+    Args:
+      logits: outputs of the network, [examples, classes].
+      labels: [examples].
+      class_names: names of the classes, by label.
+
+    Example:
+      >>> error_by_class(np.eye(3)[[0, 1, 1]], np.array([0, 1, 0]), ("cat", "dog", "cow"))
+      {'cat': 50.0, 'dog': 0.0, 'cow': None}
+    """
     labels = np.asarray(labels)
     wrong = np.asarray(logits).argmax(1) != labels
     return {

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,13 @@ class EventWriter:
     def close(self) -> None:
         """Closes the event file."""
         with named(self._folder):
-            self._flush()
-            # Unlike the writer's own `close`, this does not flush again.
-            self._file._py_recordio_writer.close()
+            try:
+                self._flush()
+            finally:
+                # On a full disk this fails as well, but closes the file. Unlike the writer's own
+                # `close`, it has no second fsync.
+                with suppress(OSError):
+                    self._file._py_recordio_writer.close()
 
     def epoch(self, record: EpochRecord) -> None:
         """Writes an epoch's scalars."""

@@ -213,6 +213,10 @@ def broadcast_from_primary(make: Callable[[], bytes]) -> bytes:
 
     Raises:
       InputError: in all processes, if the function raises one.
+
+    Example:
+      >>> broadcast_from_primary(lambda: b"content")
+      b'content'
     """
     if jax.process_count() == 1:
         return make()
@@ -240,7 +244,13 @@ def _broadcast(content: bytes) -> bytes:
 
 @contextmanager
 def primary_first() -> Iterator[None]:
-    """Context that the primary process leaves before the others enter it."""
+    """Context that the primary process leaves before the others enter it.
+
+    Example:
+      >>> with primary_first():
+      ...     print("download")
+      download
+    """
     if not is_primary():
         _barrier()
     try:
@@ -266,6 +276,11 @@ def synchronized_shutdown() -> Iterator[Callable[[], None]]:
     Yields:
       A function that all processes must call at the same points, often. If one of them has got a
       signal, it raises `Terminated` or KeyboardInterrupt in all of them, once.
+
+    Example:
+      >>> with synchronized_shutdown() as raise_if_signalled:
+      ...     for step in range(3):
+      ...         raise_if_signalled()
     """
     if jax.process_count() == 1:
         yield lambda: None
@@ -303,6 +318,9 @@ def check_agreement(values: Mapping[str, Any]) -> None:
 
     Raises:
       InputError: in all processes, if they differ; it names the values that do.
+
+    Example:
+      >>> check_agreement({"seed": 0})
     """
     if jax.process_count() == 1:
         return

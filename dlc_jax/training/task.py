@@ -144,7 +144,7 @@ class Supervised:
                 set_example_weights(model, weights)
             losses, outputs = self.loss(model, examples)
             metrics = _weighted({"loss": losses, **self.metrics(outputs, examples)}, weights)
-            return metrics["loss"].total, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
+            return jnp.asarray(metrics["loss"].total), (metrics, nnx.state(model, nnx.Not(nnx.Param)))
 
         gradient = jax.grad(total_loss, has_aux=True)
         grads, (metrics, stats) = gradient(varying_like(state.params, batch))
