@@ -17,10 +17,10 @@ import optax
 from flax import nnx
 
 from dlc_jax import data, sharding, training
-from dlc_jax.models import perceptron, tc
+from dlc_jax.models import perceptron, tc_problem
 from dlc_jax.models.lenet5 import LeNet5
 from dlc_jax.models.perceptron import Perceptron
-from dlc_jax.models.tc import TC
+from dlc_jax.models.tc_problem import TC
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit
 
 
@@ -52,7 +52,7 @@ def train_perceptron(digits: data.Dataset, epochs: int = 20) -> None:
 
 def train_tc(size: int = 6, steps: int = 3000) -> None:
     model = TC(image_shape=(size, size, 1), num_classes=2, rngs=nnx.Rngs(0))
-    images, labels = tc.patterns(size)
+    images, labels = tc_problem.patterns(size)
     task = training.classification(
         lambda key: model, optax.sgd(0.3, momentum=0.9), data.Normalize((0.0,), (1.0,))
     )

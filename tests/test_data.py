@@ -16,7 +16,7 @@ from PIL import Image
 
 from dlc_jax import data
 from dlc_jax.data import Dataset, Normalize, RecordDataset, cache, catalog
-from dlc_jax.data.images import read_image
+from dlc_jax.data.image_files import read_image
 from dlc_jax.errors import DatasetUnavailable, InputError
 from dlc_jax.utils.files import write_atomically
 

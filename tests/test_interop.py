@@ -15,7 +15,7 @@ from flax import nnx
 
 from dlc_jax import models, training
 from dlc_jax.data import Dataset, Examples, Normalize
-from dlc_jax.data.source import Batch
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import interop
 from dlc_jax.nn.losses import cross_entropy

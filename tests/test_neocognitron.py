@@ -14,7 +14,7 @@ from flax import nnx
 
 from dlc_jax import data, training
 from dlc_jax.data import Dataset
-from dlc_jax.data.source import Batch
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import neocognitron, parameters
 from dlc_jax.models.neocognitron import Learned, Neocognitron

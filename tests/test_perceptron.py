@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlc_jax import training
 from dlc_jax.data import Dataset, Examples, Normalize
-from dlc_jax.data.source import Batch
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import parameters, perceptron
 from dlc_jax.models.perceptron import Perceptron

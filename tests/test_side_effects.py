@@ -15,7 +15,7 @@ import pytest
 from cycler import cycler
 
 from dlc_jax import runs
-from dlc_jax.cli import standard_streams
+from dlc_jax.cli import stdio
 from dlc_jax.data import Dataset
 from dlc_jax.explain import explain_run
 from dlc_jax.runs import plots
@@ -129,6 +129,6 @@ def test_a_signal_handler_that_is_not_pythons_is_allowed(monkeypatch: pytest.Mon
 
 def test_the_command_restores_loggers() -> None:
     before = process_state()["loggers"]
-    with standard_streams.usable():
+    with stdio.usable():
         assert process_state()["loggers"] != before
     assert process_state()["loggers"] == before

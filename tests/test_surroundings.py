@@ -15,8 +15,8 @@ import pytest
 from conftest import Command
 
 from dlc_jax import cli, runs
-from dlc_jax.cli import standard_streams
-from dlc_jax.cli.group import commands
+from dlc_jax.cli import stdio
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.types import PathType
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
@@ -216,7 +216,7 @@ def test_an_ascii_output_escapes_other_characters(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as ending:
         cli.main(["eval", os.fsdecode("猫-".encode() + b"\xff")])
     assert ending.value.code == 2
-    with standard_streams.usable():
+    with stdio.usable():
         print("é \udcff")
     assert out.buffer.getvalue() == b"\\xe9 \xff\n"
     assert error.buffer.getvalue().startswith(b"dlc-jax: '\\u732b-\\udcff'")

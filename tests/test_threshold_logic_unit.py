@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlc_jax import training
 from dlc_jax.data import Examples, Normalize
-from dlc_jax.data.source import Batch
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
 from dlc_jax.models import parameters
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit, fires

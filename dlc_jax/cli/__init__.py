@@ -6,9 +6,9 @@ from typing import NoReturn
 
 import click
 
-from dlc_jax.cli import evaluate, explain, listings, predict, standard_streams, train
+from dlc_jax.cli import evaluate, explain, listings, predict, stdio, train
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.errors import report_error
-from dlc_jax.cli.group import commands
 from dlc_jax.cli.output import BAD_INPUT, INTERRUPTED, warn
 from dlc_jax.utils.environment import prepare_program
 from dlc_jax.utils.signals import Terminated
@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
       arguments: arguments of the command; by default those of the process.
     """
-    with standard_streams.usable():
+    with stdio.usable():
         status = _run(arguments)
-        error = standard_streams.flush(sys.stdout)
+        error = stdio.flush(sys.stdout)
         if error is not None and not status:
             if not isinstance(error, BrokenPipeError):
                 error.filename = "standard output"

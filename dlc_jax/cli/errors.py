@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from dlc_jax.cli import standard_streams
+from dlc_jax.cli import stdio
 from dlc_jax.cli.output import BAD_INPUT, PEER_LOST, warn
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.utils.environment import describe_unusable_jax
@@ -26,7 +26,7 @@ def report_error(error: Exception) -> int | None:
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
         # The reader of the output has ended, as `head` does.
-        standard_streams.flush(sys.stdout)
+        stdio.flush(sys.stdout)
         return 1
     if _is_peer_failure(error):
         from dlc_jax.sharding import processes
@@ -65,7 +65,7 @@ def _describe_os_error(error: OSError) -> str:
     path = error.filename
     if path is None:
         # Standard output, if it fails again.
-        path = "a file" if standard_streams.flush(sys.stdout) is None else "standard output"
+        path = "a file" if stdio.flush(sys.stdout) is None else "standard output"
     elif isinstance(path, int):
         path = f"descriptor {path}"
     advice = _ADVICE.get(error.errno or 0, "")
@@ -100,6 +100,6 @@ def _exit_without_peers(status: int, error: Exception | None = None) -> None:
     from dlc_jax.sharding import processes
 
     if isinstance(error, processes.PeersMissing) or processes.has_peers():
-        standard_streams.flush(sys.stdout)
-        standard_streams.flush(sys.stderr)
+        stdio.flush(sys.stdout)
+        stdio.flush(sys.stderr)
         os._exit(status)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dlc_jax.cli.group import commands
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.loading import load_dataset_of
 from dlc_jax.cli.options import data_dir_option, json_option
 from dlc_jax.cli.output import print_line

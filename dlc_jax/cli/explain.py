@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dlc_jax.cli.group import commands
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.loading import load_dataset_of
 from dlc_jax.cli.options import as_is_option, data_dir_option, json_option
 from dlc_jax.cli.output import escape_newlines, format_table, print_line, warn

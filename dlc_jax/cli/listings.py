@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dlc_jax.cli.group import commands
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.options import data_dir_option, json_option, model_option
 from dlc_jax.cli.output import print_line
 from dlc_jax.cli.types import ImageShape, Integer
@@ -100,13 +100,13 @@ def list_models(
       dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --model-option stem=small
     """
     from dlc_jax import models
-    from dlc_jax.models import tabulate
+    from dlc_jax.models import summary_table
     from dlc_jax.models.summary import describe
     from dlc_jax.utils import progress_bar
 
     if name is not None:
         result = describe(name, image_shape=image_shape, num_classes=classes, **dict(model_options))
-        lines = tabulate.layer_table(result)
+        lines = summary_table.layer_table(result)
     elif image_shape or classes or model_options:
         raise click.UsageError("name a network to describe it with options, for example resnet18")
     else:
@@ -116,5 +116,5 @@ def list_models(
                 update(each, done, len(models.names()))
                 rows.append(describe(each))
         result = {"models": [{k: v for k, v in row.items() if k != "layers"} for row in rows]}
-        lines = tabulate.network_table(rows)
+        lines = summary_table.network_table(rows)
     print_line(strict_json.dumps(result) if as_json else "\n".join(lines))

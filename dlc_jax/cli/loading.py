@@ -7,7 +7,7 @@ from dlc_jax.errors import DatasetUnavailable, InputError
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset, RecordDataset
-    from dlc_jax.runs.folder import RunConfig
+    from dlc_jax.runs.config import RunConfig
 
 DEFAULT_DATASET, FALLBACK_DATASET = "mnist", "mnist-5k"
 

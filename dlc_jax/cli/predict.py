@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dlc_jax.cli.group import commands
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.options import as_is_option, json_option
 from dlc_jax.cli.output import escape_newlines, print_line
 from dlc_jax.cli.types import PathType
@@ -14,7 +14,7 @@ from dlc_jax.utils import strict_json
 from dlc_jax.utils.text import printable
 
 if TYPE_CHECKING:
-    from dlc_jax.data.images import Picture
+    from dlc_jax.data.image_files import Picture
 
 _MAX_SHOWN = 200
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dlc_jax.cli.group import commands
+from dlc_jax.cli.commands import commands
 from dlc_jax.cli.loading import load_dataset_of, load_for_training
 from dlc_jax.cli.options import TrainCommand, data_dir_option, json_option, option
 from dlc_jax.cli.output import INTERRUPTED, escape_newlines, print_line, warn
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dlc_jax.runs import AnyDataset, RunOptions, TrainResult
-    from dlc_jax.runs.folder import Run, RunConfig
+    from dlc_jax.runs.config import RunConfig
+    from dlc_jax.runs.folder import Run
     from dlc_jax.runs.recipe import Recipe
     from dlc_jax.training import EpochRecord
 
@@ -346,7 +347,8 @@ def _resume(
     num_devices: int | None,
 ) -> "TrainResult":
     from dlc_jax import runs
-    from dlc_jax.runs.folder import Run, RunConfig
+    from dlc_jax.runs.config import RunConfig
+    from dlc_jax.runs.folder import Run
     from dlc_jax.sharding import processes
 
     for name in _NOT_WITH_RESUME:

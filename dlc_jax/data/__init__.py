@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dlc_jax.data.batching import Batch, BatchPlan
 from dlc_jax.data.catalog import (
     DATASETS,
     DatasetInfo,
@@ -13,10 +14,11 @@ from dlc_jax.data.catalog import (
     open_records,
     status,
 )
-from dlc_jax.data.dataset import Dataset, Examples, Normalize
-from dlc_jax.data.locate import data_folder
+from dlc_jax.data.dataset import Dataset, Examples
+from dlc_jax.data.normalization import Normalize
 from dlc_jax.data.records import RecordDataset, Records
-from dlc_jax.data.source import ArraySource, Batch, BatchPlan, Source
+from dlc_jax.data.source import ArraySource, Source
+from dlc_jax.data.tfds_folder import data_folder
 from dlc_jax.errors import DatasetUnavailable
 
 if TYPE_CHECKING:

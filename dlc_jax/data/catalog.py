@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlc_jax.data import cache, locate, mnist5k
+from dlc_jax.data import cache, mnist5k, tfds_folder
 from dlc_jax.data.dataset import Dataset
-from dlc_jax.data.locate import data_folder
 from dlc_jax.data.records import ProgressFn, RecordDataset, open_prepared
+from dlc_jax.data.tfds_folder import data_folder
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 # TFDS's names: a dataset, optionally followed by one of its configurations.
@@ -67,7 +67,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | No
     Raises:
       InputError: there is no such dataset, or `data_dir` is not a folder.
     """
-    return None if _info(name).bundled else locate.find(name, data_folder(data_dir))
+    return None if _info(name).bundled else tfds_folder.find(name, data_folder(data_dir))
 
 
 def _info(name: str) -> DatasetInfo:
@@ -81,7 +81,7 @@ def cache_key(name: str, found: Path | None) -> str:
     """Name of the cache file, which depends on the version and the source files."""
     if found is None:
         return f"{name}-{mnist5k.version()}"
-    return f"{name}-{found.name}-{locate.fingerprint(found)}"
+    return f"{name}-{found.name}-{tfds_folder.fingerprint(found)}"
 
 
 def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -196,11 +196,11 @@ def fetch(
       InputError: `data_dir` is not a folder, or can't be written to.
     """
     folder = data_folder(data_dir)
-    found = locate.find(name, folder) if _NAME.fullmatch(name) else None
+    found = tfds_folder.find(name, folder) if _NAME.fullmatch(name) else None
     if found is not None:
         return found
     if name in DATASETS:
-        from dlc_jax.data.prepare import prepare
+        from dlc_jax.data.tfds_prepare import prepare
 
         return prepare(name, folder, progress=progress)
     raise DatasetUnavailable(

@@ -22,11 +22,11 @@ from jax.sharding import Mesh
 from jaxtyping import Int, PRNGKeyArray
 
 from dlc_jax import sharding
+from dlc_jax.data.batching import Batch, BatchPlan
 from dlc_jax.data.catalog import open_records
 from dlc_jax.data.dataset import Examples
 from dlc_jax.data.records import Indices, Records
 from dlc_jax.data.shuffling import epoch_permutation
-from dlc_jax.data.source import Batch, BatchPlan
 from dlc_jax.errors import InputError
 
 _T = TypeVar("_T")

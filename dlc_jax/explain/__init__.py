@@ -11,6 +11,6 @@ writes pictures, tables and an HTML report (`report`).
 """
 
 from dlc_jax.explain.classifier import ImageClassifier
-from dlc_jax.explain.run_report import explain_run
+from dlc_jax.explain.explain_run import explain_run
 
 __all__ = ["ImageClassifier", "explain_run"]

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain import gradient_ascent
+from dlc_jax.explain.argument_checks import check_indices
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape
-from dlc_jax.explain.validation import check_indices
 from dlc_jax.typing import AnyArray
 
 # About half of a trained network's rectified units are zero on a random image and have no
@@ -93,7 +93,7 @@ def maximize_activation(
     Example:
       >>> import jax
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> result = maximize_activation(
       ...     tiny_classifier(),
       ...     "logits",

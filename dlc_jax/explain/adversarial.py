@@ -19,8 +19,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dlc_jax.errors import InputError
+from dlc_jax.explain.argument_checks import check_labels, check_positive, is_traced
 from dlc_jax.explain.classifier import ImageClassifier, Pixels
-from dlc_jax.explain.validation import check_labels, check_positive, is_traced
 from dlc_jax.nn.losses import cross_entropy, log_odds_against, misclassified
 from dlc_jax.typing import AnyArray
 
@@ -114,7 +114,7 @@ def fast_gradient_sign(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
       >>> result = fast_gradient_sign(tiny_classifier(), pixels, np.array([0, 2]), epsilon=0.1)
       >>> bool((result.linf_distance <= 0.1001).all())
@@ -220,7 +220,7 @@ def projected_gradient_descent(
     Example:
       >>> import jax
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
       >>> result = projected_gradient_descent(
       ...     tiny_classifier(),
@@ -306,7 +306,7 @@ def lbfgs_attack(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.random.default_rng(0).uniform(size=(1, 8, 8, 1))
       >>> result = lbfgs_attack(
       ...     tiny_classifier(), pixels, np.array([0]), iterations=5, search_steps=2
@@ -421,7 +421,7 @@ def transfer_errors(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> classifiers = [tiny_classifier(seed=0), tiny_classifier(seed=1)]
       >>> pixels = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
       >>> labels = np.asarray(classifiers[0].logits(pixels)).argmax(1)

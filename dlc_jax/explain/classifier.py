@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax.data.dataset import Normalize
+from dlc_jax.data.normalization import Normalize
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
 from dlc_jax.typing import AnyArray

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.explain import jaxpr_interpreter
+from dlc_jax.explain.argument_checks import check_indices, check_pixels, check_positive, check_stage
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
 from dlc_jax.explain.relu_rules import ReluRule, check_relu_rule, override_relu_gradient
-from dlc_jax.explain.validation import check_indices, check_pixels, check_positive, check_stage
 from dlc_jax.typing import AnyArray
 
 
@@ -63,7 +63,7 @@ def project_activation(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.zeros((2, 8, 8, 1))
       >>> pixels[:, 3, 4] = 1
       >>> projection = project_activation(tiny_classifier(), pixels, "conv", np.array([0, 3]))
@@ -123,7 +123,7 @@ def top_activating_images(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((5, 8, 8, 1))
       >>> indices, activations = top_activating_images(
       ...     tiny_classifier(), pixels, "conv", count=2
@@ -178,7 +178,7 @@ def receptive_field(
         propagate NaN, such as thresholds.
 
     Example:
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> receptive_field(tiny_classifier(), (8, 8, 1), "conv", 0, 4)
       (0, 2, 3, 6)
     """

@@ -13,8 +13,8 @@ from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain import gradient_ascent
+from dlc_jax.explain.argument_checks import check_image_shape, check_pixels, check_positive
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
-from dlc_jax.explain.validation import check_image_shape, check_pixels, check_positive
 from dlc_jax.typing import AnyArray
 
 
@@ -92,7 +92,7 @@ def deep_dream(
     Example:
       >>> import jax
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
       >>> result = deep_dream(
       ...     tiny_classifier(), pixels, "conv", key=jax.random.key(0), octaves=2, jitter=0

@@ -8,8 +8,8 @@ from jax import Array
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError
+from dlc_jax.explain.argument_checks import check_pixels
 from dlc_jax.explain.classifier import ImageClassifier, Pixels
-from dlc_jax.explain.validation import check_pixels
 
 
 def first_layer_filters(
@@ -30,7 +30,7 @@ def first_layer_filters(
       InputError: No convolution reads the image.
 
     Example:
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> first_layer_filters(tiny_classifier()).shape
       (4, 3, 3, 1)
     """
@@ -58,7 +58,7 @@ def feature_maps(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> maps = feature_maps(tiny_classifier(), np.zeros((2, 8, 8, 1)))
       >>> {name: maps[name].shape for name in maps}
       {'conv': (2, 8, 8, 4)}

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from dlc_jax.errors import InputError
 from dlc_jax.explain import gradient_ascent
+from dlc_jax.explain.argument_checks import check_image_shape, check_indices, check_positive
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
-from dlc_jax.explain.validation import check_image_shape, check_indices, check_positive
 from dlc_jax.nn.losses import log_odds_against
 from dlc_jax.typing import AnyArray
 
@@ -66,7 +66,7 @@ def fooling_images_by_gradient(
     Example:
       >>> import jax
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> images = fooling_images_by_gradient(
       ...     tiny_classifier(),
       ...     np.arange(3),
@@ -167,7 +167,7 @@ def fooling_images_by_evolution(
 
     Example:
       >>> import jax
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> result = fooling_images_by_evolution(
       ...     tiny_classifier(),
       ...     key=jax.random.key(0),

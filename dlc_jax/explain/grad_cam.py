@@ -16,8 +16,8 @@ from jax.extend.core import Var
 from jaxtyping import Float, Int
 
 from dlc_jax.explain import jaxpr_interpreter
+from dlc_jax.explain.argument_checks import check_labels, check_spatial_stage
 from dlc_jax.explain.classifier import ImageClassifier, Pixels
-from dlc_jax.explain.validation import check_labels, check_spatial_stage
 from dlc_jax.typing import AnyArray
 
 
@@ -44,7 +44,7 @@ def grad_cam(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> grad_cam(tiny_classifier(), np.zeros((2, 8, 8, 1)), np.array([0, 2]), "conv").shape
       (2, 8, 8)
     """

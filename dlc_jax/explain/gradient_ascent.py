@@ -9,8 +9,8 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax.errors import InputError
+from dlc_jax.explain.argument_checks import check_image_shape, check_positive, check_stage
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
-from dlc_jax.explain.validation import check_image_shape, check_positive, check_stage
 from dlc_jax.typing import AnyArray
 
 Images: TypeAlias = Float[Array, "batch height width channels"]

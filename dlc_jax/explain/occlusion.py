@@ -12,8 +12,8 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from dlc_jax.errors import InputError
+from dlc_jax.explain.argument_checks import check_labels, check_positive
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
-from dlc_jax.explain.validation import check_labels, check_positive
 from dlc_jax.typing import AnyArray
 
 
@@ -46,7 +46,7 @@ def occlusion_sensitivity(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels, labels = np.zeros((2, 8, 8, 1)), np.array([0, 2])
       >>> occlusion_sensitivity(tiny_classifier(), pixels, labels, patch_size=3, stride=2).shape
       (2, 4, 4)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from dlc_jax.explain.argument_checks import check_labels
 from dlc_jax.explain.classifier import ImageClassifier, Pixels
 from dlc_jax.explain.relu_rules import ReluRule, check_relu_rule, override_relu_gradient
-from dlc_jax.explain.validation import check_labels
 from dlc_jax.typing import AnyArray
 
 
@@ -42,7 +42,7 @@ def input_gradient(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> pixels = np.zeros((2, 8, 8, 1))
       >>> input_gradient(tiny_classifier(), pixels, np.array([0, 2]), rule="guided").shape
       (2, 8, 8, 1)
@@ -85,7 +85,7 @@ def saliency_map(
 
     Example:
       >>> import numpy as np
-      >>> from dlc_jax.explain.testing import tiny_classifier
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
       >>> saliency_map(tiny_classifier(), np.zeros((2, 8, 8, 1)), np.array([0, 2])).shape
       (2, 8, 8)
     """

@@ -19,7 +19,7 @@ from dlc_jax.models.network import Network
 from dlc_jax.models.perceptron import Perceptron
 from dlc_jax.models.prelu_net import PReLUNet
 from dlc_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
-from dlc_jax.models.tc import TC
+from dlc_jax.models.tc_problem import TC
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit
 from dlc_jax.models.vgg import VGG
 

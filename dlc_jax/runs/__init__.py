@@ -2,9 +2,9 @@
 
 from dlc_jax.runs.callbacks import CheckpointOptions, RunOptions
 from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
-from dlc_jax.runs.configure import AnyDataset, configure
+from dlc_jax.runs.config import AnyDataset, RunConfig, configure
 from dlc_jax.runs.evaluate import evaluate
-from dlc_jax.runs.folder import Run, RunConfig
+from dlc_jax.runs.folder import Run
 from dlc_jax.runs.predict import predict
 from dlc_jax.runs.recipe import Recipe
 from dlc_jax.runs.summary import seed_statistics

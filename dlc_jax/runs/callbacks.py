@@ -13,7 +13,7 @@ import numpy as np
 
 from dlc_jax.errors import InputError, one_line
 from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
-from dlc_jax.runs.configure import AnyDataset
+from dlc_jax.runs.config import AnyDataset
 from dlc_jax.runs.folder import CHECKPOINTS, EVENTS, METRICS, Run
 from dlc_jax.runs.setup import Setup
 from dlc_jax.runs.summary import Logits, draw, metrics_line, summarize

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 
 from dlc_jax import training
-from dlc_jax.data.compatibility import DataSpec, check_compatible
+from dlc_jax.data.spec import DataSpec, check_compatible
 from dlc_jax.nn.losses import average_probabilities, cross_entropy, misclassified
-from dlc_jax.runs.configure import AnyDataset
+from dlc_jax.runs.config import AnyDataset
 from dlc_jax.runs.folder import Run
 from dlc_jax.runs.setup import make_task, make_test_source
 from dlc_jax.runs.summary import Logits, error_by_class, load_test_labels, percent

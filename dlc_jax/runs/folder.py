@@ -1,21 +1,19 @@
 """The folder of a run: its configuration, metrics, checkpoints and trained network."""
 
-import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from flax import nnx
 
 from dlc_jax import models
-from dlc_jax.data.dataset import Normalize
 from dlc_jax.errors import InputError
 from dlc_jax.models import parameters
-from dlc_jax.runs.recipe import Recipe
+from dlc_jax.runs.config import FORMAT, RunConfig
 from dlc_jax.utils import strict_json
 from dlc_jax.utils.files import (
     check_encodable,
@@ -35,126 +33,6 @@ CONFIG, METRICS, PARAMETERS, SUMMARY, CHECKPOINTS, EVENTS, LOCK = (
     "tensorboard",
     "lock",
 )
-FORMAT = 2
-# Names of the fields of configurations of format 1 (dlc_jax 0.1), and those of today.
-_FORMAT_1_NAMES = {
-    "examples": "num_examples",
-    "bias_factor": "bias_lr_multiplier",
-    "lookahead": "lookahead_period",
-    "ema": "ema_decay",
-    "mirrored_test": "tta_flip",
-    "translated_test": "tta_translate",
-    "devices": "num_devices",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(Recipe):
-    """The configuration of a run: the recipe, and what else its network depends on.
-
-    Attributes:
-      recipe: name of the recipe from which the fields were taken or changed.
-      dlc_jax: version of this package.
-      jax: version of JAX.
-      device: kind of device it was trained on.
-      image_shape: height, width and channels.
-      class_names: names of the classes, by label.
-      dataset_version: its publisher's version.
-      provenance: description of where the dataset came from.
-      mean: mean of the training pixels per channel.
-      std: standard deviation of the training pixels per channel.
-      seed: random seed.
-      checkpoint_steps: number of steps between two possible checkpoints in an epoch.
-      num_devices: number of devices each batch is split over; 0 if unknown.
-      stream: whether images are read during training instead of before it.
-      image_size: height and width to which streamed images are resized; None if they are not.
-      format: version of the run folder's format; 1 for runs of dlc_jax 0.1.
-    """
-
-    recipe: str = "mnist-lecture"
-    dlc_jax: str
-    jax: str
-    device: str
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    dataset_version: str
-    provenance: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    seed: int
-    checkpoint_steps: int = 200
-    num_devices: int = 0
-    stream: bool = False
-    image_size: int | None = None
-    format: int = FORMAT
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Reads the content of a `config.json`, also one of format 1.
-
-        Raises:
-          InputError: the format is newer than this version.
-          KeyError, TypeError or ValueError: the text is damaged.
-        """
-        values = {"format": 1, **json.loads(text)}
-        if values["format"] == 1:
-            values = _from_format_1(values)
-        elif values["format"] != FORMAT:
-            raise InputError(f"has format {values['format']}; read it with a newer dlc_jax")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        config = cls(**{name: values[name] for name in fields & values.keys()})
-        height, width, channels = (int(size) for size in config.image_shape)
-        if not all(isinstance(name, str) for name in config.class_names):
-            raise ValueError("class_names")
-        config.normalize  # noqa: B018
-        return dataclasses.replace(config, image_shape=(height, width, channels))
-
-    def to_json(self) -> str:
-        """Returns all fields as the content of a `config.json`."""
-        return strict_json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def create_model(self) -> models.Network:
-        """Creates the network, initialized from the seed."""
-        return models.create(
-            self.model,
-            image_shape=self.image_shape,
-            num_classes=len(self.class_names),
-            rngs=nnx.Rngs(self.seed),
-            dtype=self.jax_dtype,
-            **self.model_options,
-        )
-
-    @property
-    def normalize(self) -> Normalize:
-        """The normalization of images."""
-        return Normalize(self.mean, self.std)
-
-    def check_unchanged(self, options: Mapping[str, Any]) -> None:
-        """Checks that options of a resumed run are those of this configuration.
-
-        Args:
-          options: values by the names of fields. Those of `model_options` and `freeze_after` may
-            be a part of the field's entries.
-
-        Raises:
-          InputError: an option differs.
-        """
-        changes = []
-        for name, value in options.items():
-            current = getattr(self, name)
-            if isinstance(value, dict):
-                current = {key: current[key] for key in value if key in current}
-            if value != current:
-                changes.append(f"{name} {getattr(self, name)!r}, not {value!r}")
-        if changes:
-            raise InputError(f"the run has {'; '.join(changes)}; leave that out to resume it")
-
-
-def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Renames the fields of a configuration of format 1; new names stay."""
-    values = {_FORMAT_1_NAMES.get(name, name): value for name, value in values.items()}
-    epochs = values.pop("whitening_bias_epochs", 0)
-    return {"freeze_after": {"whitening_bias": epochs} if epochs else {}, **values}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dlc_jax.data.images import Picture, read_picture
+from dlc_jax.data.image_files import Picture, read_picture
+from dlc_jax.runs.config import RunConfig
 from dlc_jax.runs.evaluate import check_finite
-from dlc_jax.runs.folder import Run, RunConfig
+from dlc_jax.runs.folder import Run
 from dlc_jax.utils.text import unique_class_names
 
 # All batches have the same size, so that one program is compiled.
@@ -33,7 +34,7 @@ def predict(
       run: the run.
       model: its network.
       paths: PNG, JPEG, WebP, GIF or BMP files of any size.
-      invert: see `dlc_jax.data.images.read_image`.
+      invert: see `dlc_jax.data.image_files.read_image`.
       as_is: whether to only scale pictures, instead of converting photographs of digits to
         MNIST's format.
       on_picture: called with each picture, in order.
@@ -93,7 +94,7 @@ def read_images(
     Args:
       config: configuration of the run.
       paths: PNG, JPEG, WebP, GIF or BMP files of any size.
-      invert: see `dlc_jax.data.images.read_image`.
+      invert: see `dlc_jax.data.image_files.read_image`.
       as_is: see `predict`.
 
     Raises:

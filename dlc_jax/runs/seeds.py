@@ -8,8 +8,7 @@ import jax
 from dlc_jax.data import RecordDataset
 from dlc_jax.errors import InputError
 from dlc_jax.runs.callbacks import RunOptions
-from dlc_jax.runs.configure import AnyDataset
-from dlc_jax.runs.folder import RunConfig
+from dlc_jax.runs.config import AnyDataset, RunConfig
 from dlc_jax.runs.train import OnEpoch, TrainResult, train, train_vmapped
 from dlc_jax.training import OutOfMemory
 

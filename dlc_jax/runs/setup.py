@@ -14,14 +14,13 @@ from jax.sharding import Mesh
 
 from dlc_jax import sharding, training
 from dlc_jax.data import Examples
-from dlc_jax.data.compatibility import DataSpec, check_compatible
 from dlc_jax.data.distributed import dataset_fingerprint
 from dlc_jax.data.records import Records
 from dlc_jax.data.shuffling import epoch_permutation
 from dlc_jax.data.source import ArraySource, Source
+from dlc_jax.data.spec import DataSpec, check_compatible
 from dlc_jax.errors import InputError
-from dlc_jax.runs.configure import AnyDataset
-from dlc_jax.runs.folder import RunConfig
+from dlc_jax.runs.config import AnyDataset, RunConfig
 from dlc_jax.sharding import processes
 
 # Maximum number of images that initialize a network (`Network.init_from_data`), and their pixels.

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from dlc_jax.data import Records
 from dlc_jax.models import parameters
-from dlc_jax.runs.configure import AnyDataset
-from dlc_jax.runs.folder import Run, RunConfig
+from dlc_jax.runs.config import AnyDataset, RunConfig
+from dlc_jax.runs.folder import Run
 from dlc_jax.training import EpochRecord
 from dlc_jax.utils.text import unique_class_names
 

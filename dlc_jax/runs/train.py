@@ -24,8 +24,8 @@ from dlc_jax.runs.callbacks import (
     Shutdown,
     open_writer,
 )
-from dlc_jax.runs.configure import AnyDataset
-from dlc_jax.runs.folder import Run, RunConfig
+from dlc_jax.runs.config import AnyDataset, RunConfig
+from dlc_jax.runs.folder import Run
 from dlc_jax.runs.setup import (
     Setup,
     check_batch_size,

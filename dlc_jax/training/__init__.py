@@ -7,9 +7,9 @@ the loop that a person watches.
 from dlc_jax.training import optimizers
 from dlc_jax.training.classification import classification
 from dlc_jax.training.divergence import Diverged, is_finite
+from dlc_jax.training.ensemble import Ensemble
 from dlc_jax.training.loop import Callback, EpochRecord, OnEpoch, OutOfMemory, Progress, train
-from dlc_jax.training.state import TrainState, create_state, stack, unstack
-from dlc_jax.training.steps import (
+from dlc_jax.training.scan import (
     evaluate,
     evaluate_steps,
     means,
@@ -17,7 +17,9 @@ from dlc_jax.training.steps import (
     predict_steps,
     train_steps,
 )
-from dlc_jax.training.task import Ensemble, Metrics, Supervised, Task, WeightedSum
+from dlc_jax.training.state import TrainState, create_state, stack, unstack
+from dlc_jax.training.supervised import Supervised
+from dlc_jax.training.task import Metrics, Task, WeightedSum
 
 __all__ = [
     "Callback",

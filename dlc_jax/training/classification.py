@@ -9,13 +9,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from dlc_jax.data.augmentation import Augmentation, shift
-from dlc_jax.data.dataset import Examples, Normalize
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.data.batching import Batch
+from dlc_jax.data.dataset import Examples
+from dlc_jax.data.normalization import Normalize
 from dlc_jax.data.shuffling import split_key
-from dlc_jax.data.source import Batch
 from dlc_jax.models.network import Network
 from dlc_jax.nn.losses import cross_entropy, misclassified
-from dlc_jax.training.task import Supervised
+from dlc_jax.training.supervised import Supervised
+from dlc_jax.training.tta import average_logits
 
 
 def classification(
@@ -112,17 +114,5 @@ class _EvaluationLoss:
     translate: int
 
     def __call__(self, model: nnx.Module, examples: Examples) -> tuple[Array, Array]:
-        logits = self._logits(model, jnp.asarray(examples.images))
+        logits = average_logits(model, jnp.asarray(examples.images), self.flip, self.translate)
         return cross_entropy(logits, examples.labels), logits
-
-    def _logits(self, model: Any, images: Array) -> Array:
-        def flipped(images: Array) -> Array:
-            if not self.flip:
-                return model(images)
-            return (model(images) + model(images[:, :, ::-1])) / 2
-
-        if not self.translate:
-            return flipped(images)
-        offsets = [jnp.full((len(images), 2), each) for each in (-self.translate, self.translate)]
-        moved = [flipped(shift(images, each, self.translate, "reflect")) for each in offsets]
-        return flipped(images) / 2 + sum(moved) / 4

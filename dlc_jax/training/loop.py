@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray
 
 from dlc_jax import sharding
-from dlc_jax.data.source import Batch, Source
+from dlc_jax.data.batching import Batch
+from dlc_jax.data.source import Source
 from dlc_jax.errors import InputError
 from dlc_jax.training import divergence
-from dlc_jax.training.steps import (
+from dlc_jax.training.scan import (
     add_sums,
     evaluate_steps,
     means,

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from dlc_jax import sharding
-from dlc_jax.data.source import Batch, Source
+from dlc_jax.data.batching import Batch
+from dlc_jax.data.source import Source
 from dlc_jax.sharding.data_parallel import Reduce
 from dlc_jax.training.task import Metrics, Task, WeightedSum
 

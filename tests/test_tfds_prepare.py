@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlc_jax.data import prepare as preparing
-from dlc_jax.data.prepare import prepare
+from dlc_jax.data import tfds_prepare as preparing
+from dlc_jax.data.tfds_prepare import prepare
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -533,5 +533,5 @@ def test_without_tfds_the_error_says_how_to_install_it(
 
 def test_importing_is_cheap() -> None:
     heavy = {"tensorflow_datasets", "requests", "PIL", "tensorflow"}
-    code = f"import sys, dlc_jax.data.prepare; print({heavy} & set(sys.modules))"
+    code = f"import sys, dlc_jax.data.tfds_prepare; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

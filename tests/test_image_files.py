@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlc_jax.data.images import read_image
+from dlc_jax.data.image_files import read_image
 from dlc_jax.errors import InputError
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dlc_jax.data import Dataset, RecordDataset
-from dlc_jax.data.compatibility import DataSpec, check_compatible
+from dlc_jax.data.spec import DataSpec, check_compatible
 from dlc_jax.explain.classifier import ImageClassifier
 from dlc_jax.utils.text import unique_path_names
 
@@ -42,7 +42,7 @@ def explain_run(
       paths: Image files to explain it on; by default the first test image of each class.
       output_dir: Folder to write to.
       transfer_run: Run to whose network adversarial examples are transferred.
-      invert: See `dlc_jax.data.images.read_image`.
+      invert: See `dlc_jax.data.image_files.read_image`.
       as_is: Whether to only scale image files, instead of converting photographs of digits to
         MNIST's format.
       seed: Random seed.

@@ -10,10 +10,10 @@ from flax import nnx
 
 from dlc_jax import training
 from dlc_jax.data import Examples, Normalize
-from dlc_jax.data.source import Batch
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
-from dlc_jax.models import tc
-from dlc_jax.models.tc import TC
+from dlc_jax.models import tc_problem
+from dlc_jax.models.tc_problem import TC
 
 IDENTITY = Normalize((0.0,), (1.0,))
 
@@ -45,7 +45,7 @@ def error(model: Any, examples: Examples) -> float:
 
 @pytest.mark.parametrize("size", [3, 6])
 def test_eight_patterns_per_position(size: int) -> None:
-    images, labels = tc.patterns(size)
+    images, labels = tc_problem.patterns(size)
     count = 8 * (size - 2) ** 2
     assert images.shape == (count, size, size, 1)
     assert len(np.unique(images, axis=0)) == count
@@ -55,7 +55,7 @@ def test_eight_patterns_per_position(size: int) -> None:
 
 
 def test_shapes_of_t_and_c() -> None:
-    images, labels = tc.patterns(3)
+    images, labels = tc_problem.patterns(3)
     (first_t, first_c), _ = images[:2], labels[:2]
     assert positions(first_t) == [(0, 0), (0, 1), (0, 2), (1, 1), (2, 1)]
     assert positions(first_c) == [(0, 1), (0, 2), (1, 1), (2, 1), (2, 2)]
@@ -64,7 +64,7 @@ def test_shapes_of_t_and_c() -> None:
 
 
 def test_patterns_contain_all_rotations_and_shifts() -> None:
-    images, labels = tc.patterns(5)
+    images, labels = tc_problem.patterns(5)
     seen = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
     for image, label in zip(images[:8], labels[:8], strict=True):
         for down, right in itertools.product(range(3), repeat=2):
@@ -75,7 +75,7 @@ def test_patterns_contain_all_rotations_and_shifts() -> None:
 
 
 def test_pairwise_distances_are_the_same_for_t_and_c() -> None:
-    images, labels = tc.patterns(4)
+    images, labels = tc_problem.patterns(4)
     distances = [
         sorted(
             (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
@@ -116,7 +116,7 @@ def test_loss_is_half_the_squared_error() -> None:
 
 
 def test_logits_are_translation_invariant() -> None:
-    images, _ = tc.patterns(6)
+    images, _ = tc_problem.patterns(6)
     logits = np.asarray(network(seed=3)(jnp.asarray(images)))[:, 1].reshape(16, 8)
     np.testing.assert_allclose(logits, np.broadcast_to(logits[0], (16, 8)), rtol=1e-5)
     assert np.ptp(logits[0]) > 1e-3
@@ -128,7 +128,7 @@ def test_logits_are_translation_invariant() -> None:
     "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
 def test_training_reaches_zero_error(seed: int) -> None:
-    examples = Examples(*tc.patterns(6))
+    examples = Examples(*tc_problem.patterns(6))
     model, errors = train(network(seed=seed), examples, 5000)
     assert errors[0] > 0.2
     assert error(model, examples) == 0
@@ -137,7 +137,7 @@ def test_training_reaches_zero_error(seed: int) -> None:
 
 
 def test_training_on_central_patterns_generalizes_to_other_positions() -> None:
-    images, labels = tc.patterns(6)
+    images, labels = tc_problem.patterns(6)
     middle = images[:, 2:4, 2:4, 0].sum((1, 2)) >= 2
     assert 8 < middle.sum() < 100
     model, _ = train(network(seed=0), Examples(images[middle], labels[middle]), 5000)
@@ -155,4 +155,4 @@ def test_invalid_shapes_and_classes_raise(arguments: dict[str, Any], message: st
     with pytest.raises(InputError, match=message):
         TC(rngs=nnx.Rngs(0), **arguments)
     with pytest.raises(InputError, match="not 2x2"):
-        tc.patterns(2)
+        tc_problem.patterns(2)

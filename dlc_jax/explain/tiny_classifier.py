@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax.data.dataset import Normalize
+from dlc_jax.data.normalization import Normalize
 from dlc_jax.explain.classifier import ImageClassifier
 from dlc_jax.models.network import Network
 
