@@ -419,9 +419,10 @@ def _print_results(results: "list[TrainResult]", as_json: bool) -> int:
     """Prints the results of all runs, and returns the exit code."""
     from dlc_jax import runs
 
+    code = INTERRUPTED if results[-1].interrupted and not results[-1].terminated else 0
     for result in results:
         if result.run is None:  # not the primary process
-            return 0
+            return code
         _print_result(result, result.run)
     summaries = [result.summary for result in results]
     value = summaries[0]
@@ -438,7 +439,7 @@ def _print_results(results: "list[TrainResult]", as_json: bool) -> int:
         )
     if as_json:
         print_line(strict_json.dumps(value))
-    return INTERRUPTED if results[-1].interrupted and not results[-1].terminated else 0
+    return code
 
 
 def _print_result(result: "TrainResult", run: "Run") -> None:
