@@ -21,7 +21,7 @@ from dlc_jax.data.shuffling import epoch_permutation
 
 
 class Source(Protocol):
-    """Where a training loop takes its batches from.
+    """A source of batches for a training loop.
 
     Attributes:
       plan: how epochs are cut into batches.

@@ -30,7 +30,7 @@ def classification(
     tta_flip: bool = False,
     tta_translate: int = 0,
 ) -> Supervised:
-    """The task of telling the classes of images.
+    """The task of image classification.
 
     Its examples are `dlc_jax.data.Examples` with uint8 images; its metrics are "loss", in
     training the network's own (see `dlc_jax.models.Network.loss`), in evaluation the
@@ -38,7 +38,7 @@ def classification(
     predictions are logits.
 
     Args:
-      model: makes the network from a key.
+      model: creates the network from a key.
       optimizer: any Optax gradient transformation.
       normalize: normalization of the images.
       augmentation: random changes of training images; none without a key.

@@ -20,7 +20,7 @@ class Ensemble:
     examples of its own (see `dlc_jax.data.ArraySource`), and metrics.
 
     Attributes:
-      task: what each network learns.
+      task: the task of each network.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""The training loop, and what it tells its callbacks."""
+"""The training loop and its callbacks."""
 
 import functools
 import time
@@ -64,10 +64,10 @@ class EpochRecord:
 
 
 class Progress:
-    """How far training has come.
+    """The progress of training.
 
     Args:
-      state: state.
+      state: the state.
       metrics: training metrics of every step so far, [steps, *networks].
       seconds: duration of the training in each epoch so far, the present one included.
 
@@ -103,7 +103,7 @@ class Progress:
 
 
 class Callback:
-    """What else happens in training. All methods do nothing here."""
+    """A hook of the training loop. Its methods do nothing; override those you need."""
 
     def on_start(self, progress: Progress) -> None:
         """Called when everything is compiled, before the first step."""
@@ -144,14 +144,14 @@ def train(
 ) -> list[EpochRecord]:
     """Trains a task, evaluating it after each epoch.
 
-    It continues from where `progress` stands, to the same result, bit by bit, as without the
-    interruption (on the same machine, with the same libraries).
+    It continues from the step of `progress`. The result is bit by bit that of an uninterrupted
+    training, on the same machine with the same libraries.
 
     Args:
-      task: what is learned.
+      task: the task.
       source: training data, and the devices that share each batch.
       num_epochs: passes over the training data.
-      progress: the state to begin with; afterwards, and for callbacks, how far training has come.
+      progress: the initial state, or that of an interrupted training; it is updated.
       key: the run's key, for the random numbers of steps.
       test: test data, without shuffling, on the same devices.
       max_chunk_steps: callbacks are called whenever this many steps of an epoch are done, and at
@@ -159,12 +159,11 @@ def train(
       callbacks: called in order.
 
     Returns:
-      A record of each epoch; the first one is that of the state to begin with, unless it stands
-      within an epoch.
+      A record of each epoch; the first one is of the initial state, unless that is within an
+      epoch.
 
     Raises:
-      Diverged: a metric, or an array of the state, is not finite. All that was recorded before
-        is still good.
+      Diverged: a metric, or an array of the state, is not finite. Earlier records are valid.
       OutOfMemory: a device knows that it has too little memory.
 
     Example:

@@ -1,4 +1,7 @@
-"""Many steps as one program on the devices, without a transfer between them and the host."""
+"""Training, evaluation and prediction on many batches, in one compiled program each.
+
+Nothing is transferred between host and devices within a program.
+"""
 
 import functools
 from functools import partial
@@ -21,11 +24,11 @@ from dlc_jax.training.task import Metrics, Task, WeightedSum
 def train_steps(
     task: Task, state: Any, chunk: Batch, key: PRNGKeyArray | None = None, mesh: Mesh | None = None
 ) -> tuple[Any, Metrics]:
-    """One step of a task for each batch of a chunk.
+    """Trains on each batch of a chunk, by `jax.lax.scan`.
 
     Args:
-      task: what is learned.
-      state: state, on the devices of the mesh (`dlc_jax.sharding.replicate`).
+      task: the task.
+      state: the state, on the devices of the mesh (`dlc_jax.sharding.replicate`).
       chunk: stacked batches, from a `dlc_jax.data.Source`.
       key: the run's key.
       mesh: devices that share each batch.
@@ -62,8 +65,8 @@ def evaluate_steps(task: Task, state: Any, chunk: Batch, mesh: Mesh | None = Non
     """Metrics over all batches of a chunk.
 
     Args:
-      task: what was learned.
-      state: state, on the devices of the mesh.
+      task: the task.
+      state: the state, on the devices of the mesh.
       chunk: stacked batches.
       mesh: devices that share each batch.
     """
@@ -80,8 +83,8 @@ def evaluate(task: Task, state: Any, source: Source) -> Metrics:
     """Metrics over one epoch of a source.
 
     Args:
-      task: what was learned.
-      state: state, on the devices of the source.
+      task: the task.
+      state: the state, on the devices of the source.
       source: test data, without shuffling.
     """
     chunks = source.chunks(0, source.plan.steps_per_epoch)
@@ -101,7 +104,7 @@ def predict_steps(task: Any, state: Any, chunk: Batch, mesh: Mesh | None = None)
 
     Args:
       task: a task with a method `predict(state, batch)`, such as `Supervised`.
-      state: state, on the devices of the mesh.
+      state: the state, on the devices of the mesh.
       chunk: stacked batches.
       mesh: devices that share each batch.
     """
@@ -118,7 +121,7 @@ def predict(task: Any, state: Any, source: Source) -> Any:
 
     Args:
       task: a task with a method `predict(state, batch)`.
-      state: state, on the devices of the source.
+      state: the state, on the devices of the source.
       source: data, without shuffling.
     """
     parts = []

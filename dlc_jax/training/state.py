@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree."""
+"""The state of training: parameters, statistics, and the optimizer's state, as one pytree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from dlc_jax.utils.arrays import owned_copy
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """A network in training: arrays as the pytree's leaves, the rest static.
+    """The state of a network in training; the arrays are the pytree's leaves.
 
     Attributes:
       step: number of updates made, int32 scalar.

@@ -33,15 +33,15 @@ class Supervised:
     """A task that minimises the mean of a loss over the examples.
 
     Attributes:
-      model: makes the network from a key.
+      model: creates the network from a key.
       loss: a function of network and examples that returns the loss of each example, [batch],
         and the network's outputs, a pytree of arrays [batch, ...].
       optimizer: any Optax gradient transformation.
       metrics: a function of outputs and examples that returns further values of each example,
         [batch], by name.
-      transform: makes the examples that loss and metrics take; a function of a batch and the
-        run's key, which is None in evaluation. Random numbers that depend on the key, the
-        batch's `epoch` and each example's `index` are the same on any devices.
+      transform: maps a batch and the run's key (None in evaluation) to the examples that loss
+        and metrics take, for example normalizes and augments them. Random numbers that depend on
+        the key, the batch's `epoch` and each example's `index` only are the same on any devices.
       eval_loss: the loss in evaluation; by default `loss`.
 
     Example:

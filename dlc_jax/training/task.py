@@ -1,8 +1,9 @@
-"""What is learned: a task owns its training step.
+"""The interface of tasks, and metrics.
 
-`Supervised` derives the step from a loss; two networks against each other, or a player, write
-their own. Devices (`dlc_jax.sharding.data_parallel`), scans over batches (`train_steps`) and
-several networks at once (`Ensemble`) are added from outside.
+A task owns its training step. `Supervised` derives the step from a loss; an adversarial network or
+a reinforcement learner writes its own. Everything else is a transformation of that step: data
+parallelism (`dlc_jax.sharding.data_parallel`), the scan over batches (`train_steps`), and several
+networks at once (`Ensemble`).
 """
 
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -35,9 +36,10 @@ Metrics: TypeAlias = dict[str, WeightedSum]
 
 
 class Task(Protocol):
-    """What is learned, and how. A task must be hashable, since it is static in `jax.jit`.
+    """Initialization, training step and evaluation of a model.
 
-    A state is any pytree with an attribute `step`, the number of updates made.
+    A task must be hashable, since it is a static argument of `jax.jit`. A state is any pytree with
+    an attribute `step`, the number of updates made.
     """
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -50,7 +52,7 @@ class Task(Protocol):
         """The state after one update, and metrics on the batch before it.
 
         Args:
-          state: state.
+          state: the state.
           batch: a batch, or a device's part of it.
           key: the run's key, the same in all steps; fold `batch.epoch` and `batch.index` in.
           reduce: sums a pytree over the devices that share the batch.
