@@ -75,7 +75,7 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.num_examples:
             raise InputError(
-                f"a batch size of {self.batch_size} does not fit {self.num_examples} training "
+                f"a batch size of {self.batch_size} does not fit {self.num_examples} "
                 f"examples; choose one from 1 to {self.num_examples}"
             )
 
