@@ -73,7 +73,9 @@ def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
     assert images.max() <= 1
     assert confidences(lecture, images).min() >= 0.99
     test = digits.test.images.astype(np.float32) / 255
-    assert strangeness(images, digits).min() > strangeness(test, digits).max()
+    # Farther from every training digit than 99 of 100 test digits are.
+    limit = np.quantile(strangeness(test, digits), 0.99)
+    assert strangeness(images, digits).min() > limit
 
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
