@@ -100,6 +100,6 @@ def test_a_run_over_all_devices_goes_on_over_fewer_to_the_same_end_up_to_roundin
     shutil.rmtree(run / "checkpoints" / "6")
     resumed = dlc_jax("train", "--resume", run)
     assert resumed.code == 0, resumed.err
-    assert "sharded over 8 devices, and now are over 2" in resumed.err
+    assert "used 8 devices, and now uses 2" in resumed.err
     assert "up to rounding" in resumed.err
     check_equal(load_file(run / "parameters.safetensors"), expected)

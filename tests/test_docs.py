@@ -478,7 +478,8 @@ def test_the_first_command_installs_and_trains(checkout: Path, tmp_path: Path) -
     printed = shell(INSTALL_AND_TRAIN, checkout, TFDS_DATA_DIR=str(tmp_path))
     found = re.search(r"^test error (\d\.\d\d) % on mnist(-5k)? after 10 epochs", printed, re.M)
     assert found
-    assert float(found[1]) <= 3.5
+    # Single seeds vary: six had 3.1 to 3.9 %, a standard deviation of 0.3.
+    assert float(found[1]) <= 4.4
     [run] = (checkout / "runs").iterdir()
     assert (run / "mistakes.png").exists()
 
