@@ -77,7 +77,9 @@ def test_gradient_ascent_fools_all_classes_with_images_unlike_digits(
     assert images.max() <= 1
     assert confidences(lecture, images).min() >= 0.99
     test = digits.test.images.astype(np.float32) / 255
-    assert distance_to_digits(images, digits).min() > distance_to_digits(test, digits).max()
+    # Farther from every training digit than 99 of 100 test digits are.
+    limit = np.quantile(distance_to_digits(test, digits), 0.99)
+    assert distance_to_digits(images, digits).min() > limit
 
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
