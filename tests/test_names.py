@@ -55,7 +55,7 @@ def test_names_in_figures_are_not_parsed_as_formulas() -> None:
             plots.mistakes(images, labels, probabilities, NAMES),
             plots.curves([np.ones(2)], [0.5], " ".join(NAMES)),
             plots.grid(images, NAMES[1]),
-            plots.answers([(images[0], images[0])], [answer]),
+            plots.predictions([(images[0], images[0])], [answer]),
             pictures.image_grid([[cell]], NAMES[1], row_titles=NAMES[1:2]),
             pictures.line_plot(
                 x, np.stack([x, x], 1), NAMES[:2], title=NAMES[1], xlabel="x", ylabel="y"

@@ -382,7 +382,11 @@ def test_runs_killed_at_12_moments_resume_to_the_same_results(
         # Before the configuration is written, it can only be started again.
         known = (run / "config.json").exists()
         if known:
-            Run.open(run).read_metrics()
+            opened = Run.open(run)
+            opened.read_metrics()
+            # The initial network is saved before anything else is written.
+            if (run / "metrics.jsonl").exists():
+                opened.model()
         again = ("train", "--resume", run) if known else begin
         assert finish(start(tmp_path, *again, "--checkpoint-seconds", 0)) == 0, trial
         assert results(run) == expected, trial

@@ -82,7 +82,7 @@ def predict(
         from dlc_jax.runs import plots
 
         pairs = [(picture.original, picture.pixels) for picture in shown]
-        plots.save(plots.answers(pairs, predictions[: len(pairs)]), Path(show))
+        plots.save(plots.predictions(pairs, predictions[: len(pairs)]), Path(show))
     if as_json:
         print_line(strict_json.dumps({"run": run, "predictions": predictions}))
         return

@@ -19,7 +19,7 @@ import xxhash
 from dlc_jax.data.dataset import Dataset, Examples
 from dlc_jax.errors import InputError
 from dlc_jax.utils import strict_json
-from dlc_jax.utils.files import atomic_writer, cache_folder, remove_abandoned
+from dlc_jax.utils.files import atomic_writer, cache_folder, remove_partial_files
 
 # A key consists of the dataset, its source (a version, maybe a fingerprint of the files) and
 # maybe a shard.
@@ -65,7 +65,7 @@ def get_or_load(key: str, load: Callable[[], Dataset]) -> Dataset:
     dataset = load()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(file.parent)
+        remove_partial_files(file.parent)
         _write(file, dataset)
         _evict_others(file)
     return dataset

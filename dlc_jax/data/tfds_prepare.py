@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlc_jax.errors import DatasetUnavailable, InputError
-from dlc_jax.utils.files import untouched
+from dlc_jax.utils.files import is_unmodified
 
 # Pairs of a key and the features of an example.
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -277,7 +277,7 @@ def _removing_unfinished(name: str, data_dir: Path) -> Iterator[None]:
 
     with suppress(OSError):
         for path in {*unfinished(), *(data_dir / name).glob("*.incomplete*")}:
-            if untouched(path, _ABANDONED_AFTER):
+            if is_unmodified(path, _ABANDONED_AFTER):
                 remove(path)
     before = unfinished()
     try:

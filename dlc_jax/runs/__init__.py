@@ -7,6 +7,7 @@ from dlc_jax.runs.evaluate import evaluate
 from dlc_jax.runs.folder import Run
 from dlc_jax.runs.predict import predict
 from dlc_jax.runs.recipe import Recipe
+from dlc_jax.runs.seeds import train_seeds
 from dlc_jax.runs.summary import seed_statistics
 from dlc_jax.runs.train import TrainResult, resume, train, train_vmapped
 
@@ -26,5 +27,6 @@ __all__ = [
     "resume",
     "seed_statistics",
     "train",
+    "train_seeds",
     "train_vmapped",
 ]

@@ -19,7 +19,7 @@ from dlc_jax.utils.files import (
     check_encodable,
     lock,
     make_folder,
-    named,
+    name_in_errors,
     partial_files,
     write_atomically,
 )
@@ -132,7 +132,7 @@ class Run:
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
         path = self.folder / METRICS
-        with named(path), path.open("a") as file:
+        with name_in_errors(path), path.open("a") as file:
             file.write(strict_json.dumps(metrics) + "\n")
 
     @property

@@ -188,7 +188,7 @@ def grid(images: UInt8[AnyArray, "examples height width channels"], title: str) 
 
 
 @default_style()
-def answers(
+def predictions(
     pictures: Sequence[tuple[np.ndarray, np.ndarray]], predictions: Sequence[Mapping[str, Any]]
 ) -> Figure:
     """Pictures beside the network's input and its predictions.

@@ -9,7 +9,7 @@ from dlc_jax.data import RecordDataset
 from dlc_jax.errors import InputError
 from dlc_jax.runs.callbacks import RunOptions
 from dlc_jax.runs.config import AnyDataset, RunConfig
-from dlc_jax.runs.train import OnEpoch, TrainResult, train, train_vmapped
+from dlc_jax.runs.train import EpochHook, TrainResult, train, train_vmapped
 from dlc_jax.training import OutOfMemory
 
 _DEFAULTS = RunOptions()
@@ -22,7 +22,7 @@ def train_seeds(
     names: Sequence[str | None],
     *,
     vmap: bool | None = None,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     warn: Callable[[str], None] = lambda message: None,
     num_devices: int | None = None,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dlc_jax.errors import InputError
 from dlc_jax.training import EpochRecord
-from dlc_jax.utils.files import is_unsupported, make_folder, named
+from dlc_jax.utils.files import is_unsupported, make_folder, name_in_errors
 
 
 def check_installed() -> None:
@@ -53,14 +53,14 @@ class EventWriter:
         self._folder = folder
         self._summary, self._event = summary, event_pb2.Event
         # On a full disk the thread of tensorboardX's `SummaryWriter` ends, and the program hangs.
-        with named(self._folder):
+        with name_in_errors(self._folder):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(first_step, session_log=started)
 
     def close(self) -> None:
         """Closes the event file."""
-        with named(self._folder):
+        with name_in_errors(self._folder):
             try:
                 self._flush()
             finally:
@@ -72,7 +72,7 @@ class EventWriter:
     def epoch(self, record: EpochRecord) -> None:
         """Writes an epoch's scalars."""
         first_step = record.step - len(record.losses) + 1
-        with named(self._folder):
+        with name_in_errors(self._folder):
             for step, loss in enumerate(record.losses, first_step):
                 self._scalar("train/loss", float(loss), step)
             self._scalar("test/loss", float(record.test["loss"]), record.step)
@@ -93,7 +93,7 @@ class EventWriter:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             shown = self._summary.image(file.stem, pixels, dataformats="HWC")
-            with named(self._folder):
+            with name_in_errors(self._folder):
                 self._write(step, summary=shown)
                 self._flush()
 

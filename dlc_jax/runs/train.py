@@ -38,7 +38,7 @@ from dlc_jax.sharding import processes
 from dlc_jax.training import Callback, Diverged, EpochRecord, Progress
 from dlc_jax.utils.signals import Terminated, defer_signals
 
-OnEpoch = Callable[[Run, EpochRecord], None]
+EpochHook = Callable[[Run, EpochRecord], None]
 _DEFAULTS = RunOptions()
 
 
@@ -65,7 +65,7 @@ def train(
     output_dir: Path,
     name: str | None = None,
     *,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     num_devices: int | None = None,
 ) -> TrainResult:
@@ -103,7 +103,7 @@ def resume(
     run: Run,
     dataset: AnyDataset,
     *,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     warn: Callable[[str], None] = lambda message: None,
     num_devices: int | None = None,
@@ -142,7 +142,7 @@ def train_vmapped(
     output_dir: Path,
     names: Sequence[str | None],
     *,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
 ) -> list[TrainResult]:
     """Trains several networks at once by `jax.vmap`, each with its own run folder.
@@ -210,7 +210,7 @@ class _CreateThenEach(EachNetwork):
 def _train(
     open_run: Callable[[], Run],
     setup: Setup,
-    on_epoch: OnEpoch | None,
+    on_epoch: EpochHook | None,
     options: RunOptions,
     warn: Callable[[str], None],
 ) -> TrainResult:

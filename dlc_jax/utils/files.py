@@ -35,7 +35,7 @@ def partial_files(folder: Path) -> list[Path]:
     return list(folder.glob(f".*{_PARTIAL_SUFFIX}"))
 
 
-def remove_abandoned(folder: Path, name: str | None = None) -> None:
+def remove_partial_files(folder: Path, name: str | None = None) -> None:
     """Removes partial files of `atomic_writer` that have not been modified for an hour.
 
     Args:
@@ -48,19 +48,19 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
             if (
                 match
                 and (name is None or match["target"] == name[:_MAX_TARGET_LENGTH])
-                and untouched(path, _ABANDONED_SECONDS)
+                and is_unmodified(path, _ABANDONED_SECONDS)
             ):
                 path.unlink(missing_ok=True)
 
 
-def untouched(path: Path, seconds: float) -> bool:
+def is_unmodified(path: Path, seconds: float) -> bool:
     """Whether a file, or everything in a folder, has not been modified for some seconds."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return max(file.lstat().st_mtime for file in files) < time.time() - seconds
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Adds the path to an OSError that writing to an open file raises without it."""
     try:
         yield
@@ -75,7 +75,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
     If writing fails, an existing file stays. Abandoned partial files of `path` are removed.
     """
-    remove_abandoned(path.parent, path.name)
+    remove_partial_files(path.parent, path.name)
     # Not `tempfile.mkstemp`: its files are private, and some file systems have no chmod.
     unique = os.urandom(4).hex()
     partial = path.parent / f".{path.name[:_MAX_TARGET_LENGTH]}.{unique}{_PARTIAL_SUFFIX}"
