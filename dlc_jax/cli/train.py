@@ -230,8 +230,7 @@ def train(
     import jax
 
     from dlc_jax import runs
-    from dlc_jax.runs import recipes
-    from dlc_jax.runs import train_seeds
+    from dlc_jax.runs import recipes, train_seeds
     from dlc_jax.sharding import processes
     from dlc_jax.utils.files import check_encodable, make_folder
 
