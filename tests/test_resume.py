@@ -1,5 +1,6 @@
 """Interruption and resumption of runs."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import pytest
 from conftest import Command, OneLayer
 from flax import nnx
 
-from dlc_jax import cli, training
+from dlc_jax import cli, runs, training
 from dlc_jax.data import ArraySource, Dataset, Normalize
 from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.runs import callbacks
@@ -206,6 +207,19 @@ def test_a_run_whose_metrics_were_deleted_resumes_without_them(
     expected = results(uninterrupted)
     assert (parameters, summary) == (expected[0], expected[2])
     assert metrics == expected[1][-len(metrics) :]
+
+
+def test_another_version_of_the_dataset_is_a_warning(
+    interrupted: Path, uninterrupted: Path, digits: Dataset
+) -> None:
+    warnings: list[str] = []
+    other = dataclasses.replace(digits, version="0.1")
+    runs.resume(Run.open(interrupted), other, warn=warnings.append)
+    assert warnings == [
+        f"the run was trained on mnist-5k {digits.version}, and goes on with 0.1: the images may "
+        "be others"
+    ]
+    assert results(interrupted)[0] == results(uninterrupted)[0]
 
 
 @pytest.mark.parametrize(

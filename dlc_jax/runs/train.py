@@ -133,6 +133,11 @@ def resume(
             f"the run used {before} devices, and now uses {now}: the results will be equal up to "
             "rounding, not bit by bit"
         )
+    if run.config.dataset_version != dataset.version:
+        warn(
+            f"the run was trained on {dataset.name} {run.config.dataset_version}, and goes on with "
+            f"{dataset.version}: the images may be others"
+        )
     return _train(lambda: run, setup, on_epoch, options, warn)
 
 
