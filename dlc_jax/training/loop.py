@@ -193,9 +193,9 @@ def train(
         progress.state, source, source.sizes(progress.step, stop, max_chunk_steps)
     )
     programs.compile_evaluation(progress.state, test)
+    compile_seconds = time.perf_counter() - start
     chunks = source.chunks(progress.step, stop, max_chunk_steps)
     upcoming = next(chunks, None)
-    compile_seconds = time.perf_counter() - start
     records: list[EpochRecord] = []
 
     def end_epoch() -> None:
