@@ -87,7 +87,7 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
 @pytest.mark.parametrize(
     "name",
     [
-        "alexnet",
+        pytest.param("alexnet", marks=pytest.mark.slow),
         pytest.param("vgg11-bn", marks=pytest.mark.slow),
         pytest.param("vgg19", marks=pytest.mark.slow),
         pytest.param("googlenet", marks=pytest.mark.slow),

@@ -66,6 +66,10 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | No
 
     Raises:
       InputError: there is no such dataset, or `data_dir` is not a folder.
+
+    Example:
+      >>> find("mnist-5k") is None  # it is not TFDS's, but installed with the package
+      True
     """
     return None if _info(name).bundled else tfds_folder.find(name, data_folder(data_dir))
 
@@ -89,6 +93,10 @@ def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[st
 
     Raises:
       InputError: there is no such dataset, or `data_dir` is not a folder.
+
+    Example:
+      >>> status("mnist-5k")["available"]
+      True
     """
     found = find(name, data_dir)
     info = DATASETS[name]
@@ -135,6 +143,11 @@ def load(
     Raises:
       DatasetUnavailable: it is not on this machine and can't be downloaded.
       InputError: there is no such dataset, `data_dir` is not a folder, or a file is damaged.
+
+    Example:
+      >>> digits = load("mnist-5k")
+      >>> digits.train.images.shape, digits.class_names[:3]
+      ((4000, 28, 28, 1), ('0', '1', '2'))
     """
     suffix = "" if shard == (0, 1) else f"-{shard[0]}of{shard[1]}"
     if _info(name).bundled:
@@ -171,6 +184,11 @@ def open_records(
       DatasetUnavailable: it is not on this machine and can't be downloaded.
       InputError: `data_dir` is not a folder, a file is damaged, the dataset is in another
         format or has no labelled images, or these differ in size and no `image_size` is given.
+
+    Example:
+      >>> records = open_records("mnist-5k")
+      >>> records.num_train, records.image_shape
+      (4000, (28, 28, 1))
     """
     if name in DATASETS and DATASETS[name].bundled:
         if image_size is not None:

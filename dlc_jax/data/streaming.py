@@ -135,6 +135,12 @@ def stream(
       DatasetUnavailable: the dataset is not on this machine and can't be downloaded.
       InputError: a number is out of range, there is no such split, or the dataset can't be read
         (see `open_records`).
+
+    Example:
+      >>> batches = stream("mnist-5k", batch_size=100)
+      >>> next(batches).examples.images.shape
+      (100, 28, 28, 1)
+      >>> batches.close()
     """
     for name, value in (("start", start), ("epochs", epochs or 0)):
         if value < 0:

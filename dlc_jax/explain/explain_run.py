@@ -56,6 +56,18 @@ def explain_run(
     Raises:
       InputError: An image file can't be read, the network can't be explained, or the dataset or
         the other run has other images or classes.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     run = runs.train(config, digits, Path(folder), "first").run
+      ...     explained = explain_run(run, digits, ["filters"], output_dir=Path(folder))
+      ...     [Path(file).name for file in explained["files"]]
+      ['filters.png', 'feature-maps.png']
     """
     # Matplotlib takes long to import.
     from dlc_jax.explain.report import write_report

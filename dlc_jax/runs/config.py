@@ -166,6 +166,12 @@ def configure(
 
     Raises:
       InputError: images are augmented, but not shuffled.
+
+    Example:
+      >>> from dlc_jax import data, runs
+      >>> config = runs.configure(data.load("mnist-5k"), seed=1, epochs=3)
+      >>> config.model, config.epochs, config.learning_rate
+      ('lecture', 3, 0.1)
     """
     from dlc_jax import __version__
 

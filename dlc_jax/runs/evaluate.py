@@ -28,6 +28,18 @@ def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
     Raises:
       InputError: image shapes or classes differ, or (`training.Diverged`) a network's outputs are
         not finite.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     run = runs.train(config, digits, Path(folder), "first").run
+      ...     result = runs.evaluate([run], digits)
+      >>> result["test_images"], 0 <= result["test_error_percent"] <= 100
+      (1000, True)
     """
     specs = [spec_of(run) for run in runs]
     for other in specs[1:]:

@@ -47,6 +47,21 @@ def predict(
     Raises:
       InputError: a picture can't be read, or has no ink, or (`training.Diverged`) the network's
         outputs are not finite.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> from PIL import Image
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     run = runs.train(config, digits, Path(folder), "first").run
+      ...     picture = f"{folder}/digit.png"
+      ...     Image.fromarray(digits.test.images[0, ..., 0]).save(picture)
+      ...     [prediction] = runs.predict(run, run.model(), [picture])
+      >>> prediction["class"] in digits.class_names
+      True
     """
     config = run.config
     names = unique_class_names(config.class_names)

@@ -46,6 +46,18 @@ def train_seeds(
 
     Raises:
       InputError: as for `train`, or the networks can't be trained at once as requested.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> configs = [config, runs.configure(digits, seed=1, epochs=1, batch_size=50)]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     results = runs.train_seeds(configs, digits, Path(folder), ["zero", "one"])
+      >>> runs.seed_statistics([result.summary for result in results])["seeds"]
+      [0, 1]
     """
     can_vmap = (
         num_devices is None and jax.process_count() == 1 and not isinstance(dataset, RecordDataset)

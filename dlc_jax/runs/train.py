@@ -89,6 +89,17 @@ def train(
     Raises:
       InputError: configuration and dataset don't fit together, the folder can't be created,
         another process trains in it, or (`training.Diverged`) a number is not finite.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = runs.train(config, digits, Path(folder), "first")
+      ...     sorted(path.name for path in result.run.folder.glob("*.json*"))
+      ['config.json', 'metrics.jsonl', 'summary.json']
     """
     setup = Setup.of(config, dataset, num_devices)
 
@@ -124,6 +135,18 @@ def resume(
 
     Raises:
       InputError: as for `train`, or the run was made by another version.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     run = runs.train(config, digits, Path(folder), "first").run
+      ...     result = runs.resume(run, digits)  # it is finished already
+      >>> result.summary["epochs"]
+      1
     """
     run.check_resumable()
     setup = Setup.of(run.config, dataset, num_devices)
@@ -165,6 +188,18 @@ def train_vmapped(
     Raises:
       InputError: as for `train`; the dataset is not in memory; or (`training.OutOfMemory`) the
         device has too little memory.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from dlc_jax import data, runs
+      >>> digits = data.load("mnist-5k").take(50)
+      >>> config = runs.configure(digits, seed=0, epochs=1, batch_size=50)
+      >>> configs = [config, runs.configure(digits, seed=1, epochs=1, batch_size=50)]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     results = runs.train_vmapped(configs, digits, Path(folder), ["zero", "one"])
+      >>> [result.summary["seed"] for result in results]
+      [0, 1]
     """
     if isinstance(dataset, RecordDataset):
         raise InputError(

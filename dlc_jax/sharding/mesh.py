@@ -73,6 +73,10 @@ def batch_sharding(mesh: Mesh | None, axis: int = 0, ndim: int | None = None) ->
       mesh: devices.
       axis: the batch axis.
       ndim: number of the array's axes; an array without a batch axis is replicated.
+
+    Example:
+      >>> batch_sharding(None) is None
+      True
     """
     if mesh is None:
         return None
@@ -90,6 +94,11 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     Args:
       tree: arrays, the same in all processes. The result shares no memory with NumPy's arrays.
       mesh: devices.
+
+    Example:
+      >>> mesh = device_mesh(16)
+      >>> replicate({"weight": np.ones(3)}, mesh)["weight"].is_fully_replicated
+      True
     """
     tree = jax.tree.map(_without_alias, tree)
     if mesh is None:
@@ -107,6 +116,11 @@ def put_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
         change afterwards.
       mesh: devices.
       axis: the batch axis; arrays without one are replicated.
+
+    Example:
+      >>> mesh = device_mesh(16)
+      >>> put_batch(np.zeros((16, 3)), mesh).shape
+      (16, 3)
     """
     if mesh is None:
         return jax.device_put(tree)
@@ -129,7 +143,14 @@ def _without_alias(leaf: Any) -> Any:
 
 
 def constrain_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
-    """Inside `jax.jit`: has the compiler shard arrays over their batch axis."""
+    """Inside `jax.jit`: has the compiler shard arrays over their batch axis.
+
+    Example:
+      >>> mesh = device_mesh(16)
+      >>> double = jax.jit(lambda x: 2 * constrain_batch(x, mesh))
+      >>> double(put_batch(np.ones((16, 3)), mesh)).shape
+      (16, 3)
+    """
     if mesh is None:
         return tree
     return jax.tree.map(
@@ -138,7 +159,13 @@ def constrain_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
 
 
 def fetch(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays as NumPy's, wherever on the mesh their parts lie."""
+    """Arrays as NumPy's, wherever on the mesh their parts lie.
+
+    Example:
+      >>> mesh = device_mesh(16)
+      >>> fetch(put_batch(np.arange(4), mesh), mesh)
+      array([0, 1, 2, 3], dtype=int32)
+    """
     if mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1:
         whole = NamedSharding(mesh, PartitionSpec())
         tree = jax.jit(lambda tree: lax.with_sharding_constraint(tree, whole))(tree)

@@ -69,6 +69,22 @@ def evaluate_steps(task: Task, state: Any, chunk: Batch, mesh: Mesh | None = Non
       state: the state, on the devices of the mesh.
       chunk: stacked batches.
       mesh: devices that share each batch.
+
+    Example:
+      >>> import jax, numpy as np, optax
+      >>> from flax import nnx
+      >>> from dlc_jax.data import ArraySource
+      >>> from dlc_jax.training import Supervised
+      >>> task = Supervised(
+      ...     lambda key: nnx.Linear(2, 1, rngs=nnx.Rngs(key)),
+      ...     lambda model, x: ((model(x) ** 2).sum(-1), model(x)),
+      ...     optax.sgd(0.1),
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> source = ArraySource(np.zeros((6, 2), np.float32), batch_size=4)
+      >>> [chunk] = source.chunks(0, 2)
+      >>> evaluate_steps(task, state, chunk)["loss"].weight
+      Array(6., dtype=float32)
     """
 
     def steps(state: Any, chunk: Batch, key: Any, reduce: Reduce) -> Metrics:
@@ -86,6 +102,21 @@ def evaluate(task: Task, state: Any, source: Source) -> Metrics:
       task: the task.
       state: the state, on the devices of the source.
       source: test data, without shuffling.
+
+    Example:
+      >>> import jax, numpy as np, optax
+      >>> from flax import nnx
+      >>> from dlc_jax.data import ArraySource
+      >>> from dlc_jax.training import Supervised
+      >>> task = Supervised(
+      ...     lambda key: nnx.Linear(2, 1, rngs=nnx.Rngs(key)),
+      ...     lambda model, x: ((model(x) ** 2).sum(-1), model(x)),
+      ...     optax.sgd(0.1),
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> source = ArraySource(np.zeros((6, 2), np.float32), batch_size=4)
+      >>> float(means(evaluate(task, state, source))["loss"])
+      0.0
     """
     chunks = source.chunks(0, source.plan.steps_per_epoch)
     return functools.reduce(
@@ -107,6 +138,22 @@ def predict_steps(task: Any, state: Any, chunk: Batch, mesh: Mesh | None = None)
       state: the state, on the devices of the mesh.
       chunk: stacked batches.
       mesh: devices that share each batch.
+
+    Example:
+      >>> import jax, numpy as np, optax
+      >>> from flax import nnx
+      >>> from dlc_jax.data import ArraySource
+      >>> from dlc_jax.training import Supervised
+      >>> task = Supervised(
+      ...     lambda key: nnx.Linear(2, 1, rngs=nnx.Rngs(key)),
+      ...     lambda model, x: ((model(x) ** 2).sum(-1), model(x)),
+      ...     optax.sgd(0.1),
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> source = ArraySource(np.zeros((6, 2), np.float32), batch_size=4)
+      >>> [chunk] = source.chunks(0, 2)
+      >>> predict_steps(task, state, chunk).shape
+      (2, 4, 1)
     """
 
     def steps(state: Any, chunk: Batch, key: Any, reduce: Reduce) -> Any:
@@ -123,6 +170,21 @@ def predict(task: Any, state: Any, source: Source) -> Any:
       task: a task with a method `predict(state, batch)`.
       state: the state, on the devices of the source.
       source: data, without shuffling.
+
+    Example:
+      >>> import jax, numpy as np, optax
+      >>> from flax import nnx
+      >>> from dlc_jax.data import ArraySource
+      >>> from dlc_jax.training import Supervised
+      >>> task = Supervised(
+      ...     lambda key: nnx.Linear(2, 1, rngs=nnx.Rngs(key)),
+      ...     lambda model, x: ((model(x) ** 2).sum(-1), model(x)),
+      ...     optax.sgd(0.1),
+      ... )
+      >>> state = task.init(jax.random.key(0))
+      >>> source = ArraySource(np.zeros((6, 2), np.float32), batch_size=4)
+      >>> predict(task, state, source).shape
+      (6, 1)
     """
     parts = []
     for chunk in source.chunks(0, source.plan.steps_per_epoch):
@@ -134,7 +196,13 @@ def predict(task: Any, state: Any, source: Source) -> Any:
 
 
 def means(metrics: Metrics) -> dict[str, np.ndarray]:
-    """The weighted means of metrics, on the host."""
+    """The weighted means of metrics, on the host.
+
+    Example:
+      >>> from dlc_jax.training import WeightedSum
+      >>> float(means({"error": WeightedSum(3.0, 4.0)})["error"])
+      0.75
+    """
     return {
         name: np.asarray(each.total) / np.asarray(each.weight) for name, each in metrics.items()
     }

@@ -62,11 +62,22 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
 
 
 def stack(states: Sequence[Any]) -> Any:
-    """Several states of one structure as one, each leaf [networks, ...]."""
+    """Several states of one structure as one, each leaf [networks, ...].
+
+    Example:
+      >>> stack([{"weight": jnp.zeros(3)}, {"weight": jnp.ones(3)}])["weight"].shape
+      (2, 3)
+    """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def unstack(states: Any) -> list[Any]:
-    """The states that `stack` stacked."""
+    """The states that `stack` stacked.
+
+    Example:
+      >>> first, second = unstack({"weight": jnp.zeros((2, 3))})
+      >>> first["weight"].shape
+      (3,)
+    """
     count = len(jax.tree.leaves(states)[0])
     return [jax.tree.map(itemgetter(i), states) for i in range(count)]
