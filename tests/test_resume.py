@@ -216,8 +216,8 @@ def test_another_version_of_the_dataset_is_a_warning(
     other = dataclasses.replace(digits, version="0.1")
     runs.resume(Run.open(interrupted), other, warn=warnings.append)
     assert warnings == [
-        f"the run was trained on mnist-5k {digits.version}, and goes on with 0.1: the images may "
-        "be others"
+        f"the run was trained on version {digits.version} of mnist-5k, and continues with version "
+        "0.1, whose images may differ"
     ]
     assert results(interrupted)[0] == results(uninterrupted)[0]
 

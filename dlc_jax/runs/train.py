@@ -158,8 +158,8 @@ def resume(
         )
     if run.config.dataset_version != dataset.version:
         warn(
-            f"the run was trained on {dataset.name} {run.config.dataset_version}, and goes on with "
-            f"{dataset.version}: the images may be others"
+            f"the run was trained on version {run.config.dataset_version} of {dataset.name}, and "
+            f"continues with version {dataset.version}, whose images may differ"
         )
     return _train(lambda: run, setup, on_epoch, options, warn)
 

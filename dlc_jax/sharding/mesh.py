@@ -75,7 +75,8 @@ def batch_sharding(mesh: Mesh | None, axis: int = 0, ndim: int | None = None) ->
       ndim: number of the array's axes; an array without a batch axis is replicated.
 
     Example:
-      >>> batch_sharding(None) is None
+      >>> mesh = Mesh(jax.devices()[:1], (BATCH,))
+      >>> batch_sharding(mesh, axis=1).spec == PartitionSpec(None, "batch")
       True
     """
     if mesh is None:
