@@ -9,43 +9,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlc_jax import (
-        data,
-        environment,
-        errors,
-        experiment,
-        explain,
-        interop,
-        layers,
-        losses,
-        models,
-        ops,
-        parameters,
-        plots,
-        recipes,
-        runs,
-        sharding,
-        training,
-    )
+    from dlc_jax import data, errors, explain, models, nn, ops, runs, sharding, training, utils
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "data",
-    "environment",
     "errors",
-    "experiment",
     "explain",
-    "interop",
-    "layers",
-    "losses",
     "models",
+    "nn",
     "ops",
-    "parameters",
-    "plots",
-    "recipes",
     "runs",
     "sharding",
     "training",
+    "utils",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`python -m dlc_jax` is `dlc-jax`."""
+"""`python -m dlc_jax` runs `dlc-jax`."""
 
 from dlc_jax.cli import main
 

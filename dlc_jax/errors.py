@@ -1,24 +1,29 @@
-"""Errors that are about what the caller gave, not about a defect in the package."""
+"""Errors about the caller's input."""
 
 
 class InputError(ValueError):
-    """What the caller gave can't be used.
+    """The input can't be used.
 
-    The message is one sentence that names the offending value and says what to do
-    instead. The command line prints it on one line and exits with code 2.
+    The message is one sentence that names the offending value and says what to do instead. The
+    command line prints it and exits with code 2.
 
     Attributes:
-      common: whether, in a training by several processes, all of them raise it.
+      raised_on_all_processes: whether every process of a distributed run raises it.
     """
 
-    common = False
+    raised_on_all_processes = False
 
 
 class DatasetUnavailable(InputError):
-    """The dataset is neither on this machine nor to be had from where it is published."""
+    """The dataset is not on this machine and can't be downloaded."""
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """What an exception tells, in one line of at most so many characters."""
-    told = getattr(error, "strerror", None) or str(error)
-    return " ".join(told.split())[:most] or type(error).__name__
+def one_line(error: BaseException, max_length: int = 200) -> str:
+    """Returns the message of an exception on one line, truncated.
+
+    Example:
+      >>> one_line(ValueError("two\\nlines"))
+      'two lines'
+    """
+    message = getattr(error, "strerror", None) or str(error)
+    return " ".join(message.split())[:max_length] or type(error).__name__

@@ -1,18 +1,18 @@
-"""The first epochs of ResNet-20 on CIFAR-10, beside the same in plain PyTorch.
+"""The first epochs of ResNet-20 on CIFAR-10, compared with plain PyTorch.
 
-python examples/cifar10_resnet_reference.py [EPOCHS]      needs PyTorch; minutes an epoch
+python examples/cifar10_resnet_reference.py [EPOCHS]      needs PyTorch; minutes per epoch
 
-Both start from He et al.'s initialisation with seeds of their own, and see batches and changed
-images of their own, so that the curves agree as two seeds do. It writes `resnet20.png`.
+Initial weights, batches and augmentation differ as with another random seed, and so do the curves.
+It writes `resnet20.png`.
 """
 
 import itertools
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
-prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
+prepare_jax()  # before JAX is imported: uses all cores of a CPU, and caches compiled programs
 
 import jax
 import numpy as np
@@ -21,34 +21,35 @@ from flax import nnx
 from matplotlib.figure import Figure
 from torch.nn import functional
 
-from dlc_jax import data, models, plots, sharding, training
-from dlc_jax.data.augment import Augmentation
+from dlc_jax import data, models, sharding, training
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.runs import plots
 from dlc_jax.training import optimizers
 
 STEPS, BATCH_SIZE = 64_000, 128
 Curves = tuple[list[float], list[float]]
 
 
-def ours(dataset: data.Dataset, epochs: int) -> Curves:
+def train_with_jax(dataset: data.Dataset, epochs: int) -> Curves:
     """Each step's loss, and the test error in percent after each epoch."""
-    model = models.create("resnet20", rngs=nnx.Rngs(0))
-    rate = optimizers.schedule("step", 0.1, STEPS)
-    optimizer = optimizers.sgd(rate, momentum=0.9, weight_decay=0.001)
-    losses, errors = [], []
-    for report in training.fit(
-        training.create_state(model, optimizer),
-        dataset,
-        data.Normalise.fit(dataset.train.images),
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        mesh=sharding.cpu_mesh(BATCH_SIZE),
-        key=jax.random.key(0),
+    learning_rate = optimizers.create_schedule("step", 0.1, STEPS)
+    task = training.classification(
+        lambda key: models.create("resnet20", rngs=nnx.Rngs(key)),
+        optimizers.sgd(learning_rate, momentum=0.9, weight_decay=0.001),
+        data.Normalize.fit(dataset.train.images),
         augmentation=Augmentation("random", translate=4),
-    ):
-        if report.epoch:
-            losses += report.losses.tolist()
-            errors.append(100 * float(report.test.error))
-    return losses, errors
+    )
+    key, mesh = jax.random.key(0), sharding.cpu_mesh(BATCH_SIZE)
+    _, *records = training.train(
+        task,
+        data.ArraySource(dataset.train, BATCH_SIZE, key=key, mesh=mesh),
+        num_epochs=epochs,
+        progress=training.Progress(task.init(jax.random.key(0))),
+        key=key,
+        test=data.ArraySource(dataset.test, 500, mesh=mesh),
+    )
+    losses = np.concatenate([record.losses for record in records])
+    return losses.tolist(), [100 * float(record.test["error"]) for record in records]
 
 
 class Block(torch.nn.Module):
@@ -56,7 +57,7 @@ class Block(torch.nn.Module):
 
     def __init__(self, inputs: int, maps: int, stride: int) -> None:
         super().__init__()
-        self.stride, self.more = stride, maps - inputs
+        self.stride, self.extra_maps = stride, maps - inputs
         self.conv1 = torch.nn.Conv2d(inputs, maps, 3, stride, 1, bias=False)
         self.conv2 = torch.nn.Conv2d(maps, maps, 3, 1, 1, bias=False)
         self.bn1, self.bn2 = torch.nn.BatchNorm2d(maps), torch.nn.BatchNorm2d(maps)
@@ -64,7 +65,9 @@ class Block(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's feature maps."""
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        x = functional.pad(
+            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_maps)
+        )
         return functional.relu(x + y)
 
 
@@ -80,12 +83,12 @@ def reference_network() -> torch.nn.Module:
     return network
 
 
-def pytorchs(dataset: data.Dataset, epochs: int) -> Curves:
-    """The same by PyTorch, with its own optimizer."""
+def train_with_pytorch(dataset: data.Dataset, epochs: int) -> Curves:
+    """The same with PyTorch and its optimizer."""
     torch.manual_seed(0)
-    normal = data.Normalise.fit(dataset.train.images)
+    normalize = data.Normalize.fit(dataset.train.images)
     images, test_images = (
-        torch.tensor(np.asarray(normal(split.images)).transpose(0, 3, 1, 2).copy())
+        torch.tensor(np.asarray(normalize(split.images)).transpose(0, 3, 1, 2).copy())
         for split in (dataset.train, dataset.test)
     )
     labels, test_labels = (
@@ -134,7 +137,10 @@ def draw(curves: dict[str, Curves], path: Path) -> None:
 
 def main(epochs: int = 2) -> None:
     dataset = data.load("cifar10")
-    curves = {"dlc_jax": ours(dataset, epochs), "PyTorch": pytorchs(dataset, epochs)}
+    curves = {
+        "dlc_jax": train_with_jax(dataset, epochs),
+        "PyTorch": train_with_pytorch(dataset, epochs),
+    }
     for name, (losses, errors) in curves.items():
         print(
             f"{name:8} loss of the last 50 steps {np.mean(losses[-50:]):.3f}, test errors", errors

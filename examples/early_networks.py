@@ -1,25 +1,26 @@
-"""Four early networks, from neurons that compute logic to LeNet-5, in about a minute.
+"""Four early networks, from threshold logic units to LeNet-5, in about a minute.
 
-python examples/early_networks.py         on 5,000 digits that need no download
+python examples/early_networks.py         on 5,000 digits, without a download
 python examples/early_networks.py mnist   on full MNIST, through TFDS; some minutes
 """
 
 import sys
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
-prepare_jax()  # before JAX is imported: every core of a CPU, and a cache of compiled programs
+prepare_jax()  # before JAX is imported: uses all cores of a CPU, and caches compiled programs
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from dlc_jax import data, sharding, training
-from dlc_jax.models import perceptron, tc
+from dlc_jax.models import perceptron, tc_problem
 from dlc_jax.models.lenet5 import LeNet5
 from dlc_jax.models.perceptron import Perceptron
-from dlc_jax.models.tc import TC
+from dlc_jax.models.tc_problem import TC
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit
 
 
@@ -51,34 +52,44 @@ def train_perceptron(digits: data.Dataset, epochs: int = 20) -> None:
 
 def train_tc(size: int = 6, steps: int = 3000) -> None:
     model = TC(image_shape=(size, size, 1), num_classes=2, rngs=nnx.Rngs(0))
-    state = training.create_state(model, optax.sgd(0.3, momentum=0.9))
-    patterns = tc.patterns(size)
-    # The same patterns over and over: each step reads all of them.
-    copies = data.Examples(*(np.concatenate([array] * steps) for array in patterns))
-    as_they_are = data.Normalise(np.zeros(1, np.float32), np.ones(1, np.float32))
-    count = len(patterns.labels)
-    state, metrics = training.train_epoch(state, copies, as_they_are, batch_size=count)
-    _, result = training.evaluate(state, patterns, as_they_are)
-    last = np.flatnonzero(metrics.error)[-1] + 1
+    images, labels = tc_problem.patterns(size)
+    task = training.classification(
+        lambda key: model, optax.sgd(0.3, momentum=0.9), data.Normalize((0.0,), (1.0,))
+    )
+    # An epoch has copies of the patterns, so that each step is given all of them.
+    copies = data.Examples(np.tile(images, (steps, 1, 1, 1)), np.tile(labels, steps))
+    [epoch] = data.ArraySource(copies, batch_size=len(labels)).chunks(0, steps)
+    state = task.init(jax.random.key(0))
+    state, metrics = training.train_steps(task, state, epoch)
+    patterns = data.ArraySource(data.Examples(images, labels), batch_size=len(labels))
+    error = training.evaluate(task, state, patterns)["error"].mean
+    last = np.flatnonzero(metrics["error"].total)[-1] + 1
     print(
-        f"T-C problem (1986): {100 * (1 - result.error):.0f} % of {count} patterns right, "
+        f"T-C problem (1986): {100 * (1 - error):.0f} % of {len(labels)} patterns right, "
         f"after {last} steps"
     )
-    assert result.error == 0
+    assert error == 0
 
 
 def train_lenet5(digits: data.Dataset, batch_size: int = 50) -> None:
     epochs, target = {"mnist": (10, 1.2), "mnist-5k": (5, 6.0)}[digits.name]
     model = LeNet5(image_shape=digits.image_shape, num_classes=10, rngs=nnx.Rngs(0))
-    steps = epochs * len(digits.train.labels) // batch_size
-    rate = optax.linear_schedule(0.002, 0.00002, steps)
-    state = training.create_state(model, optax.sgd(rate, momentum=0.9))
-    normalise = data.Normalise.fit(digits.train.images)
-    mesh = sharding.cpu_mesh(batch_size)
-    *_, last = training.fit(
-        state, digits, normalise, epochs=epochs, batch_size=batch_size, mesh=mesh
+    steps = epochs * digits.num_train // batch_size
+    learning_rate = optax.linear_schedule(0.002, 0.00002, steps)
+    task = training.classification(
+        lambda key: model,
+        optax.sgd(learning_rate, momentum=0.9),
+        data.Normalize.fit(digits.train.images),
     )
-    error = 100 * float(last.test.error)
+    mesh = sharding.cpu_mesh(batch_size)
+    *_, last = training.train(
+        task,
+        data.ArraySource(digits.train, batch_size, mesh=mesh),
+        num_epochs=epochs,
+        progress=training.Progress(task.init(jax.random.key(0))),
+        test=data.ArraySource(digits.test, 500, mesh=mesh),
+    )
+    error = 100 * float(last.test["error"])
     print(f"LeNet-5 (1998): test error {error:.2f} % on {digits.name} after {epochs} epochs")
     assert error <= target
 

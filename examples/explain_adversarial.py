@@ -1,4 +1,4 @@
-"""Images changed a little, so that a network takes them for something else: four attacks.
+"""Adversarial examples by four attacks.
 
     dlc-jax train --name first
     python examples/explain_adversarial.py runs/first [PICTURE.png]
@@ -10,7 +10,7 @@ Fast gradient sign (Goodfellow et al. 2015), projected gradient descent in two n
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
@@ -20,42 +20,46 @@ from functools import partial
 import jax
 import numpy as np
 
-from dlc_jax import data, plots
-from dlc_jax.explain import View, adversarial
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
-from dlc_jax.explain.gallery.subject import first_of_each_class
-from dlc_jax.runs import Run
+from dlc_jax import data
+from dlc_jax.explain import ImageClassifier, adversarial
+from dlc_jax.explain.report.context import first_image_of_each_class
+from dlc_jax.explain.report.pictures import image_grid, image_row
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 KEY = jax.random.key(0)
-ATTACKS: dict[str, Callable[..., adversarial.Attack]] = {
+ATTACKS: dict[str, Callable[..., adversarial.AttackResult]] = {
     "FGSM": partial(adversarial.fast_gradient_sign, epsilon=0.2),
     "PGD": partial(adversarial.projected_gradient_descent, key=KEY, epsilon=0.2),
     "PGD, 2-norm": partial(adversarial.projected_gradient_descent, key=KEY, epsilon=2.0, norm="2"),
-    "L-BFGS": adversarial.smallest_perturbation,
+    "L-BFGS": adversarial.lbfgs_attack,
 }
 
 
 def main(folder: str, picture: str = "adversarial.png") -> None:
     run = Run.open(Path(folder))
-    view, dataset = View.of_run(run), data.load(run.config.dataset)
-    pixels, names = first_of_each_class(dataset)
+    classifier, dataset = ImageClassifier.from_run(run), data.load(run.config.dataset)
+    pixels, names = first_image_of_each_class(dataset)
     labels = np.arange(len(pixels))
-    rows, titles = [cells(pixels, "pixels", names)], ["image"]
+    rows, titles = [image_row(pixels, "pixels", names)], ["image"]
     for name, attack in ATTACKS.items():
-        made = attack(view, pixels, labels)
-        answers = np.asarray(view.logits(made.pixels)).argmax(1)
+        result = attack(classifier, pixels, labels)
+        predictions = np.asarray(classifier.logits(result.pixels)).argmax(1)
         texts = [
-            f"{dataset.class_names[answer]}, {100 * confidence:.0f} %"
-            for answer, confidence in zip(answers, np.asarray(made.confidence), strict=True)
+            f"{dataset.class_names[prediction]}, {100 * confidence:.0f} %"
+            for prediction, confidence in zip(
+                predictions, np.asarray(result.confidence), strict=True
+            )
         ]
-        rows += [cells(made.pixels, "pixels", texts), cells(made.pixels - pixels, "signed")]
+        perturbations = result.pixels - pixels
+        rows += [image_row(result.pixels, "pixels", texts), image_row(perturbations, "signed")]
         titles += [name, "difference"]
-        report = adversarial.report(made)
+        summary = adversarial.summarize_attack(result)
         print(
-            f"{name}: {100 * report.success_rate:.0f} % succeed, at a mean distance of "
-            f"{report.distance_2:.2f}, with a confidence of {100 * report.confidence:.0f} %"
+            f"{name}: success rate {100 * summary.success_rate:.0f} %, mean 2-norm "
+            f"{summary.l2_distance:.2f}, mean confidence {100 * summary.confidence:.0f} %"
         )
-    figure = rows_of_images(rows, "Adversarial images", row_titles=titles)
+    figure = image_grid(rows, "Adversarial examples", row_titles=titles)
     plots.save(figure, Path(picture))
     print(picture)
 

@@ -1,48 +1,50 @@
-"""Which pixels a network's answer depends on: the gradient of a logit, and its size.
+"""Gradients of a logit with respect to the pixels, and saliency maps.
 
     dlc-jax train --name first
     python examples/explain_saliency.py runs/first [PICTURE.png]
 
-The gradient of the right class's logit with respect to the pixels (Simonyan et al. 2014, section
-3), as it is, and with the rectifiers of guided backpropagation (Springenberg et al. 2015).
+The gradient of the correct class's logit (Simonyan et al. 2014, section 3), its absolute value, and
+guided backpropagation (Springenberg et al. 2015).
 """
 
 import sys
 from pathlib import Path
 
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
 prepare_jax()  # before JAX is imported: a cache of compiled programs
 
 import numpy as np
 
-from dlc_jax import data, plots
-from dlc_jax.explain import View
-from dlc_jax.explain.gallery.pictures import cells, rows_of_images
-from dlc_jax.explain.gallery.subject import first_of_each_class
-from dlc_jax.explain.saliency import gradient, saliency
-from dlc_jax.runs import Run
+from dlc_jax import data
+from dlc_jax.explain import ImageClassifier
+from dlc_jax.explain.report.context import first_image_of_each_class
+from dlc_jax.explain.report.pictures import image_grid, image_row
+from dlc_jax.explain.saliency import input_gradient, saliency_map
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
 
 def main(folder: str, picture: str = "saliency.png") -> None:
     run = Run.open(Path(folder))
-    view, dataset = View.of_run(run), data.load(run.config.dataset)
-    pixels, names = first_of_each_class(dataset)
+    classifier, dataset = ImageClassifier.from_run(run), data.load(run.config.dataset)
+    pixels, names = first_image_of_each_class(dataset)
     labels = np.arange(len(pixels))
-    gradients = np.asarray(gradient(view, pixels, labels))
+    gradients = np.asarray(input_gradient(classifier, pixels, labels))
     rows = [
-        cells(pixels, "pixels", names),
-        cells(gradients, "signed"),
-        cells(saliency(view, pixels, labels), "heat"),
-        cells(gradient(view, pixels, labels, rule="guided"), "signed"),
+        image_row(pixels, "pixels", names),
+        image_row(gradients, "signed"),
+        image_row(saliency_map(classifier, pixels, labels), "heatmap"),
+        image_row(input_gradient(classifier, pixels, labels, rule="guided"), "signed"),
     ]
-    titles = ["image", "gradient", "its size", "guided"]
-    figure = rows_of_images(rows, "What the right class's logit depends on", row_titles=titles)
+    titles = ["image", "gradient", "saliency", "guided"]
+    figure = image_grid(rows, "Gradient of the correct class's logit", row_titles=titles)
 
-    # A small step along the gradient: by how much the logit grows, and by how much it should.
+    # The increase of the logits after a small step along the gradient, and its prediction.
     step = 1e-3 * gradients / np.linalg.norm(gradients.reshape(len(pixels), -1), axis=1).max()
-    grown = np.asarray(view.logits(pixels + step) - view.logits(pixels))[labels, labels]
-    print(f"logits grow by {grown.sum():.4f}, of {(step * gradients).sum():.4f} to first order")
+    before, after = (np.asarray(classifier.logits(each)) for each in (pixels, pixels + step))
+    increase = (after - before)[labels, labels].sum()
+    print(f"logits grow by {increase:.4f}; first-order estimate {(step * gradients).sum():.4f}")
     plots.save(figure, Path(picture))
     print(picture)
 

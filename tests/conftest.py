@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from dlc_jax import cli
-from dlc_jax.environment import prepare_jax
+from dlc_jax.utils.environment import prepare_jax
 
-# Before JAX is imported, which reads it then: batches are spread over two devices whatever
-# the machine has, and most tests compile the same few programs.
+# JAX reads this when it is imported. Batches are split over two devices on any machine, so that
+# most tests compile the same few programs.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-# Programs run once or twice here, so that optimising them takes longer than it saves.
+# Programs run once or twice here: optimizing them would take longer than it saves.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 prepare_jax()
-# Started in the background of a script, this process ignores Ctrl-C, and so would those it starts.
+# In the background of a script, this process and those that it starts would ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,24 +31,24 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dlc_jax import data, experiment, training
+from dlc_jax import data, runs, training
 from dlc_jax.data import Dataset, Examples
-from dlc_jax.experiment import keeping
-from dlc_jax.explain import View
-from dlc_jax.runs import Run
+from dlc_jax.explain import ImageClassifier
+from dlc_jax.runs import callbacks
+from dlc_jax.runs.folder import Run
 
-# Compiled as a whole, which takes far less time than to compile their operations one by one.
-logits_of = jax.jit(View.logits)
-activations_of = jax.jit(View.activations, static_argnames="stage")
+# Compiling a whole function is much faster than compiling its operations one by one.
+logits_of = jax.jit(ImageClassifier.logits)
+activations_of = jax.jit(ImageClassifier.activations, static_argnames="stage")
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Normally distributed numbers, drawn by NumPy: JAX would compile a program a shape."""
+    """Normally distributed numbers from NumPy: JAX would compile a program for each shape."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 class OneLayer(nnx.Module):
-    """A network of digits that is compiled soon, where it makes no difference which one it is."""
+    """A network for digits that compiles quickly, for tests that work with any network."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.layer = nnx.Linear(28 * 28, 10, rngs=rngs)
@@ -60,13 +60,13 @@ class OneLayer(nnx.Module):
 def new_state(
     seed: int = 0, optimizer: optax.GradientTransformation | None = None
 ) -> training.TrainState:
-    """Such a network before training."""
+    """The state of a `OneLayer` before training."""
     return training.create_state(OneLayer(nnx.Rngs(seed)), optimizer or optax.sgd(0.01))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command printed, and how it ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -101,7 +101,7 @@ def dlc_jax(
 
 @pytest.fixture
 def dlc_jax_process(tmp_path: Path) -> Command:
-    """Runs `dlc-jax` with the given arguments in a process of its own."""
+    """Runs `dlc-jax` with the given arguments in another process."""
 
     def run(*arguments: object, **environment: str) -> Finished:
         done = subprocess.run(
@@ -125,7 +125,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def prepared_mnist() -> Path:
-    """Where full MNIST is prepared."""
+    """The folder in which full MNIST is prepared."""
     folder = data.find("mnist")
     if folder is None:
         pytest.skip(f"full MNIST is not prepared in {data.data_folder()} (TFDS_DATA_DIR)")
@@ -134,13 +134,13 @@ def prepared_mnist() -> Path:
 
 @pytest.fixture(scope="session")
 def mnist(prepared_mnist: Path) -> Dataset:
-    """Full MNIST, where it is prepared."""
+    """Full MNIST, if it is prepared."""
     return data.load("mnist")
 
 
 @pytest.fixture(scope="session")
 def few_digits(digits: Dataset) -> Dataset:
-    """230 training and 50 test digits, for what does not depend on how many there are."""
+    """230 training and 50 test digits."""
     return Dataset(
         "few",
         "1",
@@ -154,8 +154,10 @@ def few_digits(digits: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def run(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two epochs."""
-    config = experiment.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
-    return experiment.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
+    config = runs.configure(few_digits, epochs=2, batch_size=50, learning_rate=0.1, seed=0)
+    run = runs.train(config, few_digits, tmp_path_factory.mktemp("runs"), "run").run
+    assert run is not None
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -163,38 +165,38 @@ def lecture_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """The lecture's network after five epochs of 4,000 digits."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # The second worker finds what the first has trained.
+        # Workers share it.
         folder = folder.parent
     kept = folder / "lecture"
     if not kept.exists():
-        config = experiment.configure(digits, epochs=5, seed=0)
-        runs = tmp_path_factory.mktemp("runs")
-        trained = experiment.train(config, digits, runs, "digits").run.folder
+        config = runs.configure(digits, epochs=5, seed=0)
+        result = runs.train(config, digits, tmp_path_factory.mktemp("runs"), "digits")
+        assert result.run is not None
         with contextlib.suppress(OSError):
-            trained.rename(kept)
+            result.run.folder.rename(kept)
     return Run.open(kept)
 
 
 @pytest.fixture(scope="session")
-def lecture(lecture_run: Run) -> View:
-    """The same network, to be looked into."""
-    return View.of_run(lecture_run)
+def lecture(lecture_run: Run) -> ImageClassifier:
+    """The classifier of the same run."""
+    return ImageClassifier.from_run(lecture_run)
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures, which take longer than some trainings."""
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
+    """Runs draw no pictures, which take longer than some trainings."""
+    monkeypatch.setattr(callbacks, "draw", lambda *_: [])
 
 
 @pytest.fixture
 def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Programs are compiled as for users, in other processes too: worth it for real trainings."""
+    """Compiles programs with all optimizations, as for users, in other processes too."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, False)
-    # Programs of the one kind round otherwise than those of the other, and JAX does not ask which.
+    # JAX's cache ignores the setting, and the programs round differently.
     jax.clear_caches()
     yield
     jax.config.update(name, before)
@@ -206,18 +208,18 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# Tests that have ended; only after some are the maps counted, which takes a while.
-_ENDED = itertools.count()
+# Counting the maps is slow, and is done after every 20th test only.
+_NUM_TESTS = itertools.count()
 
 
 @pytest.fixture(autouse=True)
-def _room_for_programs() -> Iterator[None]:
-    """Forgets compiled programs when there are too many for one process.
+def _limit_memory_maps() -> Iterator[None]:
+    """Clears compiled programs before a process has too many memory maps.
 
-    Each maps pieces of memory, of which Linux allows a process 65,530; one more aborts it.
+    Each program has some, and Linux aborts a process with more than 65,530.
     """
     yield
-    if next(_ENDED) % 20:
+    if next(_NUM_TESTS) % 20:
         return
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:

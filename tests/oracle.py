@@ -1,6 +1,6 @@
-"""Convolution and max-pooling with their gradients, in float64 and by NumPy, for tests.
+"""Convolution and max-pooling with their gradients, in NumPy and float64, for tests.
 
-They go from place to place of the window. Nothing is compiled, and nothing is XLA's.
+They loop over the positions in a window, and use neither XLA nor compilation.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ def explicit(x: Any, window: Sequence[int], strides: Sequence[int], padding: Any
 
 
 def convolved(x: Any, kernel: Any, strides: Any, padding: Any, cotangent: Any = None) -> Result:
-    """A convolution, and its gradients of images and kernel for a gradient of the result.
+    """A convolution and its gradients with respect to images and kernel.
 
-    Without a gradient of the result, it is that of the mean of the result's squares.
+    Without a cotangent, they are the gradients of the mean square of the result.
     """
     x, kernel = (np.asarray(array, np.float64) for array in (x, kernel))
     pads = explicit(x, kernel.shape, strides, padding)
     padded = _padded(x, pads, 0.0)
     taps = list(_taps(padded, kernel.shape[:2], strides))
-    y = sum(padded[tap] @ kernel[place] for place, tap in taps)
+    y = sum(padded[tap] @ kernel[position] for position, tap in taps)
     grad = 2 * y / y.size if cotangent is None else np.asarray(cotangent, np.float64)
     grad_padded, grad_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
     flat = grad.reshape(-1, grad.shape[3])
-    for place, tap in taps:
-        grad_kernel[place] = padded[tap].reshape(-1, x.shape[3]).T @ flat
-        grad_padded[tap] += grad @ kernel[place].T
+    for position, tap in taps:
+        grad_kernel[position] = padded[tap].reshape(-1, x.shape[3]).T @ flat
+        grad_padded[tap] += grad @ kernel[position].T
     return y, _cropped(grad_padded, x, pads), grad_kernel
 
 
 def largest(x: Any, window: Any, strides: Any, padding: Any, cotangent: Any) -> Result:
-    """Max-pooling, and its gradient, which goes to the first of a window's largest values."""
+    """Max-pooling and its gradient, which goes to the first maximum of a window."""
     x, grad = (np.asarray(array, np.float64) for array in (x, cotangent))
     pads = explicit(x, window, strides, padding)
     padded = _padded(x, pads, -np.inf)
@@ -55,10 +55,10 @@ def largest(x: Any, window: Any, strides: Any, padding: Any, cotangent: Any) -> 
 def _padded(x: np.ndarray, pads: Any, value: float) -> np.ndarray:
     """Negative padding crops."""
     added = [(0, 0), *((max(0, before), max(0, after)) for before, after in pads), (0, 0)]
-    whole = np.pad(x, added, constant_values=value)
+    enlarged = np.pad(x, added, constant_values=value)
     height, width = (x.shape[1 + axis] + sum(pads[axis]) for axis in (0, 1))
     row, column = (max(0, -before) for before, _ in pads)
-    return whole[:, row : row + height, column : column + width]
+    return enlarged[:, row : row + height, column : column + width]
 
 
 def _cropped(padded: np.ndarray, x: np.ndarray, pads: Any) -> np.ndarray:
@@ -67,7 +67,7 @@ def _cropped(padded: np.ndarray, x: np.ndarray, pads: Any) -> np.ndarray:
 
 
 def _taps(padded: np.ndarray, window: Any, strides: Any) -> Any:
-    """For each place in a window what it reads of all images."""
+    """Slices of the images that each position in a window reads."""
     counts = [(padded.shape[1 + i] - window[i]) // strides[i] + 1 for i in (0, 1)]
     for row, column in np.ndindex(*window[:2]):
         starts = (row, column)

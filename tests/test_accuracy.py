@@ -1,7 +1,4 @@
-"""What the lecture promises, measured as a user would: by the command.
-
-`test_readme.py` measures it on mnist-5k, by README's first command.
-"""
+"""The lecture's test error, with the command."""
 
 import pytest
 from conftest import Command
@@ -15,3 +12,10 @@ def test_ten_epochs_on_mnist_reach_about_1_percent(dlc_jax: Command, mnist: Data
     result = dlc_jax("train", "--dataset", mnist.name, "--epochs", 10, "--json").json
     assert result["dataset"] == "mnist"
     assert result["test_error_percent"] <= 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised", "undrawn")
+def test_ten_epochs_on_the_bundled_digits_reach_3_5_percent_on_average(dlc_jax: Command) -> None:
+    result = dlc_jax("train", "--dataset", "mnist-5k", "--seeds", 3, "--json").json
+    assert result["test_error_percent"]["mean"] <= 3.5

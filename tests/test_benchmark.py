@@ -7,25 +7,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import benchmark_command
 import jax
+import lecture
 import numpy as np
+import ops
 import pytest
+import scaling
+import startup
 from conftest import Command
 from flax import nnx
+from harness import machine
+from harness.workers import Worker, running
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dlc_jax.benchmark import lecture, machine, operations, scaling, scaling_report, startup
-from dlc_jax.benchmark.interconnect import (
+from scaling_parts import report
+from scaling_parts.interconnect import (
     BACKWARD,
     LINKS,
+    estimate,
     first_bound,
-    on_paper,
     ring_all_reduce_seconds,
     strong_bound,
     weak_bound,
 )
-from dlc_jax.benchmark.rounds import Contender, contenders
+from scaling_parts.networks import NETWORKS
+
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
 
@@ -37,8 +44,17 @@ LATENCIES = st.just(0.0) | st.floats(1e-8, 1e-3)
 
 
 @pytest.fixture
+def benchmark(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Runs a benchmark by the name of its script, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return benchmark_command.in_folder(tmp_path / "results", capfd)
+
+
+@pytest.fixture
 def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
-    """The 230 training and 50 test digits as a file; the test split twice, to have enough."""
+    """230 training and 50 test digits as a file; the test split twice, to have enough."""
     path = tmp_path / "digits.npz"
     images, labels = (np.concatenate([array] * 2) for array in few_digits.test)
     train = few_digits.train
@@ -47,12 +63,10 @@ def arrays(few_digits: Dataset, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_lectures_epoch_is_measured_and_kept(
-    dlc_jax: Command, arrays: Path, tmp_path: Path
-) -> None:
+def test_lecture_measures_and_saves(benchmark: Command, arrays: Path, tmp_path: Path) -> None:
     rivals = ["flax"] + ["torch"] * bool(importlib.util.find_spec("torch"))
-    command = ("bench", "lecture", "--arrays", arrays, "--epochs", 2, "--rivals", ",".join(rivals))
-    done = dlc_jax(*command, "--seeds", 3, "--output-dir", tmp_path / "results", "--json")
+    options = ("--arrays", arrays, "--epochs", 2, "--rivals", ",".join(rivals), "--seeds", 3)
+    done = benchmark("lecture", *options, "--json")
     assert done.code == 0, done.err
     result = done.json
     for name in ("dlc_jax", *rivals):
@@ -67,27 +81,27 @@ def test_the_lectures_epoch_is_measured_and_kept(
         assert ratio == pytest.approx(result[rival]["median"] / ours, rel=1e-2)
     assert result["ratio_vs_torch_compile"] is None
     assert result["ten_epochs_s"] == pytest.approx(10 * ours, rel=1e-2, abs=1e-3)
-    direct = lecture.OPERATIONS_AN_IMAGE * 230 / ours / result["dot_gflops"] / 1e9
+    direct = lecture.OPERATIONS_PER_IMAGE * 230 / ours / result["dot_gflops"] / 1e9
     assert result["fraction_of_dot"] == pytest.approx(direct, rel=0.05, abs=1e-3)
     assert result["seeds"]["count"] == 3
     assert {"device", "date", "commit", "versions", "ratio_vs_gtx1080"} <= result.keys()
-    (kept,) = (tmp_path / "results").glob("*.json")
-    assert json.loads(kept.read_text())["lecture"] == result
+    (file,) = (tmp_path / "results").glob("*.json")
+    assert json.loads(file.read_text())["lecture"] == result
     assert list((tmp_path / "results").glob("*-lecture.png"))
 
 
-def test_the_operations_counted_are_the_layers_own() -> None:
-    # Forward 2.67 million an image, backward 4.41: the first layer needs no gradient of images.
-    assert lecture.OPERATIONS_AN_IMAGE == 2_666_400 + 4_411_200
+def test_operations_per_image() -> None:
+    # 2.67 million forward and 4.41 backward; the first layer needs no gradient of images.
+    assert lecture.OPERATIONS_PER_IMAGE == 2_666_400 + 4_411_200
 
 
 @pytest.mark.slow
-def test_operations_are_measured_against_xlas() -> None:
-    some = [
-        operations.Operation("small", 8, 4, 8, window=1, stride=2),
-        operations.Operation("small", 8, 4, 0, window=2, stride=2),
+def test_ops_measures_xla() -> None:
+    operations = [
+        ops.Operation("small", 8, 4, 8, window=1, stride=2),
+        ops.Operation("small", 8, 4, 0, window=2, stride=2),
     ]
-    result = operations.run(rounds=1, batch_size=2, rivals=["xla"], operations=some)
+    result = ops.run(rounds=1, batch_size=2, rivals=["xla"], operations=operations)
     names = [row["operation"] for row in result["operations"]]
     assert names == ["conv1x1 / 2 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
     for row in result["operations"]:
@@ -99,13 +113,13 @@ def test_operations_are_measured_against_xlas() -> None:
 
 
 @pytest.mark.slow
-def test_importing_costs_little_and_the_first_step_comes_soon() -> None:
+def test_startup_measures_imports_and_first_step() -> None:
     result = startup.run(rounds=1)
     assert result["import_extra_s"] < 0.8
     assert result["first_step_cached_s"] < result["first_step_cold_s"]
 
 
-def damaged(path: Path, change: dict[str, Any]) -> None:
+def replace_arrays(path: Path, change: dict[str, Any]) -> None:
     with np.load(path) as file:
         entries = {name: file[name] for name in file.files} | change
     np.savez(path, **{name: value for name, value in entries.items() if value is not None})
@@ -121,61 +135,70 @@ def damaged(path: Path, change: dict[str, Any]) -> None:
         ({"x_train": np.array([None] * 200)}, "digits.npz"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(
-    dlc_jax: Command, arrays: Path, change: dict[str, Any], named: str
+def test_lecture_rejects_wrong_arrays(
+    benchmark: Command, arrays: Path, change: dict[str, Any], named: str
 ) -> None:
-    damaged(arrays, change)
-    done = dlc_jax("bench", "lecture", "--arrays", arrays)
+    replace_arrays(arrays, change)
+    done = benchmark("lecture", "--arrays", arrays)
     assert done.code == 2
     assert named in done.err
     assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no more"])
-def test_a_file_without_arrays_is_named(
-    dlc_jax: Command, tmp_path: Path, content: bytes | None
+def test_lecture_rejects_file_without_arrays(
+    benchmark: Command, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "none.npz"
     if content is not None:
         path.write_bytes(content)
-    done = dlc_jax("bench", "lecture", "--arrays", path)
+    done = benchmark("lecture", "--arrays", path)
     assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert done.err.startswith("lecture.py: ")
     assert "none.npz" in done.err
 
 
-@pytest.mark.parametrize("what", ["lecture", "ops"])
-def test_an_unknown_rival_is_named_with_the_choice(
-    dlc_jax: Command, arrays: Path, what: str
-) -> None:
-    options = ["--arrays", arrays] if what == "lecture" else []
-    done = dlc_jax("bench", what, "--rivals", "torch,tensorflow", *options)
+@pytest.mark.parametrize("script", ["lecture", "ops"])
+def test_unknown_rival(benchmark: Command, arrays: Path, script: str) -> None:
+    options = ["--arrays", arrays] if script == "lecture" else []
+    done = benchmark(script, "--rivals", "torch,tensorflow", *options)
     assert done.code == 2
     assert "'tensorflow'; choose from torch" in done.err
 
 
-def test_without_a_command_the_lectures_epoch_is_measured(
-    dlc_jax: Command, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_lecture_loads_mnist_by_default(
+    benchmark: Command, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(splits: Any, **options: Any) -> None:
         raise InputError(f"{len(splits[0].labels)} images, {options['epochs']} epochs")
 
     monkeypatch.setattr(lecture, "run", run)
-    monkeypatch.setattr("dlc_jax.cli.bench.load", lambda name, data_dir: digits)
-    done = dlc_jax("bench")
-    assert (done.code, done.err) == (2, "dlc-jax: 4000 images, 5 epochs\n")
+    monkeypatch.setattr("dlc_jax.data.load", lambda name, data_dir: digits)
+    done = benchmark("lecture")
+    assert (done.code, done.err) == (2, "lecture.py: 4000 images, 5 epochs\n")
 
 
-def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(operations.RIVALS, "torch", ("no_such_package",))
+@pytest.mark.parametrize("script", ["lecture", "ops", "cifar10", "startup", "scaling", "gpu"])
+def test_help_has_an_example(benchmark: Command, script: str) -> None:
+    done = benchmark(script, "--help")
+    assert done.code == 0
+    assert f"python benchmarks/{script}.py" in done.out
+    bad = benchmark(script, "--nonsense")
+    assert (bad.code, len(bad.err.splitlines())) == (2, 1)
+    assert bad.err.startswith(f"{script}.py: ")
+
+
+def test_rival_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ops.RIVALS, "torch", ("no_such_package",))
     with pytest.raises(InputError, match="'operation_pytorch' needs no_such_package"):
-        operations.run(rounds=1, batch_size=2, rivals=["torch"], operations=[])
+        ops.run(rounds=1, batch_size=2, rivals=["torch"], operations=[])
 
 
 @pytest.mark.slow
-def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: Path) -> None:
+def test_cifar10_measures_seeds(benchmark: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "colours.npz"
-    # Bright and dark images, which any network tells apart.
+    # Bright and dark images, which any network can classify.
     labels = rng.integers(0, 2, 400)
     images = (rng.integers(0, 60, (400, 32, 32, 3)) + 190 * labels[:, None, None, None]).astype(
         np.uint8
@@ -183,8 +206,8 @@ def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: 
     np.savez(
         path, x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:]
     )
-    command = ("bench", "cifar10", "--recipe", "cifar10-lecture", "--arrays", path)
-    done = dlc_jax(*command, "--seeds", 2, "--epochs", 3, "--target", 80, "--json")
+    command = ("cifar10", "--recipe", "cifar10-lecture", "--arrays", path, "--json")
+    done = benchmark(*command, "--seeds", 2, "--epochs", 3, "--target", 80)
     assert done.code == 0, done.err
     result = done.json
     assert [run["seed"] for run in result["runs"]] == [0, 1]
@@ -195,7 +218,7 @@ def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: 
     )
     assert all(len(run["accuracy_percent_by_epoch"]) == 3 for run in result["runs"])
     assert all(run["compile_s"] > 0 for run in result["runs"])
-    missed = dlc_jax(*command, "--seeds", 1, "--epochs", 1, "--target", 100.0, "--json").json
+    missed = benchmark(*command, "--seeds", 1, "--epochs", 1, "--target", 100.0).json
     reached = missed["accuracy_percent"]["mean"] == 100
     assert (missed["seconds_to_target"] is not None) == reached
 
@@ -209,28 +232,31 @@ def test_time_to_an_accuracy_is_measured_over_seeds(dlc_jax: Command, tmp_path: 
         (("--target", -1), "-1"),
     ],
 )
-def test_time_to_an_accuracy_refuses_what_makes_no_sense(
-    dlc_jax: Command, options: tuple[Any, ...], named: str, tmp_path: Path
+def test_cifar10_rejects_bad_options(
+    benchmark: Command, options: tuple[Any, ...], named: str, tmp_path: Path
 ) -> None:
     images, labels = np.zeros((100, 32, 32, 3), np.uint8), np.zeros(100, np.int32)
     path = tmp_path / "black.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    done = dlc_jax("bench", "cifar10", "--arrays", path, *options)
+    done = benchmark("cifar10", "--arrays", path, *options)
     assert done.code == 2
     assert named in done.err
     assert len(done.err.splitlines()) == 1
 
 
-def test_results_of_one_benchmark_leave_those_of_another(tmp_path: Path) -> None:
-    path = machine.keep(tmp_path, "ops", {"device": "A B (C), 2 cores", "value": 1})
+def test_save_section_keeps_other_sections(tmp_path: Path) -> None:
+    path = machine.save_section(tmp_path, "ops", {"device": "A B (C), 2 cores", "value": 1})
     assert path.name == "a-b-c-2-cores.json"
-    machine.keep(tmp_path, "lecture", {"device": "A B (C), 2 cores", "value": 2})
-    kept = json.loads(path.read_text())
-    assert {name: section["value"] for name, section in kept.items()} == {"ops": 1, "lecture": 2}
+    machine.save_section(tmp_path, "lecture", {"device": "A B (C), 2 cores", "value": 2})
+    sections = json.loads(path.read_text())
+    assert {name: section["value"] for name, section in sections.items()} == {
+        "ops": 1,
+        "lecture": 2,
+    }
 
 
 def ring_all_reduce(arrays: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """What each device of a ring has in the end, and how many messages and numbers each sent."""
+    """The result on each device, and the number of messages and of numbers that each sent."""
     devices = len(arrays)
     parts = [list(np.split(array.copy(), devices)) for array in arrays]
     messages = numbers = 0
@@ -246,7 +272,7 @@ def ring_all_reduce(arrays: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 
 @pytest.mark.parametrize("devices", [2, 3, 8])
-def test_a_ring_all_reduce_takes_the_time_of_what_each_device_sends(
+def test_ring_all_reduce_seconds_matches_a_simulation(
     devices: int, rng: np.random.Generator
 ) -> None:
     arrays = rng.normal(size=(devices, 24))
@@ -256,23 +282,23 @@ def test_a_ring_all_reduce_takes_the_time_of_what_each_device_sends(
     assert seconds == pytest.approx(numbers * 8 / 100 + messages * 7)
 
 
-def test_two_devices_send_each_other_as_much_as_they_add_up() -> None:
+def test_ring_all_reduce_seconds_of_two_devices() -> None:
     assert ring_all_reduce_seconds(1000, 2, bytes_per_second=10) == 100
 
 
 @given(SECONDS, SIZES, RATES, LATENCIES)
-def test_where_a_shared_batch_is_bound_its_all_reduce_takes_as_long_as_the_computation(
+def test_strong_bound_solves_its_equation(
     seconds: float, size: float, rate: float, latency: float
 ) -> None:
     devices = strong_bound(seconds, size, rate, latency)
     assert devices >= 1
     both = ring_all_reduce_seconds(size, devices, rate, latency), seconds / devices
-    # Where they meet close to a single device, the difference of both is all rounding.
+    # Close to a single device, the difference is rounding.
     assert both[0] == pytest.approx(both[1], rel=1e-6, abs=1e-9 * (size / rate + latency))
 
 
 @given(SECONDS, SIZES, RATES, LATENCIES)
-def test_a_batch_of_each_is_bound_where_its_equation_is_solved_or_never(
+def test_weak_bound_solves_its_equation_or_is_infinite(
     seconds: float, size: float, rate: float, latency: float
 ) -> None:
     devices = weak_bound(seconds, size, rate, latency)
@@ -284,54 +310,54 @@ def test_a_batch_of_each_is_bound_where_its_equation_is_solved_or_never(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shared", "each"),
+    ("seconds", "strong", "weak"),
     [(200, 11, None), (190, 11, None), (20, 2, None), (19, 2, 20), (15, 2, 4), (1, 2, 2)],
 )
-def test_without_latency_the_bounds_have_their_closed_forms(
-    seconds: float, shared: int, each: int | None
+def test_bounds_without_latency_match_closed_forms(
+    seconds: float, strong: int, weak: int | None
 ) -> None:
     # The all-reduce tends to 20 s: n = 1 + seconds / 20, and n = 20 / (20 - seconds).
-    assert first_bound(strong_bound(seconds, size=100, bytes_per_second=10)) == shared
-    assert first_bound(weak_bound(seconds, size=100, bytes_per_second=10)) == each
+    assert first_bound(strong_bound(seconds, size=100, bytes_per_second=10)) == strong
+    assert first_bound(weak_bound(seconds, size=100, bytes_per_second=10)) == weak
 
 
 @functools.cache
-def made_up() -> dict[str, Any]:
-    """Results of a machine that nobody has."""
+def fake_results() -> dict[str, Any]:
+    """Results of an invented machine."""
     steps = {"lecture": 0.004, "resnet18": 4.0, "resnet50": 3.0}
     networks = {
         name: {
-            **setting.describe(),
-            "batch_size": setting.batch_size,
-            "step_images": setting.measured // 2,
+            **network.describe(),
+            "batch_size": network.batch_size,
+            "step_images": network.step_images // 2,
             "step_s": steps[name],
         }
-        for name, setting in scaling.NETWORKS.items()
+        for name, network in NETWORKS.items()
     }
     return {"device": "Abacus, 2 cores", "networks": networks}
 
 
-def test_on_paper_the_least_number_of_devices_is_bound_and_one_less_is_not() -> None:
-    rows = on_paper(made_up())
-    assert {row["network"] for row in rows} == set(scaling.NETWORKS)
+def test_estimate_gives_the_smallest_number_of_bound_devices() -> None:
+    rows = estimate(fake_results())
+    assert {row["network"] for row in rows} == set(NETWORKS)
     for row in rows:
         link = LINKS[row["link"]]
-        size = made_up()["networks"][row["network"]]["bytes"]
+        size = fake_results()["networks"][row["network"]]["bytes"]
 
         def reduce(devices: int, size: int = size, link: Any = link) -> float:
             return ring_all_reduce_seconds(size, devices, link.bytes_per_second, link.latency)
 
         for suffix, part in (("", 1), ("_overlapped", BACKWARD)):
             seconds = part * row["batch_s"]
-            shared, each = row[f"strong{suffix}"], row[f"weak{suffix}"]
-            assert reduce(shared) * shared >= seconds
-            assert shared == 2 or reduce(shared - 1) * (shared - 1) < seconds
-            assert reduce(each) >= seconds * (1 - 1e-9)
-            assert each == 2 or reduce(each - 1) < seconds
+            strong, weak = row[f"strong{suffix}"], row[f"weak{suffix}"]
+            assert reduce(strong) * strong >= seconds
+            assert strong == 2 or reduce(strong - 1) * (strong - 1) < seconds
+            assert reduce(weak) >= seconds * (1 - 1e-9)
+            assert weak == 2 or reduce(weak - 1) < seconds
 
 
-def test_a_batch_takes_as_long_on_paper_as_its_images_take_by_the_step_that_was_measured() -> None:
-    row = next(row for row in on_paper(made_up()) if row["network"] == "resnet50")
+def test_estimate_scales_the_measured_step_to_the_batch() -> None:
+    row = next(row for row in estimate(fake_results()) if row["network"] == "resnet50")
     assert row["batch_s"] == pytest.approx(3.0 * 256 / 8)
     assert not row["estimated"]
 
@@ -340,11 +366,11 @@ def test_a_batch_takes_as_long_on_paper_as_its_images_take_by_the_step_that_was_
     ("name", "parameters"),
     [("lecture", 105_506), ("resnet18", 11_173_962), ("resnet50", 25_557_032)],
 )
-def test_what_is_sent_are_the_bytes_of_all_parameters(name: str, parameters: int) -> None:
-    setting = scaling.NETWORKS[name]
-    state = nnx.eval_shape(lambda: nnx.state(setting.create(nnx.Rngs(0)), nnx.Param))
+def test_workload_counts_the_bytes_of_all_parameters(name: str, parameters: int) -> None:
+    network = NETWORKS[name]
+    state = nnx.eval_shape(lambda: nnx.state(network.create(nnx.Rngs(0)), nnx.Param))
     leaves = jax.tree.leaves(state)
-    described = setting.describe()
+    described = network.describe()
     assert described["bytes"] == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert described["parameters"] == parameters
 
@@ -357,74 +383,73 @@ def page_with_markers(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_devices_and_processes_are_measured_kept_and_put_into_a_page(
-    dlc_jax: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_scaling_measures_saves_and_updates_page(
+    benchmark: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = page_with_markers(tmp_path)
     small = ("--batch-size", 8, "--images", 20, "--rounds", 2, "--networks", "lecture")
     counts = ("--devices", "2", "--processes", "1,2")
-    kept = ("--output-dir", tmp_path / "results", "--page", page, "--json")
-    done = dlc_jax("bench", "scaling", *small, *counts, *kept)
+    done = benchmark("scaling", *small, *counts, "--page", page, "--json")
     assert done.code == 0, done.err
     result = done.json
-    places = [(row["kind"], row["count"]) for row in result["measured"]]
-    assert places == [("devices", 1), ("devices", 2), ("processes", 2)]
-    # The first number of images that batches of 8 and of 16 fill.
+    devices = [(row["kind"], row["count"]) for row in result["measured"]]
+    assert devices == [("devices", 1), ("devices", 2), ("processes", 2)]
+    # The smallest multiple of batches of 8 and of 16 from 20.
     assert result["images"] == 32
     single = result["measured"][0]["weak"]["images_per_s"]
     for row in result["measured"]:
-        for how, size in (("weak", 8 * row["count"]), ("strong", 8)):
-            case = row[how]
+        for name, size in (("weak", 8 * row["count"]), ("strong", 8)):
+            case = row[name]
             assert case["batch_size"] == size
             rate = 32 / np.median(case["all_s"])
             assert case["images_per_s"] == pytest.approx(rate, rel=1e-2)
             assert case["efficiency"] == pytest.approx(rate / single / row["count"], abs=1e-3)
     step = result["networks"]["lecture"]
     assert step["step_s"] == pytest.approx(np.median(step["all_s"]))
-    # A hundred images a step, here as in the epochs: within what a busy machine may differ by.
+    # Within the variation of a busy machine.
     assert 0.1 < 100 / step["step_s"] / single < 10
     assert {"device", "date", "commit", "cores"} <= result.keys()
     (file,) = (tmp_path / "results").glob("*-scaling.json")
     assert json.loads(file.read_text()) == result
     assert len(list((tmp_path / "results").glob("*.png"))) == 2
     text = page.read_text()
-    assert text == scaling_report.renewed(text, result)
+    assert text == report.with_tables(text, result)
     assert "old" not in text
     assert "measured end" in text
     assert text.endswith("\nlast\n")
 
-    def start(self: Contender, *arguments: Any, **options: Any) -> None:
+    def start(self: Worker, *arguments: Any, **options: Any) -> None:
         raise AssertionError("it measures")
 
-    monkeypatch.setattr(Contender, "__init__", start)
-    again = dlc_jax("bench", "scaling", "--on-paper", file, "--json")
+    monkeypatch.setattr(Worker, "__init__", start)
+    again = benchmark("scaling", "--on-paper", file, "--json")
     assert again.code == 0, again.err
     assert again.json == result
 
 
-def test_the_page_holds_what_follows_from_the_results_that_it_names() -> None:
+def test_readme_has_the_tables_of_its_results() -> None:
     text = PAGE.read_text()
-    (name,) = {found for found in PAGE.parent.glob("results/*-scaling.json") if found.name in text}
-    assert scaling_report.renewed(text, scaling.read(name)) == text
+    (file,) = {file for file in PAGE.parent.glob("results/*-scaling.json") if file.name in text}
+    assert report.with_tables(text, scaling.read(file)) == text
 
 
-def test_a_process_that_ended_is_not_waited_for_behind_those_that_wait_for_it() -> None:
+def test_request_does_not_wait_if_a_process_ended() -> None:
     arguments = ["--network", "lecture"]
-    with contenders(partial(Contender, "data_parallel", (), arguments, processes=2)) as (both,):
-        both._processes[1].kill()
+    with running(partial(Worker, "data_parallel", (), arguments, processes=2)) as (worker,):
+        worker._processes[1].kill()
         start = time.monotonic()
         with pytest.raises(InputError, match="'data_parallel' ended"):
-            both.ask(batch_size=2, images=2)
+            worker.request(batch_size=2, images=2)
         assert time.monotonic() - start < 20
 
 
-def test_more_devices_than_there_are_are_not_measured_as_so_many() -> None:
+def test_data_parallel_rejects_missing_devices() -> None:
     arguments = ["--network", "lecture", "--devices", "3"]
     with (
-        contenders(partial(Contender, "data_parallel", (), arguments, cores=2)) as (contender,),
+        running(partial(Worker, "data_parallel", (), arguments, devices=2)) as (worker,),
         pytest.raises(InputError, match="there are 2 devices, not 3"),
     ):
-        contender.ask(batch_size=6, images=6)
+        worker.request(batch_size=6, images=6)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +457,9 @@ def test_more_devices_than_there_are_are_not_measured_as_so_many() -> None:
     [
         (("--devices", "1,0"), "1,0 are not whole numbers from 1"),
         (("--processes", "two"), "two are not whole numbers from 1"),
-        (("--devices", "5"), "96 images does not spread evenly over 5 devices; choose one such as"),
-        (("--processes", "7"), "evenly over 7 processes; choose one such as 98"),
-        (("--networks", "lecture,vgg16"), "'vgg16' here; choose from lecture, resnet18, resnet50"),
+        (("--devices", "5"), "evenly among 5 devices; choose a batch size such as"),
+        (("--processes", "7"), "evenly among 7 processes; choose a batch size such as 98"),
+        (("--networks", "lecture,vgg16"), "'vgg16'; choose from lecture, resnet18, resnet50"),
         (("--networks", ""), "choose from lecture"),
         (("--on-paper", "missing.json"), "'missing.json' does not hold the results"),
         (("--on-paper", "other.json"), "'other.json' does not hold the results"),
@@ -442,12 +467,12 @@ def test_more_devices_than_there_are_are_not_measured_as_so_many() -> None:
         (("--page", "page.md"), "no lines '<!-- scaling: paper -->' and '<!-- end -->'"),
     ],
 )
-def test_what_can_not_be_measured_is_named_in_one_line_before_anything_is(
-    dlc_jax: Command, tmp_path: Path, options: tuple[str, str], named: str
+def test_scaling_rejects_bad_options(
+    benchmark: Command, tmp_path: Path, options: tuple[str, str], named: str
 ) -> None:
     (tmp_path / "other.json").write_text('{"lecture": {"device": "none"}}')
     (tmp_path / "page.md").write_text("<!-- scaling: measured -->\n<!-- end -->\n")
-    done = dlc_jax("bench", "scaling", *options)
+    done = benchmark("scaling", *options)
     assert done.code == 2
     assert named in done.err
     assert len(done.err.splitlines()) == 1

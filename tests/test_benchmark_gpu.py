@@ -1,22 +1,30 @@
-"""What measures a GPU, rehearsed on a CPU."""
+"""The GPU benchmark, rehearsed on a CPU."""
 
 import io
 import json
 from pathlib import Path
 
+import benchmark_command
+import gpu
 import numpy as np
 import pytest
 from conftest import Command
+from gpu_parts import exported, report
 from PIL import Image
 
-from dlc_jax.benchmark.gpu import arrays, report, suite
 from dlc_jax.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
+@pytest.fixture
+def benchmark(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a benchmark by the name of its script."""
+    return benchmark_command.in_folder(tmp_path, capfd)
+
+
 def export(folder: Path, name: str, images: np.ndarray, test: list[bool]) -> None:
-    """One file of a dataset, as it is carried to a machine without TFDS."""
+    """Writes one file of an exported dataset."""
     files = []
     for image in images:
         file = io.BytesIO()
@@ -31,35 +39,31 @@ def export(folder: Path, name: str, images: np.ndarray, test: list[bool]) -> Non
     )
 
 
-def test_exported_images_are_read_as_they_were(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_exported_images_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (5, 32, 32, 3), np.uint8)
     export(tmp_path, "cifar10-00", images[:2], [False, False])
     export(tmp_path, "cifar10-01", images[2:], [False, True, True])
-    dataset = arrays.read("cifar10", tmp_path)
+    dataset = exported.read("cifar10", tmp_path)
     np.testing.assert_array_equal(dataset.train.images, images[:3])
     np.testing.assert_array_equal(dataset.test.images, images[3:])
     np.testing.assert_array_equal(dataset.train.labels, [0, 1, 0])
 
 
-def test_a_part_that_is_missing_is_told(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_missing_and_damaged_files_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
     with pytest.raises(InputError, match="holds no files mnist"):
-        arrays.read("mnist", tmp_path)
+        exported.read("mnist", tmp_path)
     export(tmp_path, "mnist-00", rng.integers(0, 256, (2, 28, 28), np.uint8), [False, False])
     with pytest.raises(InputError, match=r"only training images .* a part is missing"):
-        arrays.read("mnist", tmp_path)
+        exported.read("mnist", tmp_path)
     (tmp_path / "mnist-00.npz").write_bytes(b"no archive")
     with pytest.raises(InputError, match="mnist can't be read"):
-        arrays.read("mnist", tmp_path)
+        exported.read("mnist", tmp_path)
 
 
 @pytest.mark.slow
-def test_a_rehearsed_part_is_measured_written_and_kept_by_the_next(
-    dlc_jax: Command, tmp_path: Path
-) -> None:
+def test_parts_are_measured_and_added_to_earlier_ones(benchmark: Command, tmp_path: Path) -> None:
     for part in ("correctness", "operations"):
-        done = dlc_jax(
-            "bench", "gpu", "--rehearse", "--only", part, "--output-dir", tmp_path, "--json"
-        )
+        done = benchmark("gpu", "--rehearse", "--only", part, "--json")
         assert done.code == 0, done.err
     (file,) = tmp_path.glob("*-gpu-rehearsal.json")
     parts = json.loads(file.read_text())["parts"]
@@ -69,21 +73,21 @@ def test_a_rehearsed_part_is_measured_written_and_kept_by_the_next(
     assert "gradients against float64" in file.with_suffix(".md").read_text()
 
 
-def test_an_unknown_part_is_named(dlc_jax: Command) -> None:
-    done = dlc_jax("bench", "gpu", "--only", "lectures")
+def test_unknown_part(benchmark: Command) -> None:
+    done = benchmark("gpu", "--only", "lectures")
     assert done.code == 2
     assert "no part 'lectures'; choose from lecture, cifar10" in done.err
 
 
-def test_parts_without_time_left_and_processes_that_can_not_begin_are_told(
+def test_a_first_part_that_can_not_start_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "_measured", lambda *_: {"results": {"failed": "no device"}})
+    monkeypatch.setattr(gpu, "_measure", lambda *_: {"results": {"failed": "no device"}})
     with pytest.raises(InputError, match="ten epochs against PyTorch: no device"):
-        suite.run(budget=100, output_dir=tmp_path)
+        gpu.run(budget=100, output_dir=tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*-gpu.json")), ids=lambda file: file.stem)
-def test_the_tables_of_kept_results_are_those_of_their_numbers(file: Path) -> None:
+def test_saved_tables_have_the_numbers_of_saved_results(file: Path) -> None:
     table = report.markdown(json.loads(file.read_text()))
     assert file.with_suffix(".md").read_text() == table

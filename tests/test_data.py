@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from dlc_jax import data
-from dlc_jax.data import Dataset, Normalise, cache
-from dlc_jax.data.images import read_image
+from dlc_jax.data import Dataset, Normalize, RecordDataset, cache, catalog
+from dlc_jax.data.image_files import read_image
 from dlc_jax.errors import DatasetUnavailable, InputError
-from dlc_jax.files import write_atomically
+from dlc_jax.utils.files import write_atomically
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def same(left: Dataset, right: Dataset) -> bool:
+def equal(left: Dataset, right: Dataset) -> bool:
     arrays = zip((*left.train, *left.test), (*right.train, *right.test), strict=True)
     return all(np.array_equal(a, b) for a, b in arrays)
 
@@ -45,7 +45,7 @@ def test_mnist_5k_is_balanced_in_both_splits_and_in_every_batch(digits: Dataset)
         assert len(set(np.bincount(labels, minlength=10))) == 1
 
 
-def test_mnist_5k_trains_on_none_of_its_test_digits(digits: Dataset) -> None:
+def test_the_splits_of_mnist_5k_are_disjoint(digits: Dataset) -> None:
     train, test = (
         {image.tobytes() for image in split.images} for split in (digits.train, digits.test)
     )
@@ -53,7 +53,7 @@ def test_mnist_5k_trains_on_none_of_its_test_digits(digits: Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_mnist_5k_are_digits_of_mnists_training_split(digits: Dataset, mnist: Dataset) -> None:
+def test_mnist_5k_is_a_subset_of_mnists_training_split(digits: Dataset, mnist: Dataset) -> None:
     known = {
         (image.tobytes(), int(label))
         for image, label in zip(mnist.train.images, mnist.train.labels, strict=True)
@@ -71,9 +71,9 @@ def test_full_mnist_has_its_published_statistics(mnist: Dataset) -> None:
     assert np.bincount(mnist.test.labels).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
-    normalise = Normalise.fit(mnist.train.images)
-    np.testing.assert_allclose(np.asarray(normalise.mean) / 255, [0.13066], atol=1e-5)
-    np.testing.assert_allclose(np.asarray(normalise.std) / 255, [0.30811], atol=1e-5)
+    normalize = Normalize.fit(mnist.train.images)
+    np.testing.assert_allclose(np.asarray(normalize.mean) / 255, [0.13066], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(normalize.std) / 255, [0.30811], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -84,9 +84,13 @@ def test_cifar10_has_its_published_statistics() -> None:
     assert np.shape(cifar10.train.images) == (50000, 32, 32, 3)
     assert np.bincount(cifar10.train.labels).tolist() == [5000] * 10
     assert cifar10.class_names[:3] == ("airplane", "automobile", "bird")
-    normalise = Normalise.fit(cifar10.train.images)
-    np.testing.assert_allclose(normalise.mean / 255, [0.49140, 0.48216, 0.44653], atol=1e-5)
-    np.testing.assert_allclose(normalise.std / 255, [0.24703, 0.24349, 0.26159], atol=1e-5)
+    normalize = Normalize.fit(cifar10.train.images)
+    np.testing.assert_allclose(
+        np.asarray(normalize.mean) / 255, [0.49140, 0.48216, 0.44653], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.asarray(normalize.std) / 255, [0.24703, 0.24349, 0.26159], atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -96,7 +100,7 @@ def test_cached_mnist_opens_in_a_fifth_of_a_second(mnist: Dataset) -> None:
         start = time.perf_counter()
         again = data.load("mnist")
         times.append(time.perf_counter() - start)
-    assert same(again, mnist)
+    assert equal(again, mnist)
     assert min(times) < 0.2
 
 
@@ -145,7 +149,7 @@ def test_the_newest_prepared_version_is_found(tmp_path: Path) -> None:
         ({"2.0.0": "tfrecord", "2.1.0": "parquet"}, "2.1.0"),
     ],
 )
-def test_of_prepared_versions_the_newest_that_can_be_read_is_found(
+def test_the_newest_readable_version_is_found(
     tmp_path: Path, formats: dict[str, str | None], found: str
 ) -> None:
     for version, kind in formats.items():
@@ -156,7 +160,7 @@ def test_of_prepared_versions_the_newest_that_can_be_read_is_found(
     assert data.status("mnist", tmp_path)["version"] == found
 
 
-def test_an_older_version_is_loaded_where_the_newer_can_not_be_read(copy: Path) -> None:
+def test_an_older_version_is_loaded_if_the_newer_is_unreadable(copy: Path) -> None:
     newer = copy.with_name("3.0.2")
     newer.mkdir()
     info = (copy / "dataset_info.json").read_text().replace("array_record", "tfrecord")
@@ -165,13 +169,13 @@ def test_an_older_version_is_loaded_where_the_newer_can_not_be_read(copy: Path) 
 
 
 @pytest.mark.parametrize("given", [None, "~/data"])
-def test_without_a_home_folder_another_data_folder_is_asked_for(
+def test_a_missing_home_folder_is_an_error(
     given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def homeless(path: str) -> str:
+    def without_home(path: str) -> str:
         return path
 
-    monkeypatch.setattr("os.path.expanduser", homeless)
+    monkeypatch.setattr("os.path.expanduser", without_home)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert data.data_folder() == tmp_path
     monkeypatch.delenv("TFDS_DATA_DIR")
@@ -179,10 +183,10 @@ def test_without_a_home_folder_another_data_folder_is_asked_for(
         data.data_folder(given)
 
 
-def test_a_changed_file_is_not_mistaken_for_what_was_cached(copy: Path) -> None:
-    before = data.cache_key("mnist", copy)
+def test_a_changed_file_changes_the_cache_key(copy: Path) -> None:
+    before = catalog.cache_key("mnist", copy)
     (copy / "features.json").write_text("{}")
-    assert data.cache_key("mnist", copy) != before
+    assert catalog.cache_key("mnist", copy) != before
 
 
 def test_without_tfds_a_prepared_dataset_is_unavailable(
@@ -194,12 +198,12 @@ def test_without_tfds_a_prepared_dataset_is_unavailable(
 
 
 @pytest.mark.parametrize(("name", "named"), [("mnits", "mnist"), ("cifar", "cifar10")])
-def test_unknown_datasets_are_answered_with_the_nearest(name: str, named: str) -> None:
+def test_an_unknown_dataset_is_an_error_with_suggestions(name: str, named: str) -> None:
     with pytest.raises(InputError, match=f"{name!r}.*{named}"):
         data.load(name)
 
 
-def test_a_data_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         data.load("mnist", tmp_path / "nowhere")
 
@@ -207,17 +211,17 @@ def test_a_data_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 # --- cache ------------------------------------------------------------------------------
 
 
-def test_the_cache_gives_back_what_was_loaded(cached: Path, few_digits: Dataset) -> None:
-    first = cache.through("few-1", lambda: few_digits)
-    second = cache.through("few-1", lambda: pytest.fail("loaded again"))
-    assert same(first, second)
+def test_the_cache_returns_the_loaded_dataset(cached: Path, few_digits: Dataset) -> None:
+    first = cache.get_or_load("few-1", lambda: few_digits)
+    second = cache.get_or_load("few-1", lambda: pytest.fail("loaded again"))
+    assert equal(first, second)
     assert second.class_names == few_digits.class_names
     assert second.provenance == few_digits.provenance
     assert [path.name for path in cached.iterdir()] == ["few-1.safetensors"]
 
 
 def test_damage_anywhere_in_a_cache_file_is_an_error(cached: Path, few_digits: Dataset) -> None:
-    cache.through("few-1", lambda: few_digits)
+    cache.get_or_load("few-1", lambda: few_digits)
     path = cached / "few-1.safetensors"
     content = path.read_bytes()
     flipped = [bytes([byte ^ 1]) for byte in content]
@@ -229,15 +233,15 @@ def test_damage_anywhere_in_a_cache_file_is_an_error(cached: Path, few_digits: D
     for version in damaged:
         path.write_bytes(version)
         with pytest.raises(InputError, match=r"few-1\.safetensors' is damaged; delete it"):
-            cache.through("few-1", lambda: few_digits)
+            cache.get_or_load("few-1", lambda: few_digits)
 
 
-def test_a_failed_load_leaves_nothing_in_the_cache(cached: Path) -> None:
+def test_a_failed_load_leaves_no_cache_file(cached: Path) -> None:
     def fail() -> Dataset:
         raise InputError("no")
 
     with pytest.raises(InputError):
-        cache.through("few-1", fail)
+        cache.get_or_load("few-1", fail)
     assert not cached.exists() or not list(cached.iterdir())
 
 
@@ -245,11 +249,11 @@ def test_without_a_writable_cache_loading_works(
     monkeypatch: pytest.MonkeyPatch, few_digits: Dataset
 ) -> None:
     monkeypatch.setenv("DLC_JAX_CACHE_DIR", "/dev/null/cache")
-    assert same(cache.through("few-1", lambda: few_digits), few_digits)
+    assert equal(cache.get_or_load("few-1", lambda: few_digits), few_digits)
 
 
 @pytest.mark.parametrize("failing", ["mkdir", "open", "replace", "write"])
-def test_where_the_cache_can_not_be_written_loading_works_and_leaves_nothing(
+def test_if_writing_the_cache_fails_loading_works_and_leaves_no_file(
     cached: Path, few_digits: Dataset, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -264,15 +268,15 @@ def test_where_the_cache_can_not_be_written_loading_works_and_leaves_nothing(
     }
     monkeypatch.setattr(where[failing], refuse)
     for _ in range(2):
-        assert same(cache.through("few-1", lambda: few_digits), few_digits)
+        assert equal(cache.get_or_load("few-1", lambda: few_digits), few_digits)
     monkeypatch.undo()
     assert not list(cached.iterdir())
 
 
-def test_where_the_cache_can_not_be_read_loading_works(
+def test_if_reading_the_cache_fails_loading_works(
     cached: Path, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.through("few-1", lambda: few_digits)
+    cache.get_or_load("few-1", lambda: few_digits)
     opened = Path.open
 
     def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -281,17 +285,17 @@ def test_where_the_cache_can_not_be_read_loading_works(
         return opened(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert same(cache.through("few-1", lambda: few_digits), few_digits)
+    assert equal(cache.get_or_load("few-1", lambda: few_digits), few_digits)
 
 
 def aged(path: Path, hours: float) -> Path:
-    """The file as if it had last been written to so long ago."""
+    """Sets the modification time to some hours ago."""
     when = time.time() - 3600 * hours
     os.utime(path, (when, when))
     return path
 
 
-def test_what_killed_processes_left_in_the_cache_is_removed_and_nothing_else(
+def test_only_cache_files_of_killed_processes_are_removed(
     cached: Path, few_digits: Dataset
 ) -> None:
     cached.mkdir()
@@ -307,12 +311,12 @@ def test_what_killed_processes_left_in_the_cache_is_removed_and_nothing_else(
         path.write_bytes(b"half")
     for path in (*left, *others):
         aged(path, hours=2)
-    cache.through("few-1", lambda: few_digits)
+    cache.get_or_load("few-1", lambda: few_digits)
     assert not [path for path in left if path.exists()]
     assert all(path.exists() for path in (*others, written))
 
 
-def test_writing_a_file_anew_removes_what_was_left_of_it_and_nothing_else(tmp_path: Path) -> None:
+def test_writing_a_file_removes_only_its_own_abandoned_parts(tmp_path: Path) -> None:
     left = tmp_path / ".table.csv.ab12_xyz.part"
     others = [tmp_path / ".other.csv.ab12_xyz.part", tmp_path / ".table.csv.part"]
     for path in (left, *others):
@@ -325,26 +329,28 @@ def test_writing_a_file_anew_removes_what_was_left_of_it_and_nothing_else(tmp_pa
     assert all(path.exists() for path in (*others, written))
 
 
-def test_of_each_dataset_the_sources_used_last_are_kept(cached: Path, few_digits: Dataset) -> None:
-    """Sources are kept with all their parts, and other datasets' and a user's files always."""
+def test_the_most_recently_used_sources_of_a_dataset_are_kept(
+    cached: Path, few_digits: Dataset
+) -> None:
+    """Sources are kept with all their shards; other files are never removed."""
     cached.mkdir()
     sources = [f"few-1.0.{n}-{n:012x}" for n in range(6)]
-    parts = [f"{sources[0]}-{n}of2" for n in range(2)]
+    shards = [f"{sources[0]}-{n}of2" for n in range(2)]
     others = ["few-5k-0.25.0", "fewer-1.0.0-0123456789ab", "few-mine", "few-1.0.0-of-mine"]
-    for age, key in enumerate([*others, *parts, *sources]):
+    for age, key in enumerate([*others, *shards, *sources]):
         (cached / f"{key}.safetensors").touch()
         aged(cached / f"{key}.safetensors", hours=100 - age)
-    cache.through("few-2.0.0-0123456789ab", lambda: few_digits)
+    cache.get_or_load("few-2.0.0-0123456789ab", lambda: few_digits)
     kept = {path.stem for path in cached.iterdir()}
     assert kept == {*others, *sources[-2:], "few-2.0.0-0123456789ab"}
 
 
-def test_a_source_that_is_used_stays_in_the_cache(cached: Path, few_digits: Dataset) -> None:
-    cache.through("few-1.0.0", lambda: few_digits)
+def test_a_source_in_use_stays_in_the_cache(cached: Path, few_digits: Dataset) -> None:
+    cache.get_or_load("few-1.0.0", lambda: few_digits)
     aged(cached / "few-1.0.0.safetensors", hours=1)
     for version in ("1.0.1", "1.0.2", "1.0.3", "1.0.4"):
-        cache.through("few-1.0.0", lambda: pytest.fail("loaded again"))
-        cache.through(f"few-{version}", lambda: few_digits)
+        cache.get_or_load("few-1.0.0", lambda: pytest.fail("loaded again"))
+        cache.get_or_load(f"few-{version}", lambda: few_digits)
         aged(cached / f"few-{version}.safetensors", hours=0.5)
     assert (cached / "few-1.0.0.safetensors").exists()
     assert len(list(cached.iterdir())) == 3
@@ -360,27 +366,60 @@ def test_a_source_that_is_used_stays_in_the_cache(cached: Path, few_digits: Data
         st.tuples(st.integers(1, 300), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
     )
 )
-def test_normalising_fits_every_channels_mean_and_deviation(images: np.ndarray) -> None:
-    normalise = Normalise.fit(images)
+def test_normalize_fits_mean_and_standard_deviation_of_each_channel(images: np.ndarray) -> None:
+    normalize = Normalize.fit(images)
     wide = images.astype(np.float64)
-    np.testing.assert_allclose(normalise.mean, wide.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(normalize.mean, wide.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
     std = wide.std((0, 1, 2))
-    np.testing.assert_allclose(normalise.std, np.where(std == 0, 1, std), rtol=1e-5, atol=1e-3)
-    assert np.isfinite(normalise(images)).all()
+    np.testing.assert_allclose(normalize.std, np.where(std == 0, 1, std), rtol=1e-5, atol=1e-3)
+    assert np.isfinite(normalize(images)).all()
 
 
-def test_normalising_is_a_pytree_that_jit_takes(few_digits: Dataset) -> None:
-    normalise = Normalise.fit(few_digits.train.images)
-    compiled = jax.jit(lambda normalise, images: normalise(images))
-    np.testing.assert_allclose(
-        compiled(normalise, few_digits.test.images), normalise(few_digits.test.images), rtol=1e-6
-    )
+def test_normalize_is_hashable_and_a_pytree_without_leaves(few_digits: Dataset) -> None:
+    normalize, images = Normalize.fit(few_digits.train.images), few_digits.test.images
+    same = Normalize(np.asarray(normalize.mean), list(normalize.std))
+    assert same == normalize
+    assert hash(same) == hash(normalize)
+    assert not jax.tree.leaves(normalize)
+    assert all(type(value) is float for value in (*normalize.mean, *normalize.std))
+    expected = normalize(images)
+    as_argument = jax.jit(lambda normalize, images: normalize(images))
+    np.testing.assert_array_equal(as_argument(normalize, images), expected)
+    static = jax.jit(Normalize.__call__, static_argnums=0)
+    np.testing.assert_array_equal(static(normalize, images), expected)
+    mapped = jax.vmap(Normalize.__call__, (None, 0))
+    np.testing.assert_array_equal(mapped(normalize, images), expected)
+
+
+def test_normalize_fits_batches_as_all_images_at_once(few_digits: Dataset) -> None:
+    images = np.asarray(few_digits.train.images)
+    assert Normalize.from_batches(np.array_split(images, 7)) == Normalize.fit(images)
+
+
+# --- splits -----------------------------------------------------------------------------
+
+
+def test_shards_and_takes_partition_records(few_digits: Dataset) -> None:
+    records = RecordDataset.from_dataset(few_digits)
+    shards = [records.shard(index, 3) for index in range(3)]
+    assert [(shard.num_train, shard.num_test) for shard in shards] == [(76, 16), (77, 17), (77, 17)]
+    labels = np.concatenate([shard.load().train.labels for shard in shards])
+    np.testing.assert_array_equal(labels, few_digits.train.labels)
+    for dataset in (few_digits, records):
+        assert dataset.take(100).num_train == 100
+        assert dataset.take(0).num_train == 230
+        head = dataset.head(60)
+        assert (head.num_train, head.num_test) == (60, 50)
+        with pytest.raises(InputError, match="few has 230 training examples, not 231"):
+            dataset.take(231)
+    with pytest.raises(InputError, match="no shard 3 of 3 of 230 records"):
+        records.train.shard(3, 3)
 
 
 # --- pictures ---------------------------------------------------------------------------
 
 
-def test_a_digit_survives_enlarging_colouring_and_jpeg(digits: Dataset, tmp_path: Path) -> None:
+def test_an_enlarged_digit_in_colour_or_jpeg_is_read(digits: Dataset, tmp_path: Path) -> None:
     pixels = np.asarray(digits.test.images)[3]
     large = Image.fromarray(pixels[..., 0]).resize((280, 280), Image.Resampling.NEAREST)
     for name, picture in {"a.png": large, "b.jpg": large.convert("RGB")}.items():
@@ -390,7 +429,7 @@ def test_a_digit_survives_enlarging_colouring_and_jpeg(digits: Dataset, tmp_path
         assert np.abs(read.astype(int) - pixels).mean() < 8
 
 
-def test_ink_on_paper_is_inverted_where_the_network_learned_bright_on_dark(
+def test_a_bright_background_is_inverted_for_networks_trained_on_dark_ones(
     digits: Dataset, tmp_path: Path
 ) -> None:
     pixels = np.asarray(digits.test.images)[3]
@@ -417,6 +456,6 @@ def test_every_mode_of_png_is_read(mode: str, shape: tuple[int, int, int], tmp_p
     assert np.abs(read.astype(int) - grey).max() <= 1
 
 
-def test_what_is_transparent_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "nothing.png")
     assert read_image(tmp_path / "nothing.png", (28, 28, 1))[0].min() == 255

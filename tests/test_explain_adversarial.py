@@ -13,77 +13,86 @@ from hypothesis import strategies as st
 from jax import Array
 
 from dlc_jax import models
-from dlc_jax.data import Dataset, Normalise
+from dlc_jax.data import Dataset, Normalize
 from dlc_jax.errors import InputError
-from dlc_jax.explain import View, adversarial
+from dlc_jax.explain import ImageClassifier, adversarial
 
-# Leaves pixels as they are.
-UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
+IDENTITY = Normalize(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 
 
 class Small(models.Network):
-    """Logits of 6x6 pixels that are linear, of which closed forms are known, or else bent.
+    """A linear network of 6x6 pixels, plus a hidden layer times `nonlinearity`.
 
-    All tests share its structure and the number of images, and so the compiled programs.
+    All tests share its structure and the number of images, so that it is compiled once.
     """
 
-    def __init__(self, kernel: np.ndarray, bias: np.ndarray, bent: float) -> None:
+    def __init__(self, kernel: np.ndarray, bias: np.ndarray, nonlinearity: float) -> None:
         rng = np.random.default_rng(2)
-        self.kernel, self.bias, self.bent, self.first, self.second = (
+        self.kernel, self.bias, self.nonlinearity, self.first, self.second = (
             nnx.Param(jnp.asarray(values, jnp.float32))
-            for values in (kernel, bias, bent, rng.normal(size=(36, 8)), rng.normal(size=(8, 4)))
+            for values in (
+                kernel,
+                bias,
+                nonlinearity,
+                rng.normal(size=(36, 8)),
+                rng.normal(size=(8, 4)),
+            )
         )
 
     def stages(self, x: Array) -> OrderedDict[str, Array]:
         x = x.reshape(len(x), -1)
         linear = x @ self.kernel[...] + self.bias[...]
         hidden = nnx.relu((x - 0.5) @ self.first[...])
-        return OrderedDict(logits=linear + self.bent[...] * (hidden @ self.second[...]))
+        return OrderedDict(logits=linear + self.nonlinearity[...] * (hidden @ self.second[...]))
 
 
-def linear(scale: float = 1.0) -> View:
-    """Two of its four classes are out of the question."""
-    # With these weights no image is all but on the hyperplane.
+def linear(scale: float = 1.0) -> ImageClassifier:
+    """A linear network that never predicts two of its four classes."""
+    # With this seed no image is very close to the decision boundary.
     kernel = np.random.default_rng(6).normal(size=(36, 4)) * [1, 1, 0, 0]
-    return View.of(Small(scale * kernel / 6, np.array([0, 0, -1e6, -1e6]), 0.0), UNCHANGED)
+    return ImageClassifier.from_model(
+        Small(scale * kernel / 6, np.array([0, 0, -1e6, -1e6]), 0.0), IDENTITY
+    )
 
 
-def bent(seed: int = 1) -> View:
+def nonlinear(seed: int = 1) -> ImageClassifier:
     kernel = np.random.default_rng(seed).normal(size=(36, 4))
-    return View.of(Small(kernel / 6, np.zeros(4), 1.0), UNCHANGED)
+    return ImageClassifier.from_model(Small(kernel / 6, np.zeros(4), 1.0), IDENTITY)
 
 
-def normals(view: View) -> np.ndarray:
-    """For each label of the linear network the way to the other class, [2, 6, 6, 1]."""
-    kernel = np.asarray(view.variables["kernel"][...], np.float64)
+def normals(classifier: ImageClassifier) -> np.ndarray:
+    """Normals of the linear network's decision boundary, for both labels, [2, 6, 6, 1]."""
+    kernel = np.asarray(classifier.variables["kernel"][...], np.float64)
     to_second = (kernel[:, 1] - kernel[:, 0]).reshape(6, 6, 1)
     return np.stack([to_second, -to_second])
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
-    return bent()
+def classifier() -> ImageClassifier:
+    return nonlinear()
 
 
 @pytest.fixture(scope="module")
-def right(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """20 images, from black to white, and the classes that the network takes them for."""
+def examples(classifier: ImageClassifier) -> tuple[np.ndarray, np.ndarray]:
+    """20 images and their predicted classes."""
     pixels = np.random.default_rng(0).uniform(-0.5, 1.5, (20, 6, 6, 1)).clip(0, 1)
     pixels = pixels.astype(np.float32)
-    return pixels, np.asarray(logits_of(view, pixels)).argmax(1)
+    return pixels, np.asarray(logits_of(classifier, pixels)).argmax(1)
 
 
 @settings(deadline=None, max_examples=20)
 @given(epsilon=st.floats(0, 1, width=32))
-def test_fgsm_stays_within_epsilon_and_the_box(view: View, right: Any, epsilon: float) -> None:
-    pixels, labels = right
-    attack = adversarial.fast_gradient_sign(view, pixels, labels, epsilon=epsilon)
+def test_fgsm_stays_within_epsilon_and_the_range_of_pixels(
+    classifier: ImageClassifier, examples: Any, epsilon: float
+) -> None:
+    pixels, labels = examples
+    attack = adversarial.fast_gradient_sign(classifier, pixels, labels, epsilon=epsilon)
     made = np.asarray(attack.pixels)
     change = made - pixels
     assert np.abs(change).max() <= epsilon + 1e-6
     assert made.min() >= 0
     assert made.max() <= 1
-    # Not less either, wherever the box has room for a whole step, up or down.
+    # The change is exactly epsilon where it is not clipped.
     room = (pixels >= epsilon) & (pixels <= 1 - epsilon)
     moved = np.abs(change[room])
     assert ((moved < 1e-6) | (np.abs(moved - epsilon) < 1e-6)).all()
@@ -91,12 +100,12 @@ def test_fgsm_stays_within_epsilon_and_the_box(view: View, right: Any, epsilon: 
 
 @settings(deadline=None, max_examples=20)
 @given(epsilon=st.floats(0, 2, width=32), norm=st.sampled_from(["inf", "2"]))
-def test_pgd_stays_in_its_ball_and_the_box(
-    view: View, right: Any, epsilon: float, norm: str
+def test_pgd_stays_in_its_ball_and_the_range_of_pixels(
+    classifier: ImageClassifier, examples: Any, epsilon: float, norm: adversarial.Norm
 ) -> None:
-    pixels, labels = right
+    pixels, labels = examples
     attack = adversarial.projected_gradient_descent(
-        view, pixels, labels, key=jax.random.key(0), epsilon=epsilon, norm=norm, steps=5
+        classifier, pixels, labels, key=jax.random.key(0), epsilon=epsilon, norm=norm, steps=5
     )
     made = np.asarray(attack.pixels)
     change = (made - pixels).reshape(len(pixels), -1)
@@ -107,74 +116,74 @@ def test_pgd_stays_in_its_ball_and_the_box(
 
 
 @pytest.fixture
-def grey(rng: np.random.Generator) -> np.ndarray:
-    """20 images with room up and down."""
+def gray(rng: np.random.Generator) -> np.ndarray:
+    """20 images whose pixels are far from 0 and 1."""
     return rng.uniform(0.3, 0.7, (20, 6, 6, 1)).astype(np.float32)
 
 
-# The second is so sure of everything that its cross-entropy's gradient is zero in float32.
+# With the second scale, the gradient of the cross-entropy underflows to zero in float32.
 @pytest.mark.parametrize("scale", [1, 1000])
-def test_fgsm_of_a_linear_network_has_its_closed_form(scale: float, grey: np.ndarray) -> None:
-    view = linear(scale)
-    labels = np.asarray(logits_of(view, grey)).argmax(1)
-    attack = adversarial.fast_gradient_sign(view, grey, labels, epsilon=0.1)
-    expected = grey + 0.1 * np.sign(normals(view)[labels])
+def test_fgsm_of_a_linear_network_matches_the_closed_form(scale: float, gray: np.ndarray) -> None:
+    classifier = linear(scale)
+    labels = np.asarray(logits_of(classifier, gray)).argmax(1)
+    attack = adversarial.fast_gradient_sign(classifier, gray, labels, epsilon=0.1)
+    expected = gray + 0.1 * np.sign(normals(classifier)[labels])
     np.testing.assert_allclose(attack.pixels, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
-def test_long_steps_of_pgd_of_a_linear_network_have_their_closed_form(
-    norm: str, grey: np.ndarray
+def test_pgd_of_a_linear_network_with_long_steps_matches_the_closed_form(
+    norm: adversarial.Norm, gray: np.ndarray
 ) -> None:
-    view = linear()
+    classifier = linear()
     labels = np.arange(20) % 2
     attack = adversarial.projected_gradient_descent(
-        view,
-        grey,
+        classifier,
+        gray,
         labels,
         key=jax.random.key(0),
         epsilon=0.1,
         norm=norm,
         steps=5,
-        step_size=1000.0,  # beside which the start is nothing
+        step_size=1000.0,  # so that the start does not matter
     )
-    normal = normals(view)[labels]
+    normal = normals(classifier)[labels]
     length = np.sqrt((normal**2).sum((1, 2, 3), keepdims=True))
     direction = np.sign(normal) if norm == "inf" else normal / length
-    np.testing.assert_allclose(attack.pixels, grey + 0.1 * direction, atol=1e-4)
+    np.testing.assert_allclose(attack.pixels, gray + 0.1 * direction, atol=1e-4)
 
 
 class FirstPixels(models.Network):
-    """The first three values are the logits."""
+    """A network whose logits are the first three values."""
 
     def stages(self, x: Array) -> OrderedDict[str, Array]:
         return OrderedDict(logits=x.reshape(len(x), -1)[:, :3])
 
 
-def test_starts_of_pgd_are_uniform_in_the_ball() -> None:
-    # Without steps worth the name; in 3 dimensions an eighth of a ball is within half its radius.
-    grey = np.full((20_000, 1, 1, 3), 0.5, np.float32)
+def test_pgd_starts_are_uniform_in_the_ball() -> None:
+    # Steps are negligible; the volume of a ball grows with the cube of its radius.
+    gray = np.full((20_000, 1, 1, 3), 0.5, np.float32)
     attack = adversarial.projected_gradient_descent(
-        View.of(FirstPixels(), UNCHANGED),
-        grey,
-        np.zeros(len(grey), int),
+        ImageClassifier.from_model(FirstPixels(), IDENTITY),
+        gray,
+        np.zeros(len(gray), int),
         key=jax.random.key(0),
         epsilon=0.4,
         norm="2",
         steps=1,
         step_size=1e-9,
     )
-    distance = np.asarray(attack.distance_2)
+    distance = np.asarray(attack.l2_distance)
     for part in (0.5, 0.75):
         share = (distance < part * 0.4).mean()
         assert share == pytest.approx(part**3, abs=0.012)  # about four standard errors
-    np.testing.assert_allclose((np.asarray(attack.pixels) - grey).mean((0, 1, 2)), 0, atol=0.006)
+    np.testing.assert_allclose((np.asarray(attack.pixels) - gray).mean((0, 1, 2)), 0, atol=0.006)
 
 
 def exact_distance(image: np.ndarray, normal: np.ndarray, gap: float) -> float:
-    """How far it is to where `normal` times the change makes good the gap, within the box.
+    """Norm of the smallest change of an image with `(normal * change).sum() == gap`.
 
-    The nearest point is a step along the normal, clipped to the box (by Lagrange's conditions).
+    The changed image is a step along the normal, clipped to [0, 1] (by Lagrange's conditions).
     """
 
     def change(step: float) -> np.ndarray:
@@ -188,60 +197,64 @@ def exact_distance(image: np.ndarray, normal: np.ndarray, gap: float) -> float:
     return float(np.linalg.norm(change(high)))
 
 
-@pytest.mark.parametrize("where", ["inside the box", "also at black and white"])
-def test_smallest_perturbation_of_a_linear_network_reaches_the_hyperplane(
-    where: str, grey: np.ndarray, rng: np.random.Generator
+@pytest.mark.parametrize("pixels", ["inside", "at the borders"])
+def test_lbfgs_attack_finds_the_nearest_point_of_a_linear_decision_boundary(
+    pixels: str, gray: np.ndarray, rng: np.random.Generator
 ) -> None:
-    view = linear(4.0)
-    if where == "also at black and white":
-        grey = (3 * rng.uniform(size=grey.shape) - 1).clip(0, 1).astype(np.float32)
-    logits = np.asarray(logits_of(view, grey), np.float64)
+    classifier = linear(4.0)
+    if pixels == "at the borders":
+        gray = (3 * rng.uniform(size=gray.shape) - 1).clip(0, 1).astype(np.float32)
+    logits = np.asarray(logits_of(classifier, gray), np.float64)
     labels = logits.argmax(1)
-    attack = jax.device_get(adversarial.smallest_perturbation(view, grey, labels))
+    attack = jax.device_get(adversarial.lbfgs_attack(classifier, gray, labels))
     assert attack.success.all()
     assert attack.pixels.min() >= 0
     assert attack.pixels.max() <= 1
     gaps = np.abs(logits[:, 0] - logits[:, 1])
     exact = [
-        exact_distance(image.astype(np.float64), normals(view)[label], gap)
-        for image, label, gap in zip(grey, labels, gaps, strict=True)
+        exact_distance(image.astype(np.float64), normals(classifier)[label], gap)
+        for image, label, gap in zip(gray, labels, gaps, strict=True)
     ]
-    ratios = np.asarray(attack.distance_2) / exact
+    ratios = np.asarray(attack.l2_distance) / exact
     assert ratios.min() > 0.999
     assert ratios.max() < 1.02
 
 
-def test_smallest_perturbation_is_smaller_than_that_of_the_gradients_sign(
-    view: View, right: Any
+def test_lbfgs_perturbations_are_smaller_than_those_of_fgsm(
+    classifier: ImageClassifier, examples: Any
 ) -> None:
-    pixels, labels = right
-    attack = jax.device_get(adversarial.smallest_perturbation(view, pixels, labels))
+    pixels, labels = examples
+    attack = jax.device_get(adversarial.lbfgs_attack(classifier, pixels, labels))
     assert attack.success.mean() >= 0.95
     smallest = np.full(len(pixels), np.inf)
     for epsilon in np.linspace(0.01, 1, 100).tolist():
-        sign = jax.device_get(adversarial.fast_gradient_sign(view, pixels, labels, epsilon=epsilon))
-        smallest = np.minimum(smallest, np.where(sign.success, sign.distance_2, np.inf))
-    assert (attack.distance_2 < smallest).mean() >= 0.95
+        sign = jax.device_get(
+            adversarial.fast_gradient_sign(classifier, pixels, labels, epsilon=epsilon)
+        )
+        smallest = np.minimum(smallest, np.where(sign.success, sign.l2_distance, np.inf))
+    assert (attack.l2_distance < smallest).mean() >= 0.95
     both = attack.success & np.isfinite(smallest)
-    assert attack.distance_2[both].mean() < 0.8 * smallest[both].mean()
+    assert attack.l2_distance[both].mean() < 0.8 * smallest[both].mean()
 
 
-def test_smallest_perturbation_reaches_the_targets_that_it_is_given(view: View, right: Any) -> None:
-    pixels, labels = right
+def test_lbfgs_attack_reaches_given_targets(classifier: ImageClassifier, examples: Any) -> None:
+    pixels, labels = examples
     targets = (labels + 1) % 4
-    search = partial(adversarial.smallest_perturbation, view, pixels, labels)
+    search = partial(adversarial.lbfgs_attack, classifier, pixels, labels)
     attack = jax.device_get(search(targets=targets))
-    reached = np.asarray(logits_of(view, attack.pixels)).argmax(1) == targets
+    reached = np.asarray(logits_of(classifier, attack.pixels)).argmax(1) == targets
     np.testing.assert_array_equal(attack.success, reached)
     assert reached.mean() >= 0.9
-    # Where it is not reached, nothing is changed; and where it was, nothing has to be.
-    assert (attack.distance_2[~reached] == 0).all()
+    # Images are unchanged if the target is not reached, or is already predicted.
+    assert (attack.l2_distance[~reached] == 0).all()
     unchanged = jax.device_get(search(targets=labels))
     assert unchanged.success.all()
     np.testing.assert_array_equal(unchanged.pixels, pixels)
 
 
-def test_pgd_at_epsilon_0_3_leaves_under_5_percent_right(lecture: View, digits: Dataset) -> None:
+def test_pgd_at_epsilon_0_3_leaves_less_than_5_percent_correct(
+    lecture: ImageClassifier, digits: Dataset
+) -> None:
     pixels = np.asarray(digits.test.images[:200], np.float32) / 255
     labels = np.asarray(digits.test.labels[:200])
     assert (np.asarray(logits_of(lecture, pixels)).argmax(1) == labels).mean() > 0.93
@@ -251,11 +264,11 @@ def test_pgd_at_epsilon_0_3_leaves_under_5_percent_right(lecture: View, digits: 
     assert (np.asarray(logits_of(lecture, attack.pixels)).argmax(1) == labels).mean() < 0.05
 
 
-def test_an_attack_says_what_became_of_its_images(view: View, right: Any) -> None:
-    pixels, labels = right
-    made = adversarial.fast_gradient_sign(view, pixels, labels, epsilon=0.15)
+def test_attack_result_and_summary(classifier: ImageClassifier, examples: Any) -> None:
+    pixels, labels = examples
+    made = adversarial.fast_gradient_sign(classifier, pixels, labels, epsilon=0.15)
     attack = jax.device_get(made)
-    logits = np.asarray(logits_of(view, attack.pixels), np.float64)
+    logits = np.asarray(logits_of(classifier, attack.pixels), np.float64)
     odds = np.exp(logits - logits.max(1, keepdims=True))
     change = (attack.pixels - pixels).reshape(len(pixels), -1)
     success = logits.argmax(1) != labels
@@ -264,51 +277,55 @@ def test_an_attack_says_what_became_of_its_images(view: View, right: Any) -> Non
     assert 0 < success.sum() < len(success)
     np.testing.assert_array_equal(attack.success, success)
     np.testing.assert_allclose(attack.confidence, confidence, rtol=1e-4)
-    np.testing.assert_allclose(attack.distance_2, distance, rtol=1e-5)
-    np.testing.assert_allclose(attack.distance_inf, np.abs(change).max(1), rtol=1e-5)
+    np.testing.assert_allclose(attack.l2_distance, distance, rtol=1e-5)
+    np.testing.assert_allclose(attack.linf_distance, np.abs(change).max(1), rtol=1e-5)
     expected = [success.mean(), *(of[success].mean() for of in (confidence, distance))]
-    report = jax.device_get(adversarial.report(made))
+    report = jax.device_get(adversarial.summarize_attack(made))
     np.testing.assert_allclose(report[:3], expected, rtol=1e-4)
-    assert float(report.distance_inf) == pytest.approx(np.abs(change).max(1)[success].mean())
+    assert float(report.linf_distance) == pytest.approx(np.abs(change).max(1)[success].mean())
 
 
-def test_transfer_is_each_networks_error_on_the_images_made_for_each(
-    view: View, right: Any
-) -> None:
-    pixels, labels = right
-    views = [view, View.of(FirstPixels(), UNCHANGED)]
+def test_transfer_errors(classifier: ImageClassifier, examples: Any) -> None:
+    pixels, labels = examples
+    classifiers = [classifier, ImageClassifier.from_model(FirstPixels(), IDENTITY)]
     labels = labels % 3
-    attack = adversarial.fast_gradient_sign(view, pixels, labels, epsilon=0.2)
-    table = np.asarray(adversarial.transfer(views, [pixels, attack.pixels], labels))
+    attack = adversarial.fast_gradient_sign(classifier, pixels, labels, epsilon=0.2)
+    table = np.asarray(adversarial.transfer_errors(classifiers, [pixels, attack.pixels], labels))
     expected = [
-        [(np.asarray(logits_of(tested, images)).argmax(1) != labels).mean() for tested in views]
+        [
+            (np.asarray(logits_of(tested, images)).argmax(1) != labels).mean()
+            for tested in classifiers
+        ]
         for images in (pixels, attack.pixels)
     ]
     np.testing.assert_allclose(table, expected, atol=1e-6)
     assert table[0, 1] != table[1, 0]
-    # To itself an attack carries over as often as it succeeds.
+    # The error of the attacked network itself is the success rate.
     assert table[1, 0] == pytest.approx(np.asarray(attack.success).mean())
     assert table[1, 0] > table[0, 0]
 
 
 @pytest.mark.slow
-def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right: Any) -> None:
-    def attacks(view: View, pixels: Any, labels: Any, key: Any) -> list[Any]:
-        given = view, pixels, labels
+def test_attacks_are_the_same_under_jit_and_depend_on_the_key(
+    classifier: ImageClassifier, examples: Any
+) -> None:
+    def attacks(classifier: ImageClassifier, pixels: Any, labels: Any, key: Any) -> list[Any]:
+        given = classifier, pixels, labels
         pgd = partial(adversarial.projected_gradient_descent, *given, key=key, steps=5)
         made = [
             adversarial.fast_gradient_sign(*given, epsilon=0.1),
             pgd(epsilon=0.1),
             pgd(epsilon=0.5, norm="2"),
-            adversarial.smallest_perturbation(*given),
+            adversarial.lbfgs_attack(*given),
         ]
         return [attack.pixels for attack in made]
 
-    pixels, labels = right
+    pixels, labels = examples
     once, again, other = (
-        jax.device_get(attacks(view, pixels, labels, jax.random.key(seed))) for seed in (0, 0, 1)
+        jax.device_get(attacks(classifier, pixels, labels, jax.random.key(seed)))
+        for seed in (0, 0, 1)
     )
-    inside = jax.jit(attacks)(view, pixels, labels, jax.random.key(0))
+    inside = jax.jit(attacks)(classifier, pixels, labels, jax.random.key(0))
     for one, same, jitted in zip(once, again, inside, strict=True):
         np.testing.assert_array_equal(one, same)
         np.testing.assert_allclose(one, jitted, atol=1e-4)
@@ -321,7 +338,10 @@ def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right:
     [
         ({"pixels": np.zeros((0, 6, 6, 1)), "labels": np.zeros(0, int)}, "at least one"),
         ({"pixels": np.zeros((6, 6, 1))}, r"\[batch, height, width, channels\]"),
-        ({"labels": np.zeros(3, int)}, r"2 images.*\(3,\)"),
+        (
+            {"labels": np.zeros(3, int)},
+            r"give 2 integers, one class for each image, not int64 of shape \(3,\)",
+        ),
         ({"labels": np.array([0, 4])}, "no class 4; choose from 0 to 3"),
         ({"pixels": np.full((2, 6, 6, 1), 255.0)}, "255; scale them to go from 0 to 1"),
         ({"pixels": np.zeros((2, 5, 5, 1))}, "5x5x1"),
@@ -330,7 +350,7 @@ def test_attacks_are_the_same_inside_jit_and_for_the_same_key(view: View, right:
         ({"steps": 0}, "steps is 0; give at least 1"),
     ],
 )
-def test_what_does_not_suit_an_attack_is_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_of_attacks(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "pixels": np.zeros((2, 6, 6, 1)),
         "labels": np.zeros(2, int),
@@ -341,14 +361,14 @@ def test_what_does_not_suit_an_attack_is_named(change: dict[str, Any], message: 
         adversarial.projected_gradient_descent(linear(), **arguments | change)
 
 
-def test_what_does_not_suit_the_smallest_perturbation_is_named() -> None:
+def test_invalid_arguments_of_lbfgs_attack() -> None:
     pixels, labels = np.zeros((2, 6, 6, 1)), np.zeros(2, int)
-    search = partial(adversarial.smallest_perturbation, linear(), pixels, labels)
-    with pytest.raises(InputError, match="rounds is 0; give at least 1"):
-        search(rounds=0)
+    search = partial(adversarial.lbfgs_attack, linear(), pixels, labels)
+    with pytest.raises(InputError, match="search_steps is 0; give at least 1"):
+        search(search_steps=0)
     with pytest.raises(InputError, match="no class 5; choose from 0 to 3"):
         search(targets=np.array([1, 5]))
-    with pytest.raises(InputError, match=r"weights are 1.0 and 0.1; give two above 0"):
-        search(weights=(1.0, 0.1))
-    with pytest.raises(InputError, match="0 networks and 1 sets of images"):
-        adversarial.transfer([], [pixels], labels)
+    with pytest.raises(InputError, match=r"c_range is \(1.0, 0.1\); give two numbers above 0"):
+        search(c_range=(1.0, 0.1))
+    with pytest.raises(InputError, match="0 classifiers and 1 sets of images"):
+        adversarial.transfer_errors([], [pixels], labels)

@@ -1,4 +1,4 @@
-"""`dlc-jax explain`: pictures and the report."""
+"""The command `dlc-jax explain`, its pictures and its report."""
 
 import re
 import shutil
@@ -16,27 +16,28 @@ from flax import nnx
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dlc_jax import models, plots
-from dlc_jax.data import Dataset, Normalise
+from dlc_jax import models
+from dlc_jax.data import Dataset, Normalize
 from dlc_jax.errors import InputError
-from dlc_jax.explain import View, adversarial, gallery
-from dlc_jax.explain.gallery import failing, methods, pictures, report
-from dlc_jax.explain.gallery.subject import Subject, first_of_each_class
-from dlc_jax.runs import Run
+from dlc_jax.explain import ImageClassifier, adversarial
+from dlc_jax.explain.report import html, methods, pictures, robustness, write_report
+from dlc_jax.explain.report.context import ExplainContext, first_image_of_each_class
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
 
-# A run of the lecture's network whose weights are as they were drawn.
+# A fixture: a run with an untrained network.
 untrained = test_explain_examples.untrained
 
 
 @pytest.fixture
-def untaught(untrained: Run, tmp_path: Path) -> str:
-    """A copy of a run that has learnt nothing, which is enough to draw what it sees."""
+def untrained_folder(untrained: Run, tmp_path: Path) -> str:
+    """Copy of an untrained run, to which pictures can be written."""
     return str(shutil.copytree(untrained.folder, tmp_path / "digits"))
 
 
 @pytest.fixture
-def trained(lecture_run: Run, tmp_path: Path) -> str:
-    """A copy of a run, into which pictures can be written."""
+def trained_folder(lecture_run: Run, tmp_path: Path) -> str:
+    """Copy of a trained run, to which pictures can be written."""
     return str(shutil.copytree(lecture_run.folder, tmp_path / "digits"))
 
 
@@ -45,24 +46,24 @@ def pixel_values(figure: Figure, path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"))
 
 
-def test_a_signed_images_zero_is_mid_grey_and_its_range_is_told(tmp_path: Path) -> None:
+def test_zero_is_mid_gray_in_signed_images(tmp_path: Path) -> None:
     values = np.zeros((8, 8, 1), np.float32)
     values[:4] = 0.25
     values[6:] = -0.5
-    figure = pictures.rows_of_images([[pictures.Cell(values, "signed")]], "some")
+    figure = pictures.image_grid([[pictures.ImageCell(values, "signed")]], "some")
     drawn = pixel_values(figure, tmp_path / "signed.png")
-    for grey in (127, 191, 0):
-        assert (abs(drawn.astype(int) - grey) <= 1).sum() > 500, grey
+    for gray in (127, 191, 0):
+        assert (abs(drawn.astype(int) - gray) <= 1).sum() > 500, gray
     (axes,) = figure.axes
     assert axes.get_title() == "±0.5"
 
 
-def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
-    figure = pictures.rows_of_images([[pictures.Cell(np.ones((4, 4)))]], "one")
-    picture = report.Picture("one", figure, "A caption with <b>&")
-    table = report.Table("two", ("a", "b"), [("<", "1")], "Numbers")
-    sections = [report.Section("first", "what it is", [picture, table])]
-    report.write(tmp_path / "report.html", "A title", "facts", sections)
+def test_html_report_is_self_contained(tmp_path: Path) -> None:
+    figure = pictures.image_grid([[pictures.ImageCell(np.ones((4, 4)))]], "one")
+    picture = html.Picture("one", figure, "A caption with <b>&")
+    table = html.Table("two", ("a", "b"), [("<", "1")], "Numbers")
+    sections = [html.Section("first", "what it is", [picture, table])]
+    html.write_html(tmp_path / "report.html", "A title", "a subtitle", sections)
     page = (tmp_path / "report.html").read_text()
     assert "A caption with &lt;b&gt;&amp;" in page
     sources = re.findall(r'src="([^"]*)"', page)
@@ -73,7 +74,7 @@ def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (("saliences", "RUN"), "'saliences'.*saliency"),
         (("saliency", "nowhere"), "'nowhere' is not the folder of a run"),
@@ -81,105 +82,101 @@ def test_a_report_needs_no_other_file(tmp_path: Path) -> None:
         (("adversarial", "RUN", "--transfer", "nowhere"), "'nowhere' is not the folder of a run"),
     ],
 )
-def test_what_can_not_be_explained_is_told_in_one_line(
-    dlc_jax: Command, untaught: str, arguments: tuple[str, ...], named: str
+def test_errors_are_one_line(
+    dlc_jax: Command, untrained_folder: str, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = dlc_jax("explain", *(untaught if part == "RUN" else part for part in arguments))
+    done = dlc_jax("explain", *(untrained_folder if part == "RUN" else part for part in arguments))
     assert done.code == 2
-    assert re.search(named, done.err)
+    assert re.search(message, done.err)
     assert len(done.err.splitlines()) == 1
 
 
-def test_a_method_draws_pictures_of_a_users_own_image(
-    dlc_jax: Command, untaught: str, tmp_path: Path
-) -> None:
+def test_explaining_an_image_file(dlc_jax: Command, untrained_folder: str, tmp_path: Path) -> None:
     digit = np.full((50, 40), 255, np.uint8)
     digit[10:40, 18:24] = 20
     Image.fromarray(digit).save(tmp_path / "one.png")
-    done = dlc_jax("explain", "saliency", untaught, "one.png", "--json")
+    done = dlc_jax("explain", "saliency", untrained_folder, "one.png", "--json")
     assert done.code == 0, done.err
     assert list(done.json["images"]) == ["one.png"]
-    assert done.json["files"] == [f"{untaught}/explain/saliency.png"]
+    assert done.json["files"] == [f"{untrained_folder}/explain/saliency.png"]
     with Image.open(tmp_path / done.json["files"][0]) as picture:
         assert picture.size[0] > 200
 
 
-def test_pictures_are_only_scaled_where_that_is_asked_for(
-    dlc_jax: Command, untaught: str, tmp_path: Path
+def test_as_is_only_scales_image_files(
+    dlc_jax: Command, untrained_folder: str, tmp_path: Path
 ) -> None:
     Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")
-    done = dlc_jax("explain", "saliency", untaught, "blank.png")
+    done = dlc_jax("explain", "saliency", untrained_folder, "blank.png")
     assert done.code == 2
     assert "no ink" in done.err
-    done = dlc_jax("explain", "saliency", untaught, "blank.png", "--as-is")
+    done = dlc_jax("explain", "saliency", untrained_folder, "blank.png", "--as-is")
     assert done.code == 0, done.err
 
 
-def test_more_images_than_fit_abreast_fill_more_pictures(
-    dlc_jax: Command, untaught: str, tmp_path: Path
+def test_many_images_fill_several_pictures(
+    dlc_jax: Command, untrained_folder: str, tmp_path: Path
 ) -> None:
     for number in range(11):
         pixels = np.zeros((28, 28), np.uint8)
         pixels[4:24, 8 + number : 12 + number] = 255
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     paths = [f"{number}.png" for number in range(11)]
-    done = dlc_jax("explain", "grad-cam", untaught, *paths, "--output-dir", "pictures")
+    done = dlc_jax("explain", "grad-cam", untrained_folder, *paths, "--output-dir", "pictures")
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["pictures/grad-cam-1.png", "pictures/grad-cam-2.png"]
 
 
-def test_a_method_that_does_not_suit_a_network_is_left_out_of_many_and_told(
-    digits: Dataset, tmp_path: Path
-) -> None:
+def test_methods_that_do_not_suit_the_network_are_skipped(digits: Dataset, tmp_path: Path) -> None:
     model = models.create("perceptron", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
-    view = View.of(model, Normalise.fit(digits.train.images))
-    pixels, names = first_of_each_class(digits)
-    subject = Subject.of(view, digits, pixels, names, jax.random.key(0))
-    make = partial(gallery.make, subject, folder=tmp_path, title="A perceptron", facts="")
-    made = make(["filters", "saliency"])
-    assert [file.name for file in made.files] == ["saliency.png", "report.html"]
-    assert list(made.refusals) == ["filters"]
+    classifier = ImageClassifier.from_model(model, Normalize.fit(digits.train.images))
+    pixels, names = first_image_of_each_class(digits)
+    context = ExplainContext.create(classifier, digits, pixels, names, jax.random.key(0))
+    write = partial(write_report, context, output_dir=tmp_path, title="A perceptron", subtitle="")
+    result = write(["filters", "saliency"])
+    assert [file.name for file in result.files] == ["saliency.png", "report.html"]
+    assert list(result.skipped) == ["filters"]
     assert "no convolution" in (tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match="no convolution"):
-        make(["filters"])
+        write(["filters"])
 
 
 def check_attacks(tables: Any) -> None:
-    """Compares what misleads a network with what misleads a second one, which is the same."""
+    """Checks the tables of attacks that are transferred to the same network."""
     attacks = {row["attack"]: row["success"] for row in tables["adversarial"]}
     assert attacks["L-BFGS"] == "100 %"
-    unchanged, *made = tables["adversarial-transfer"]
+    unchanged, *sets = tables["adversarial-transfer"]
     assert list(unchanged.values())[1:] == ["0 %", "0 %"]
-    for row in made:
-        name, ours, theirs = row.values()
-        assert ours == theirs == attacks[name.split(", made")[0]]
+    for row in sets:
+        name, error, transfer_error = row.values()
+        assert error == transfer_error == attacks[name.split(", made")[0]]
 
 
 @pytest.mark.slow
-def test_the_report_has_every_method_and_shows_every_picture(
+def test_report_has_all_methods_and_pictures(
     dlc_jax: Command,
-    trained: str,
+    trained_folder: str,
     lecture_run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # How much the pictures show does not matter here.
-    monkeypatch.setattr(failing, "_ATTACKED", 4)
-    monkeypatch.setattr(failing, "_AT_ONCE", 4)
-    monkeypatch.setattr(failing, "_GENERATIONS", 20)
-    searching = partial(adversarial.smallest_perturbation, iterations=15, rounds=3)
-    monkeypatch.setattr(adversarial, "smallest_perturbation", searching)
-    done = dlc_jax("explain", "all", trained, "--transfer", lecture_run.folder, "--json")
+    # Shorter, since the contents of the pictures do not matter here.
+    monkeypatch.setattr(robustness, "_MAX_ATTACKED", 4)
+    monkeypatch.setattr(robustness, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(robustness, "_GENERATIONS", 20)
+    attack = partial(adversarial.lbfgs_attack, iterations=15, search_steps=3)
+    monkeypatch.setattr(adversarial, "lbfgs_attack", attack)
+    done = dlc_jax("explain", "all", trained_folder, "--transfer", lecture_run.folder, "--json")
     assert done.code == 0, done.err
     check_attacks(done.json["tables"])
-    page = tmp_path / trained / "explain" / "report.html"
+    page = tmp_path / trained_folder / "explain" / "report.html"
     text = page.read_text()
     for name in methods.METHODS:
         assert f'id="{name}"' in text
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is not installed: apt install chromium")
-    # A copy whose script writes down whether each image has been drawn.
+    # A copy with a script that sets the title to whether all images have been drawn.
     check = tmp_path / "check.html"
     script = "document.title = [...document.images].every(i => i.naturalWidth > 100)"
     check.write_text(text + f"<script>addEventListener('load', () => {{ {script} }})</script>")

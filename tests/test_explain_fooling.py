@@ -11,16 +11,16 @@ from conftest import logits_of
 from flax import nnx
 
 from dlc_jax import models
-from dlc_jax.data import Dataset, Normalise
+from dlc_jax.data import Dataset, Normalize
 from dlc_jax.errors import InputError
-from dlc_jax.explain import View, fooling
+from dlc_jax.explain import ImageClassifier, fooling
 
 DIGIT = (28, 28, 1)
 SHAPE = (6, 6, 1)
 
 
 class Small(models.Network):
-    """Dense, which takes little to compile."""
+    """Two linear layers, which are fast to compile."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(2)
@@ -32,14 +32,16 @@ class Small(models.Network):
         return OrderedDict(logits=hidden @ self.second[...])
 
 
-def view_of(network: models.Network) -> View:
-    """Of a network that takes pixels as they are."""
-    return View.of(network, Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32)))
+def make_classifier(network: models.Network) -> ImageClassifier:
+    """A classifier without normalization."""
+    return ImageClassifier.from_model(
+        network, Normalize(np.zeros(1, np.float32), np.full(1, 255, np.float32))
+    )
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
-    return view_of(Small())
+def classifier() -> ImageClassifier:
+    return make_classifier(Small())
 
 
 def probabilities(logits: Any) -> np.ndarray:
@@ -49,24 +51,26 @@ def probabilities(logits: Any) -> np.ndarray:
     return odds / odds.sum(1, keepdims=True)
 
 
-def confidences(view: View, images: Any) -> np.ndarray:
-    """The probability of each image's own class."""
-    return probabilities(logits_of(view, images)).diagonal()
+def confidences(classifier: ImageClassifier, images: Any) -> np.ndarray:
+    """Probability of each image's class."""
+    return probabilities(logits_of(classifier, images)).diagonal()
 
 
-def strangeness(images: Any, digits: Dataset) -> np.ndarray:
-    """How far each image is from the nearest training digit."""
+def distance_to_digits(images: Any, digits: Dataset) -> np.ndarray:
+    """Distance of each image to the nearest training digit."""
     train = digits.train.images.reshape(4000, -1).astype(np.float32) / 255
     flat = np.asarray(images, np.float32).reshape(len(images), -1)
     squares = (flat**2).sum(1)[:, None] + (train**2).sum(1) - 2 * flat @ train.T
     return np.sqrt(squares.min(1))
 
 
-def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
-    lecture: View, digits: Dataset
+def test_gradient_ascent_fools_all_classes_with_images_unlike_digits(
+    lecture: ImageClassifier, digits: Dataset
 ) -> None:
     images = np.asarray(
-        fooling.by_gradient(lecture, np.arange(10), key=jax.random.key(0), image_shape=DIGIT)
+        fooling.fooling_images_by_gradient(
+            lecture, np.arange(10), key=jax.random.key(0), image_shape=DIGIT
+        )
     )
     assert images.shape == (10, *DIGIT)
     assert images.min() >= 0
@@ -74,21 +78,23 @@ def test_gradient_ascent_fools_for_every_class_with_what_is_like_no_digit(
     assert confidences(lecture, images).min() >= 0.99
     test = digits.test.images.astype(np.float32) / 255
     # Farther from every training digit than 99 of 100 test digits are.
-    limit = np.quantile(strangeness(test, digits), 0.99)
-    assert strangeness(images, digits).min() > limit
+    limit = np.quantile(distance_to_digits(test, digits), 0.99)
+    assert distance_to_digits(images, digits).min() > limit
 
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
-def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
-    evolved = fooling.by_evolution(
-        view, key=jax.random.key(0), image_shape=SHAPE, generations=200, encoding=encoding
+def test_evolution_fools_all_classes(
+    classifier: ImageClassifier, encoding: fooling.EncodingName
+) -> None:
+    evolved = fooling.fooling_images_by_evolution(
+        classifier, key=jax.random.key(0), image_shape=SHAPE, generations=200, encoding=encoding
     )
     elites, found, history, *_ = jax.device_get(evolved)
     assert elites.shape == (4, *SHAPE)
     assert elites.min() >= 0
     assert elites.max() <= 1
     assert found.min() >= 0.99
-    np.testing.assert_allclose(found, confidences(view, elites), atol=1e-5)
+    np.testing.assert_allclose(found, confidences(classifier, elites), atol=1e-5)
     assert history.shape == (200, 4)
     np.testing.assert_array_equal(history[-1], found)
     assert (np.diff(history, axis=0) >= 0).all()
@@ -98,69 +104,72 @@ def test_evolution_fools_for_every_class(view: View, encoding: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("encoding", "generations"), [("direct", 1000), ("cppn", 200)])
-def test_evolution_fools_the_lectures_network_for_every_class(
-    lecture: View, encoding: str, generations: int
+def test_evolution_fools_all_classes_of_the_lectures_network(
+    lecture: ImageClassifier, encoding: fooling.EncodingName, generations: int
 ) -> None:
-    elites, found, *_ = fooling.by_evolution(
+    elites, found, *_ = fooling.fooling_images_by_evolution(
         lecture,
         key=jax.random.key(0),
         image_shape=DIGIT,
         generations=generations,
         encoding=encoding,
     )
-    # One of the patterns may end in a local optimum, which one depends on the processor's rounding.
-    least, *others = np.sort(found)
-    assert least >= 0.95
+    # One class may end in a local optimum, which depends on the processor's rounding.
+    lowest, *others = np.sort(found)
+    assert lowest >= 0.95
     assert min(others) >= 0.99
     np.testing.assert_allclose(found, confidences(lecture, elites), atol=1e-5)
 
 
-def test_every_class_ends_with_the_image_that_suited_it_best_of_all_seen() -> None:
-    # A network that shows what evolution has it look at.
-    seen: list[np.ndarray] = []
+def test_elites_are_the_best_of_all_images() -> None:
+    all_logits: list[np.ndarray] = []
 
-    class Watched(Small):
+    class Recording(Small):
         def stages(self, x: Any) -> Any:
             stages = super().stages(x)
             jax.debug.callback(
-                lambda logits: seen.append(np.asarray(logits)), stages["logits"], ordered=True
+                lambda logits: all_logits.append(np.asarray(logits)), stages["logits"], ordered=True
             )
             return stages
 
-    result = fooling.by_evolution(
-        view_of(Watched()), key=jax.random.key(0), image_shape=SHAPE, generations=5, population=7
+    result = fooling.fooling_images_by_evolution(
+        make_classifier(Recording()),
+        key=jax.random.key(0),
+        image_shape=SHAPE,
+        generations=5,
+        population_size=7,
     )
     jax.effects_barrier()
-    assert [logits.shape for logits in seen[:6]] == [(7, 4)] * 6
-    best = np.maximum.accumulate([probabilities(logits).max(0) for logits in seen[:6]])
+    assert [logits.shape for logits in all_logits[:6]] == [(7, 4)] * 6
+    best = np.maximum.accumulate([probabilities(logits).max(0) for logits in all_logits[:6]])
     np.testing.assert_allclose(result.history, best[1:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["direct", pytest.param("cppn", marks=pytest.mark.slow)])
-def test_evolution_that_goes_on_is_that_of_all_generations_at_once(
-    view: View, encoding: str
+def test_resumed_evolution_equals_uninterrupted_evolution(
+    classifier: ImageClassifier, encoding: fooling.EncodingName
 ) -> None:
     evolve = partial(
-        fooling.by_evolution,
-        view,
+        fooling.fooling_images_by_evolution,
+        classifier,
         key=jax.random.key(1),
         image_shape=SHAPE,
-        population=10,
+        population_size=10,
         encoding=encoding,
     )
-    at_once, begun = evolve(generations=4), evolve(generations=2)
-    rest = evolve(generations=2, start=begun)
-    np.testing.assert_array_equal(rest.elites, at_once.elites)
-    np.testing.assert_array_equal(np.concatenate([begun.history, rest.history]), at_once.history)
-    assert rest.generation == at_once.generation == 4
+    whole, first = evolve(generations=4), evolve(generations=2)
+    rest = evolve(generations=2, resume_from=first)
+    np.testing.assert_array_equal(rest.images, whole.images)
+    np.testing.assert_array_equal(np.concatenate([first.history, rest.history]), whole.history)
+    assert rest.generation == whole.generation == 4
 
 
-def test_polynomial_mutation_has_its_rate_and_its_distribution() -> None:
-    grey = np.full(400_000, 0.5)
-    mutate = partial(fooling.polynomial_mutation, jax.random.key(0), grey)
-    change = np.asarray(mutate(rate=0.25, strength=15)) - grey
+def test_rate_and_distribution_of_polynomial_mutation() -> None:
+    gray = np.full(400_000, 0.5)
+    mutate = partial(fooling.polynomial_mutation, jax.random.key(0), gray)
+    change = np.asarray(mutate(rate=0.25, strength=15)) - gray
     changed = change[change != 0]
-    assert len(changed) / len(grey) == pytest.approx(0.25, abs=0.003)
+    assert len(changed) / len(gray) == pytest.approx(0.25, abs=0.003)
     assert (changed > 0).mean() == pytest.approx(0.5, abs=0.007)
     # P(|change| > d) = (1 - d)^16
     for d in (0.02, 0.1, 0.3):
@@ -170,7 +179,7 @@ def test_polynomial_mutation_has_its_rate_and_its_distribution() -> None:
     assert edge.max() == 1
 
 
-def test_the_rate_of_mutation_halves_every_1000_generations(
+def test_mutation_rate_halves_every_1000_generations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
@@ -182,7 +191,7 @@ def test_the_rate_of_mutation_halves_every_1000_generations(
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
 
-def test_a_pattern_network_draws_what_its_nodes_compute(rng: np.random.Generator) -> None:
+def test_cppn_matches_a_loop(rng: np.random.Generator) -> None:
     height, width = 3, 5
     weights = tuple(rng.normal(size=size) for size in ((4, 4), (4, 4), (4, 2)))
     functions = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
@@ -202,22 +211,30 @@ def test_a_pattern_network_draws_what_its_nodes_compute(rng: np.random.Generator
             for channel in range(2):
                 total = sum(values[i] * weights[2][i, channel] for i in range(4))
                 expected[row, column, channel] = 1 / (1 + math.exp(-total))
-    network = fooling.PatternNetwork(jax.tree.map(jnp.asarray, weights), jnp.asarray(functions))
+    network = fooling.CPPN(jax.tree.map(jnp.asarray, weights), jnp.asarray(functions))
     np.testing.assert_allclose(network.render(height, width), expected, rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_images_are_the_same_inside_jit_and_for_the_same_key(view: View) -> None:
-    def make(view: View, key: Any) -> list[Any]:
+def test_results_are_the_same_under_jit_and_depend_on_the_key(classifier: ImageClassifier) -> None:
+    def make(classifier: ImageClassifier, key: Any) -> list[Any]:
         given: dict[str, Any] = {"key": key, "image_shape": SHAPE}
-        evolve = partial(fooling.by_evolution, view, **given, generations=4, population=10)
+        evolve = partial(
+            fooling.fooling_images_by_evolution,
+            classifier,
+            **given,
+            generations=4,
+            population_size=10,
+        )
         return [
-            fooling.by_gradient(view, jnp.arange(3), **given, steps=5),
-            *(evolve(encoding=encoding).elites for encoding in ("direct", "cppn")),
+            fooling.fooling_images_by_gradient(classifier, jnp.arange(3), **given, steps=5),
+            *(evolve(encoding=encoding).images for encoding in ("direct", "cppn")),
         ]
 
-    once, again, other = (jax.device_get(make(view, jax.random.key(seed))) for seed in (0, 0, 1))
-    inside = jax.jit(make)(view, jax.random.key(0))
+    once, again, other = (
+        jax.device_get(make(classifier, jax.random.key(seed))) for seed in (0, 0, 1)
+    )
+    inside = jax.jit(make)(classifier, jax.random.key(0))
     for one, same, jitted, another in zip(once, again, inside, other, strict=True):
         np.testing.assert_array_equal(one, same)
         np.testing.assert_allclose(one, jitted, atol=1e-5)
@@ -229,16 +246,16 @@ def test_images_are_the_same_inside_jit_and_for_the_same_key(view: View) -> None
     [
         ({"encoding": "neat"}, "no encoding 'neat'; choose from direct, cppn"),
         ({"generations": 0}, "generations is 0; give at least 1"),
-        ({"population": 0}, "population is 0; give at least 1"),
+        ({"population_size": 0}, "population_size is 0; give at least 1"),
         ({"image_shape": (40, 40, 1)}, "40x40x1"),
     ],
 )
-def test_what_does_not_suit_evolution_is_named(
-    view: View, change: dict[str, Any], message: str
+def test_invalid_arguments_of_evolution(
+    classifier: ImageClassifier, change: dict[str, Any], message: str
 ) -> None:
     arguments: dict[str, Any] = {"image_shape": SHAPE, "key": jax.random.key(0)}
     with pytest.raises(InputError, match=message):
-        fooling.by_evolution(view, **arguments | change)
+        fooling.fooling_images_by_evolution(classifier, **arguments | change)
 
 
 @pytest.mark.parametrize(
@@ -249,9 +266,11 @@ def test_what_does_not_suit_evolution_is_named(
         (np.arange(4), 0, "steps is 0; give at least 1"),
     ],
 )
-def test_what_does_not_suit_gradient_ascent_is_named(
-    view: View, labels: np.ndarray, steps: int, message: str
+def test_invalid_arguments_of_gradient_ascent(
+    classifier: ImageClassifier, labels: np.ndarray, steps: int, message: str
 ) -> None:
     key = jax.random.key(0)
     with pytest.raises(InputError, match=message):
-        fooling.by_gradient(view, labels, key=key, image_shape=SHAPE, steps=steps)
+        fooling.fooling_images_by_gradient(
+            classifier, labels, key=key, image_shape=SHAPE, steps=steps
+        )

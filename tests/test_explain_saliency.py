@@ -1,4 +1,3 @@
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -12,17 +11,18 @@ from conftest import logits_of
 from flax import nnx
 from jax import Array, lax
 
-from dlc_jax import layers, models, ops
-from dlc_jax.data import Normalise
+from dlc_jax import models, ops
+from dlc_jax.data import Normalize
 from dlc_jax.errors import InputError
-from dlc_jax.explain import View, saliency
-from dlc_jax.explain.rectifiers import Rule, with_rectifiers
+from dlc_jax.explain import ImageClassifier, saliency
+from dlc_jax.explain.relu_rules import ReluRule, override_relu_gradient
+from dlc_jax.nn import layers
 
-RULES: tuple[Rule, ...] = ("gradient", "deconvnet", "guided")
-UNCHANGED = Normalise(np.zeros(1, np.float32), np.full(1, 255, np.float32))
+RULES: tuple[ReluRule, ...] = ("gradient", "deconvnet", "guided")
+IDENTITY = Normalize(np.zeros(1, np.float32), np.full(1, 255, np.float32))
 
-# Two layers by hand: hidden inputs 1, -1 and 2; output weights 3, 4 and -5. Before the first
-# rectifier: 1*1 = 1, 2*-1 = -2, 1*2 = 2; so that what comes back there is 3, 4 and -5.
+# Two layers by hand: inputs 1, -1 and 2, multiplied by FIRST, rectified, and multiplied by SECOND.
+# The inputs of the first rectifier are 1, -2 and 2, and its gradients 3, 4 and -5.
 X, FIRST, SECOND = (np.array(values, np.float32) for values in ([1, -1, 2], [1, 2, 1], [3, 4, -5]))
 BY_HAND = {"gradient": [3, 0, -5], "deconvnet": [3, 8, 0], "guided": [3, 0, 0]}
 
@@ -32,7 +32,7 @@ def two_layers(x: Array, rectifier: Any = jax.nn.relu) -> Array:
 
 
 def inside_scan(x: Array) -> Array:
-    # The second of two steps multiplies by 1, and rectifies what is not negative any more.
+    # The second step multiplies by 1, so that its rectifier changes nothing.
     def step(carry: Array, factors: Array) -> tuple[Array, Array]:
         carry = jax.nn.relu(factors * carry)
         return carry, carry.sum()
@@ -55,8 +55,8 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("rule", RULES)
-def test_what_each_rule_hands_back_is_what_one_computes_by_hand(rule: Rule, program: str) -> None:
-    function = with_rectifiers(PROGRAMS[program], rule)
+def test_gradients_of_each_rule_match_computation_by_hand(rule: ReluRule, program: str) -> None:
+    function = override_relu_gradient(PROGRAMS[program], rule)
     for gradient in (jax.grad(function), jax.jit(jax.grad(function))):
         np.testing.assert_array_equal(gradient(X), BY_HAND[rule])
     batch = jax.vmap(jax.grad(function))(jnp.stack([X, -X]))
@@ -64,29 +64,29 @@ def test_what_each_rule_hands_back_is_what_one_computes_by_hand(rule: Rule, prog
     np.testing.assert_array_equal(function(X), two_layers(jnp.asarray(X)))
 
 
-def test_rules_reach_into_scans() -> None:
+def test_rules_apply_inside_scan() -> None:
     # Both steps' inputs of the second element are not positive, of the first and third they are.
     expected = {"gradient": [3, 0, -5], "deconvnet": [3, 8, 0], "guided": [3, 0, 0]}
     for rule in RULES:
-        result = jax.grad(with_rectifiers(inside_scan, rule))(jnp.asarray(X))
+        result = jax.grad(override_relu_gradient(inside_scan, rule))(jnp.asarray(X))
         np.testing.assert_array_equal(result, expected[rule])
 
 
 @pytest.mark.parametrize("approximate", [False, True])
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_gelu_is_taken_for_a_rectifier(approximate: bool, jitted: bool, dtype: Any) -> None:
+def test_rules_apply_to_gelu(approximate: bool, jitted: bool, dtype: Any) -> None:
     gelu = partial(jax.nn.gelu, approximate=approximate)
     function = partial(two_layers, rectifier=jax.jit(gelu) if jitted else gelu)
     x = jnp.asarray(X, dtype)
     for rule in ("deconvnet", "guided"):
-        changed = with_rectifiers(function, rule)
+        changed = override_relu_gradient(function, rule)
         np.testing.assert_array_equal(jax.grad(changed)(x), BY_HAND[rule])
         np.testing.assert_allclose(changed(x), function(x), rtol=1e-6)
     assert np.abs(jax.grad(function)(x) - jnp.asarray(BY_HAND["gradient"])).max() > 0.05
 
 
-def test_what_is_no_rectifier_keeps_its_gradient() -> None:
+def test_other_operations_keep_their_gradients() -> None:
     def others(x: Array) -> Array:
         powers = jnp.tanh(x) * jax.nn.sigmoid(x) + jax.scipy.special.erfc(x) * x
         pooled = ops.max_pool(x.reshape(1, 4, 4, 1), (2, 2)).sum()
@@ -96,7 +96,7 @@ def test_what_is_no_rectifier_keeps_its_gradient() -> None:
     x = jnp.sin(jnp.arange(16.0))
     expected = jax.jit(jax.grad(others))(x)
     for rule in RULES:
-        result = jax.jit(jax.grad(with_rectifiers(others, rule)))(x)
+        result = jax.jit(jax.grad(override_relu_gradient(others, rule)))(x)
         np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
@@ -105,21 +105,23 @@ def test_what_is_no_rectifier_keeps_its_gradient() -> None:
     [
         ("lecture", (28, 28, 1), {}, "deconvnet"),
         ("lecture", (28, 28, 1), {}, "guided"),
-        # Its activation is GELU, whose rules have a test of their own.
+        # Its activation function is GELU, which has its own test.
         pytest.param(
             "airbench", (32, 32, 3), {"widths": (8, 8, 8)}, "guided", marks=pytest.mark.slow
         ),
     ],
 )
-def test_a_networks_rules_are_those_of_its_rectifiers_replaced_by_hand(
-    name: str, shape: Any, options: Any, rule: Rule, monkeypatch: pytest.MonkeyPatch
+def test_rules_match_replaced_activation_functions(
+    name: str, shape: Any, options: Any, rule: ReluRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    normalise = Normalise(np.full(shape[2], 100, np.float32), np.full(shape[2], 50, np.float32))
+    normalize = Normalize(np.full(shape[2], 100, np.float32), np.full(shape[2], 50, np.float32))
     model = models.create(name, image_shape=shape, num_classes=10, rngs=nnx.Rngs(0), **options)
-    view = View.of(model, normalise)
+    classifier = ImageClassifier.from_model(model, normalize)
     pixels = np.random.default_rng(1).uniform(size=(3, *shape)).astype(np.float32)
     labels = np.array([0, 4, 9])
-    result = jax.jit(saliency.gradient, static_argnames="rule")(view, pixels, labels, rule=rule)
+    result = jax.jit(saliency.input_gradient, static_argnames="rule")(
+        classifier, pixels, labels, rule=rule
+    )
 
     gelu = partial(jax.nn.gelu, approximate=False)
     for module in (nnx, jax.nn):
@@ -130,8 +132,8 @@ def test_a_networks_rules_are_those_of_its_rectifiers_replaced_by_hand(
     @jax.jit
     def gradient(pixels: Array) -> Array:
         def total(pixels: Array) -> Array:
-            # Not `view.logits`, which was traced before the rectifiers were replaced.
-            return view.traced_stages(pixels)["logits"][np.arange(3), labels].sum()
+            # Not `classifier.logits`, which JAX has cached with the original functions.
+            return classifier.stages_inline(pixels)["logits"][np.arange(3), labels].sum()
 
         return jax.grad(total)(pixels)
 
@@ -142,31 +144,29 @@ def test_a_networks_rules_are_those_of_its_rectifiers_replaced_by_hand(
 
 
 def by_hand(activation: Any, rule: str) -> Any:
-    """A rectifier with the backward pass of a rule, as its paper's figure has it."""
+    """A rectifier with the backward pass of a rule."""
 
     @jax.custom_vjp
     def rectifier(x: Array) -> Array:
         return activation(x)
 
     def backward(x: Array, grad: Array) -> tuple[Array]:
-        handed_on = grad * (grad > 0)
-        return (handed_on * (x > 0) if rule == "guided" else handed_on,)
+        positive = grad * (grad > 0)
+        return (positive * (x > 0) if rule == "guided" else positive,)
 
     rectifier.defvjp(lambda x: (activation(x), x), backward)
     return lambda x, **_: rectifier(x)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Exact(Normalise):
-    """The pixels as they are, in their own precision."""
+class Exact(Normalize):
+    """No normalization, in the precision of the pixels."""
 
     def __call__(self, images: Any) -> Array:
         return images / 255
 
 
 class Convolved(models.Network):
-    """Convolution, pooling, rectifier and a linear layer, in float64."""
+    """Convolution, pooling, ReLU and a linear layer, in float64."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -181,41 +181,45 @@ class Convolved(models.Network):
         return OrderedDict(conv=y, logits=y.reshape(len(y), -1) @ self.weights[...])
 
 
-def test_plain_gradients_are_finite_differences(rng: np.random.Generator) -> None:
+def test_gradients_match_finite_differences(rng: np.random.Generator) -> None:
     with jax.enable_x64(True):
-        view = View.of(Convolved(), Exact(np.zeros(2), np.ones(2)))
+        classifier = ImageClassifier.from_model(Convolved(), Exact(np.zeros(2), np.ones(2)))
         pixels, labels = rng.uniform(size=(2, 8, 8, 2)), np.array([2, 0])
-        result = np.asarray(saliency.gradient(view, pixels, labels))
+        result = np.asarray(saliency.input_gradient(classifier, pixels, labels))
         assert result.dtype == np.float64
         step = 1e-6
         changes = step * np.eye(pixels[0].size).reshape(-1, *pixels[0].shape)
         for i, label in enumerate(labels):
             above, below = (
-                np.asarray(logits_of(view, pixels[i] + sign * changes))[:, label]
+                np.asarray(logits_of(classifier, pixels[i] + sign * changes))[:, label]
                 for sign in (1, -1)
             )
             differences = ((above - below) / (2 * step)).reshape(pixels[i].shape)
             np.testing.assert_allclose(result[i], differences, rtol=1e-6, atol=1e-8)
 
 
-def test_saliency_is_the_largest_absolute_gradient_of_a_pixels_channels(
+def test_saliency_map_is_the_largest_absolute_gradient_of_the_channels(
     rng: np.random.Generator,
 ) -> None:
     with jax.enable_x64(True):
-        view = View.of(Convolved(), Exact(np.zeros(2), np.ones(2)))
+        classifier = ImageClassifier.from_model(Convolved(), Exact(np.zeros(2), np.ones(2)))
         pixels, labels = rng.uniform(size=(2, 8, 8, 2)), np.array([1, 2])
-        gradient = np.asarray(saliency.gradient(view, pixels, labels))
-        result = jax.jit(saliency.saliency)(view, pixels, labels)
+        gradient = np.asarray(saliency.input_gradient(classifier, pixels, labels))
+        result = jax.jit(saliency.saliency_map)(classifier, pixels, labels)
         np.testing.assert_allclose(result, np.maximum(gradient.max(-1), -gradient.min(-1)))
 
 
-def test_everything_is_the_same_under_jit(rng: np.random.Generator) -> None:
-    def every(view: View, pixels: Any) -> list[Any]:
-        return [saliency.saliency(view, pixels, np.array([2, 1]), rule=rule) for rule in RULES]
+def test_results_are_the_same_under_jit(rng: np.random.Generator) -> None:
+    def every(classifier: ImageClassifier, pixels: Any) -> list[Any]:
+        return [
+            saliency.saliency_map(classifier, pixels, np.array([2, 1]), rule=rule) for rule in RULES
+        ]
 
-    view = View.of(Convolved(), Exact(np.zeros(2), np.ones(2)))
+    classifier = ImageClassifier.from_model(Convolved(), Exact(np.zeros(2), np.ones(2)))
     pixels = rng.uniform(size=(2, 8, 8, 2)).astype(np.float32)
-    for result, expected in zip(every(view, pixels), jax.jit(every)(view, pixels), strict=True):
+    for result, expected in zip(
+        every(classifier, pixels), jax.jit(every)(classifier, pixels), strict=True
+    ):
         largest = float(np.asarray(expected).max())
         np.testing.assert_allclose(result, expected, atol=1e-5 * largest)
 
@@ -232,7 +236,9 @@ def test_everything_is_the_same_under_jit(rng: np.random.Generator) -> None:
         (np.ones((1, 28, 28, 1)), np.zeros(1, int), "guide", "'guide'; choose from gradient"),
     ],
 )
-def test_what_does_not_suit_is_named(pixels: Any, labels: Any, rule: Any, match: str) -> None:
+def test_invalid_arguments(pixels: Any, labels: Any, rule: Any, match: str) -> None:
     model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=match):
-        saliency.gradient(View.of(model, UNCHANGED), pixels, labels, rule=rule)
+        saliency.input_gradient(
+            ImageClassifier.from_model(model, IDENTITY), pixels, labels, rule=rule
+        )

@@ -1,4 +1,4 @@
-"""Photographs of digits in MNIST's form."""
+"""Photographs of digits converted to MNIST's format."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset, handwriting
-from dlc_jax.runs import Run
+from dlc_jax.runs.folder import Run
 
 KINDS = [
     "grey",
@@ -26,7 +26,7 @@ KINDS = [
 
 
 def photograph(path: Path, digit: np.ndarray, kind: str, rng: np.random.Generator) -> None:
-    """Makes a photograph, a JPEG, of a digit written on paper."""
+    """Saves a synthetic photograph of a digit written on paper, as a JPEG."""
     height, width = (int(rng.integers(220, 440)) for _ in range(2))
     part = {"corner": rng.uniform(0.12, 0.25), "large": 0.95}.get(kind, rng.uniform(0.3, 0.8))
     side = int(part * min(height, width))
@@ -74,35 +74,35 @@ def photograph(path: Path, digit: np.ndarray, kind: str, rng: np.random.Generato
     shot.save(path, "JPEG", quality=int(rng.integers(60, 95)))
 
 
-def test_digits_in_mnists_form_go_through_unharmed(digits: Dataset) -> None:
+def test_mnist_digits_are_unchanged(digits: Dataset) -> None:
     for digit in np.asarray(digits.test.images)[:200]:
         for picture, dark in ((digit, False), (255 - digit, True)):
-            made = handwriting.prepare(picture)
-            assert made is not None
-            np.testing.assert_array_equal(made[0], digit[..., 0])
-            assert made[1] == dark
+            converted = handwriting.to_mnist_format(picture)
+            assert converted is not None
+            np.testing.assert_array_equal(converted[0], digit[..., 0])
+            assert converted[1] == dark
 
 
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=[pytest.mark.slow] if i % 3 else []) for i, kind in enumerate(KINDS)],
 )
-def test_photographs_of_digits_are_read_about_as_well_as_the_digits(
+def test_photographs_of_digits_are_classified_correctly(
     kind: str, digits: Dataset, lecture_run: Run, tmp_path: Path
 ) -> None:
     labels = np.asarray(digits.test.labels)
-    chosen = [np.flatnonzero(labels == label)[0] for label in range(0, 10, 2)]
+    indices = [np.flatnonzero(labels == label)[0] for label in range(0, 10, 2)]
     paths = []
-    for index in chosen:
+    for index in indices:
         digit = np.asarray(digits.test.images)[index, ..., 0]
         paths.append(f"{tmp_path}/{index}.jpg")
         photograph(Path(paths[-1]), digit, kind, np.random.default_rng(index))
-    answers = experiment.predict(lecture_run, lecture_run.model(), paths)
-    right = np.array([int(answer["class"]) for answer in answers]) == labels[chosen]
-    assert right.sum() >= 4
+    answers = runs.predict(lecture_run, lecture_run.model(), paths)
+    correct = np.array([int(answer["class"]) for answer in answers]) == labels[indices]
+    assert correct.sum() >= 4
 
 
 def test_a_blank_sheet_has_no_ink() -> None:
     noise = np.random.default_rng(0).normal(180, 5, (200, 300, 1)).astype(np.uint8)
-    assert handwriting.prepare(noise) is None
-    assert handwriting.prepare(np.full((1, 1, 3), 255, np.uint8)) is None
+    assert handwriting.to_mnist_format(noise) is None
+    assert handwriting.to_mnist_format(np.full((1, 1, 3), 255, np.uint8)) is None

@@ -13,9 +13,12 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from dlc_jax import interop, models, training
-from dlc_jax.data import Dataset, Examples, Normalise
+from dlc_jax import models, training
+from dlc_jax.data import Dataset, Examples, Normalize
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
+from dlc_jax.models import interop
+from dlc_jax.nn.losses import cross_entropy
 
 SHAPES = {
     "conv1.weight": (32, 1, 5, 5),
@@ -76,13 +79,13 @@ def slides_network() -> Any:
         ("float32", 0.01, 1e-5, 1e-3),
     ],
 )
-def test_over_100_steps_on_real_digits_the_losses_are_pytorchs(
+def test_losses_of_100_steps_equal_pytorch(
     digits: Dataset, dtype: str, learning_rate: float, first: float, last: float
 ) -> None:
     theirs = slides_network()
     weights = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
-    normalise = Normalise.fit(digits.train.images)
-    images = np.asarray(normalise(digits.train.images))
+    normalize = Normalize.fit(digits.train.images)
+    images = np.asarray(normalize(digits.train.images))
     labels = np.asarray(digits.train.labels)
     batches = [
         (images[start : start + 40].astype(dtype), labels[start : start + 40])
@@ -102,13 +105,20 @@ def our_losses(weights: Any, batches: Any, dtype: str, learning_rate: float) -> 
     model = models.create(
         "lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0), dtype=dtype
     )
-    state = training.create_state(interop.load_torch(model, weights), optax.sgd(learning_rate))
+    model = interop.load_torch(model, weights)
+
+    def loss(model: Any, examples: Examples) -> tuple[jax.Array, None]:
+        return cross_entropy(model(examples.images), examples.labels), None
+
+    task = training.Supervised(lambda key: model, loss, optax.sgd(learning_rate))
+    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     wide = jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)
     state = dataclasses.replace(state, params=wide)
     losses = []
     for images, labels in batches:
-        state, metrics = training.train_step(state, Examples(jnp.asarray(images), labels))
-        losses.append(float(metrics.loss))
+        examples = Examples(jnp.asarray(images), jnp.asarray(labels))
+        state, metrics = step(state, Batch.of(examples))
+        losses.append(float(metrics["loss"].mean))
     return losses
 
 
@@ -129,7 +139,7 @@ def pytorch_losses(model: Any, batches: Any, dtype: str, learning_rate: float) -
     return losses
 
 
-def test_weights_are_laid_out_as_pytorch_reads_them(weights: dict[str, Any]) -> None:
+def test_layout_of_weights(weights: dict[str, Any]) -> None:
     model = interop.load_torch(lecture(), weights)
     np.testing.assert_array_equal(
         model.conv2.kernel[1, 2, 3, 4],  # type: ignore[attr-defined]
@@ -141,7 +151,7 @@ def test_weights_are_laid_out_as_pytorch_reads_them(weights: dict[str, Any]) -> 
     )
 
 
-def test_loading_returns_a_copy(weights: dict[str, Any]) -> None:
+def test_load_torch_does_not_change_the_model(weights: dict[str, Any]) -> None:
     model = lecture()
     before = np.asarray(model.fc2.bias[...])  # type: ignore[attr-defined]
     interop.load_torch(model, weights)
@@ -163,9 +173,7 @@ def test_loading_returns_a_copy(weights: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
-    weights: dict[str, Any], change: dict[str, Any], named: str
-) -> None:
+def test_wrong_tensors_raise(weights: dict[str, Any], change: dict[str, Any], named: str) -> None:
     changed = {name: value for name, value in (weights | change).items() if value is not None}
     with pytest.raises(InputError, match=named):
         interop.load_torch(lecture(), changed)
@@ -187,24 +195,20 @@ def in_bfloat16(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
-def test_arrays_of_every_floating_point_type_become_the_networks_float32(
-    weights: dict[str, Any], dtype: str
-) -> None:
+def test_arrays_of_all_float_dtypes_become_float32(weights: dict[str, Any], dtype: str) -> None:
     given = {name: value.astype(jnp.dtype(dtype)) for name, value in weights.items()}
     assert_loaded(interop.load_torch(lecture(), given), given)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
-def test_tensors_of_every_floating_point_type_become_the_networks_float32(
-    weights: dict[str, Any], dtype: str
-) -> None:
+def test_tensors_of_all_float_dtypes_become_float32(weights: dict[str, Any], dtype: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     given = {name: torch.tensor(v).to(getattr(torch, dtype)) for name, v in weights.items()}
     expected = {name: tensor.float().numpy() for name, tensor in given.items()}
     assert_loaded(interop.load_torch(lecture(), given), expected)
 
 
-def test_tensors_are_read_however_they_lie_in_memory(weights: dict[str, Any]) -> None:
+def test_non_contiguous_tensors(weights: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     given = {name: torch.tensor(value) for name, value in weights.items()}
     given["conv2.weight"] = given["conv2.weight"].to(memory_format=torch.channels_last)
@@ -224,7 +228,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_a_loaded_network_does_not_change_with_the_weights_it_came_from(
+def test_loaded_network_shares_no_memory_with_the_weights(
     weights: dict[str, Any], library: str
 ) -> None:
     memory = {name: aligned(value) for name, value in weights.items()}
@@ -241,14 +245,14 @@ def test_a_loaded_network_does_not_change_with_the_weights_it_came_from(
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "student.network.module."]
 )
-def test_what_wrappers_put_before_names_is_taken_off(weights: dict[str, Any], prefix: str) -> None:
+def test_wrapper_prefixes_are_removed(weights: dict[str, Any], prefix: str) -> None:
     wrapped = {prefix + name: value for name, value in weights.items()}
     # What torch.optim.swa_utils.AveragedModel and batch normalisation count is no weight.
     counts = {"n_averaged": np.array(3), f"{prefix}conv1.num_batches_tracked": np.array(3)}
     assert_loaded(interop.load_torch(lecture(), wrapped | counts), weights)
 
 
-def test_what_wrappers_put_into_names_is_taken_out(weights: dict[str, Any]) -> None:
+def test_wrapper_names_inside_names_are_removed(weights: dict[str, Any]) -> None:
     wrapped = {
         name.replace("conv1", "conv1._orig_mod").replace("fc1", "fc1.module"): value
         for name, value in weights.items()
@@ -266,9 +270,7 @@ def test_what_wrappers_put_into_names_is_taken_out(weights: dict[str, Any]) -> N
         {"state_dict_ema": "weights", "epoch": 3},
     ],
 )
-def test_a_checkpoints_network_is_found(
-    weights: dict[str, Any], checkpoint: dict[str, Any]
-) -> None:
+def test_state_dict_in_a_checkpoint(weights: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
@@ -300,18 +302,18 @@ def test_a_checkpoints_network_is_found(
         ),
     ],
 )
-def test_what_is_no_state_dict_of_the_network_is_told_in_one_line(given: Any, told: str) -> None:
+def test_other_values_raise(given: Any, told: str) -> None:
     with pytest.raises(InputError, match=rf"the PyTorch weights? .*{told}") as refused:
         interop.load_torch(lecture(), given)
     assert "\n" not in str(refused.value)
 
 
-def test_a_module_in_place_of_its_state_dict_is_told() -> None:
+def test_module_instead_of_state_dict_raises() -> None:
     with pytest.raises(InputError, match=r"are a module, Sequential; give its state_dict\(\)"):
         interop.load_torch(lecture(), slides_network())
 
 
-def test_tensors_without_values_are_told(weights: dict[str, Any]) -> None:
+def test_meta_tensors_raise(weights: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     given = {name: torch.tensor(value, device="meta") for name, value in weights.items()}
     with pytest.raises(InputError, match=r"conv1\.bias has no values to read"):
@@ -332,7 +334,7 @@ def save_safetensors(path: Path, arrays: dict[str, Any]) -> None:
 
 # Some are given another name than their format's usual one.
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
-def test_safetensors_files_of_bfloat16_are_read_without_pytorch(
+def test_bfloat16_safetensors_without_pytorch(
     weights: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -354,7 +356,7 @@ def save_parts(folder: Path, weights: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("named", ["index", "folder", "home"])
-def test_weights_in_several_files_are_read(
+def test_sharded_weights(
     weights: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = save_parts(tmp_path, weights)
@@ -363,9 +365,7 @@ def test_weights_in_several_files_are_read(
     assert_loaded(interop.load_torch(lecture(), paths[named]), weights)
 
 
-def test_one_of_several_files_lacks_what_is_in_the_others(
-    weights: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_file_of_sharded_weights_raises(weights: dict[str, Any], tmp_path: Path) -> None:
     save_parts(tmp_path, weights)
     with pytest.raises(
         InputError, match=r"00001-of-00002.* lack fc1\.bias, fc1\.weight, fc2\.bias"
@@ -393,7 +393,7 @@ def test_one_of_several_files_lacks_what_is_in_the_others(
         (lambda index: [path.unlink() for path in index.parent.iterdir()], "no PyTorch weights"),
     ],
 )
-def test_an_index_that_can_not_be_followed_is_told(
+def test_invalid_index_raises(
     weights: dict[str, Any], spoil: Any, told: str, tmp_path: Path
 ) -> None:
     index = save_parts(tmp_path, weights)
@@ -402,16 +402,14 @@ def test_an_index_that_can_not_be_followed_is_told(
         interop.load_torch(lecture(), index if index.exists() else tmp_path)
 
 
-def test_safetensors_files_are_read_without_pytorch(
-    weights: dict[str, Any], tmp_path: Path
-) -> None:
+def test_safetensors_without_pytorch(weights: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(weights, path)
     model = interop.load_torch(lecture(), path)
     np.testing.assert_array_equal(model.fc1.bias[...], weights["fc1.bias"])  # type: ignore[attr-defined]
 
 
-def test_pytorchs_own_files_are_read(weights: dict[str, Any], tmp_path: Path) -> None:
+def test_pth_files(weights: dict[str, Any], tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     path = tmp_path / "weights.pth"
     torch.save({name: torch.tensor(value) for name, value in weights.items()}, path)
@@ -429,12 +427,12 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
+def test_pth_files_with_code_raise(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save({"conv1.weight": Trap(sprung)}, path)
     with pytest.raises(
-        InputError, match=r"can't read .*weights\.pth'.*objects beside tensors"
+        InputError, match=r"can't read .*weights\.pth'.*objects other than tensors"
     ) as told:
         interop.load_torch(lecture(), path)
     assert "\n" not in str(told.value)
@@ -443,9 +441,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"no weights"])
-def test_files_that_hold_no_weights_are_named(
-    name: str, content: bytes | None, tmp_path: Path
-) -> None:
+def test_files_without_weights_raise(name: str, content: bytes | None, tmp_path: Path) -> None:
     if name.endswith("pth"):
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     if content is not None:
@@ -454,7 +450,7 @@ def test_files_that_hold_no_weights_are_named(
         interop.load_torch(lecture(), tmp_path / name)
 
 
-def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+def test_other_files_raise(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     torch.save({"epoch": 3}, tmp_path / "checkpoint.pth")
     with pytest.raises(InputError, match=r"checkpoint\.pth.*state_dict"):

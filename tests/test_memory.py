@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlc_jax.memory import return_free_memory
+from dlc_jax.utils.memory import return_free_memory
 
 
 def _resident_mib() -> float:

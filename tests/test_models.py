@@ -7,15 +7,16 @@ import pytest
 from conftest import normal
 from flax import nnx
 
-from dlc_jax import layers, models, ops
+from dlc_jax import models, ops
 from dlc_jax.errors import InputError
+from dlc_jax.nn import layers
 
 
 def lecture(shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10) -> nnx.Module:
     return models.create("lecture", image_shape=shape, num_classes=classes, rngs=nnx.Rngs(0))
 
 
-def test_the_lectures_network_has_the_slides_layers() -> None:
+def test_lecture_has_the_layers_of_the_slides() -> None:
     shapes = {
         ".".join(map(str, path)): variable.shape
         for path, variable in nnx.to_flat_state(nnx.state(lecture(), nnx.Param))
@@ -32,7 +33,7 @@ def test_the_lectures_network_has_the_slides_layers() -> None:
     }
 
 
-def test_weights_and_biases_are_uniform_within_the_inverse_root_of_the_fan_in() -> None:
+def test_initial_weights_are_uniform_by_fan_in() -> None:
     fan_in = {"conv1": 25, "conv2": 800, "fc1": 256, "fc2": 200}
     for path, variable in nnx.to_flat_state(nnx.state(lecture(), nnx.Param)):
         bound = fan_in[str(path[0])] ** -0.5
@@ -45,36 +46,36 @@ def test_weights_and_biases_are_uniform_within_the_inverse_root_of_the_fan_in() 
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (22, 40, 2)])
-def test_images_become_logits(shape: tuple[int, int, int]) -> None:
+def test_shape_of_logits(shape: tuple[int, int, int]) -> None:
     logits = jax.eval_shape(lambda: lecture(shape, 7)(jnp.ones((3, *shape))))
     assert logits.shape == (3, 7)
 
 
-def test_dtype_is_what_is_computed_in_and_parameters_stay_float32() -> None:
-    model = models.abstract("lecture", dtype=jnp.bfloat16)
+def test_bfloat16_computation_keeps_float32_parameters() -> None:
+    model = models.create_abstract("lecture", dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     logits = jax.eval_shape(lambda model, x: model(x), model, images)
     assert logits.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
 
-def test_flattening_goes_channel_by_channel() -> None:
+def test_flatten_is_channel_first() -> None:
     x = np.arange(24).reshape(1, 2, 3, 4)
     expected = [x[0, i, j, c] for c in range(4) for i in range(2) for j in range(3)]
     np.testing.assert_array_equal(layers.flatten(jnp.asarray(x))[0], expected)
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
+def test_unknown_name_raises_with_suggestions() -> None:
     with pytest.raises(InputError, match=r"'lectur'.*lecture"):
         models.create("lectur", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
 
 
-def test_images_too_small_are_named() -> None:
+def test_small_images_raise() -> None:
     with pytest.raises(InputError, match="22x22, not 21x28"):
         lecture((21, 28, 1))
 
 
-def test_a_bias_after_pooling_gives_what_one_before_it_gives() -> None:
+def test_pooled_conv_equals_conv_and_max_pool() -> None:
     pooled = layers.PooledConv(1, 8, (3, 3), (2, 2), rngs=nnx.Rngs(0))
     plain = layers.Conv(1, 8, (3, 3), rngs=nnx.Rngs(0))
     x = normal(0, (4, 8, 8, 1))
@@ -91,7 +92,7 @@ def test_a_bias_after_pooling_gives_what_one_before_it_gives() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_networks_created_alike_share_their_compiled_programs() -> None:
+def test_equal_networks_share_compiled_programs() -> None:
     first, second = (
         nnx.graphdef(
             models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(seed))

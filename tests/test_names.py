@@ -1,4 +1,4 @@
-"""Names that others chose are shown as they are, and never taken for anything else."""
+"""Names of files and classes are shown as text, never as markup or escape codes."""
 
 import html
 import os
@@ -13,12 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dlc_jax import plots, terminal
-from dlc_jax.drawing import displayed, png
-from dlc_jax.experiment.results import error_by_class
-from dlc_jax.explain.gallery import pictures, report
-from dlc_jax.runs import Run
-from dlc_jax.text import class_names_told_apart, printable, shortened, told_apart, width
+from dlc_jax.cli.output import format_table
+from dlc_jax.explain import explain_run
+from dlc_jax.explain.report import html as report
+from dlc_jax.explain.report import pictures
+from dlc_jax.runs import plots
+from dlc_jax.runs.folder import Run
+from dlc_jax.runs.summary import error_by_class
+from dlc_jax.utils.drawing import drawable, to_png
+from dlc_jax.utils.text import (
+    display_width,
+    printable,
+    truncate,
+    unique_class_names,
+    unique_path_names,
+)
 
 NAMES = [
     "cost $5", "$x^2$", "a_b", r"\frac{", "{}", "%s", "猫", "고양이", "ねこ", "[bold]x[/bold]",
@@ -30,14 +39,14 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
 
 
-def test_names_are_drawn_without_formulas_and_warnings() -> None:
+def test_names_in_figures_are_not_parsed_as_formulas() -> None:
     count = len(NAMES)
     labels = np.arange(count)
     predictions = np.roll(labels, 1)
     probabilities = np.eye(count, dtype=np.float32)[predictions]
     images = np.zeros((count, 4, 4, 1), np.uint8)
     answer = {"image": NAMES[0], "probabilities": dict.fromkeys(NAMES, 1 / count)}
-    cell = pictures.Cell(images[0], "pixels", "cost $5 $")
+    cell = pictures.ImageCell(images[0], "pixels", "cost $5 $")
     x = np.arange(2.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -46,67 +55,69 @@ def test_names_are_drawn_without_formulas_and_warnings() -> None:
             plots.mistakes(images, labels, probabilities, NAMES),
             plots.curves([np.ones(2)], [0.5], " ".join(NAMES)),
             plots.grid(images, NAMES[1]),
-            plots.answers([(images[0], images[0])], [answer]),
-            pictures.rows_of_images([[cell]], NAMES[1], row_titles=NAMES[1:2]),
-            pictures.curves(x, np.stack([x, x], 1), NAMES[:2], title=NAMES[1], xlabel="x"),
+            plots.predictions([(images[0], images[0])], [answer]),
+            pictures.image_grid([[cell]], NAMES[1], row_titles=NAMES[1:2]),
+            pictures.line_plot(
+                x, np.stack([x, x], 1), NAMES[:2], title=NAMES[1], xlabel="x", ylabel="y"
+            ),
         ):
-            assert png(figure).startswith(b"\x89PNG")
+            assert to_png(figure).startswith(b"\x89PNG")
             for text in figure.findobj(Text):
                 assert isinstance(text, Text)
-                own = "mathdefault" in text.get_text()  # a number on a logarithmic axis
-                assert own or not ("$" in text.get_text() and text.get_parse_math()), text
+                is_tick = "mathdefault" in text.get_text()  # of a logarithmic axis
+                assert is_tick or not ("$" in text.get_text() and text.get_parse_math()), text
     shown = texts(plots.confusion(labels, predictions, NAMES))
     assert {"cost $5", "$x^2$", "a_b", r"\frac{", "[bold]x[/bold]", "<b>x</b>"} < {*shown}
 
 
-def test_legends_have_every_curve_by_its_name() -> None:
+def test_legends_name_every_curve() -> None:
     names = ["_hidden", "$x^2$", "a"]
     x = np.arange(2.0)
-    figure = pictures.curves(x, np.ones((2, 3)), names, title="t")
+    figure = pictures.line_plot(x, np.ones((2, 3)), names, title="t", xlabel="x", ylabel="y")
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == names
 
 
-def test_characters_that_no_font_has_are_escaped() -> None:
-    assert displayed("\U0010fffd", 30) == "\\U0010fffd"
-    assert displayed("é", 30) == "é"
+def test_characters_missing_from_all_fonts_are_escaped() -> None:
+    assert drawable("\U0010fffd", 30) == "\\U0010fffd"
+    assert drawable("é", 30) == "é"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_printable_name_is_one_line_that_moves_no_cursor(name: str) -> None:
+def test_a_printable_name_is_one_line_without_control_characters(name: str) -> None:
     shown = printable(name)
     assert shown.isprintable()
     shown.encode()
-    assert width(shortened(name, 20)) <= 20
+    assert display_width(truncate(name, 20)) <= 20
 
 
-def test_tables_are_aligned_whatever_the_width_of_characters() -> None:
+def test_tables_with_wide_characters_are_aligned() -> None:
     rows = [{"class": name, "error": "1.00 %"} for name in ("猫猫", "ab", "e\u0301", "[red]")]
-    lines = terminal.table(rows).splitlines()
-    assert {width(line) for line in lines} == {5 + 2 + 6}
+    lines = format_table(rows).splitlines()
+    assert {display_width(line) for line in lines} == {5 + 2 + 6}
     assert "[red]" in lines[-1]
 
 
-def test_classes_of_one_name_are_told_apart_by_their_labels() -> None:
-    names = class_names_told_apart(["crane", "heron", "crane"])
+def test_classes_with_the_same_name_get_their_labels_added() -> None:
+    names = unique_class_names(["crane", "heron", "crane"])
     assert names == ["crane (class 0)", "heron", "crane (class 2)"]
     errors = error_by_class(np.eye(3), np.array([0, 1, 0]), ["crane", "heron", "crane"])
     assert errors == {"crane (class 0)": 50, "heron": 0, "crane (class 2)": None}
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
-    assert told_apart(["a/x.png", "b/x.png", "c/y.png"]) == ["a/x.png", "b/x.png", "y.png"]
-    assert told_apart(["r/1/x.png", "r/2/x.png"]) == ["1/x.png", "2/x.png"]
-    assert told_apart(["x.png", "a/x.png"]) == ["x.png", "a/x.png"]
-    assert told_apart(["a/x.png", "a/x.png"]) == ["x.png", "x.png"]
-    assert told_apart([]) == []
+def test_files_with_the_same_name_get_their_folders_added() -> None:
+    assert unique_path_names(["a/x.png", "b/x.png", "c/y.png"]) == ["a/x.png", "b/x.png", "y.png"]
+    assert unique_path_names(["r/1/x.png", "r/2/x.png"]) == ["1/x.png", "2/x.png"]
+    assert unique_path_names(["x.png", "a/x.png"]) == ["x.png", "a/x.png"]
+    assert unique_path_names(["a/x.png", "a/x.png"]) == ["x.png", "x.png"]
+    assert unique_path_names([]) == []
 
 
-def test_reports_show_names_as_text(tmp_path: Path) -> None:
+def test_reports_escape_names(tmp_path: Path) -> None:
     table = report.Table("t", ("name",), [(name,) for name in NAMES], "<i>caption</i>")
     section = report.Section("s", "", [table])
-    report.write(tmp_path / "r.html", "<script>", "facts \udcff", [section])
+    report.write_html(tmp_path / "r.html", "<script>", "facts \udcff", [section])
     page = (tmp_path / "r.html").read_text("utf-8")
     assert not re.search("<script>|<b>|<i>|\x1b", page)
     cells = [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", page)]
@@ -114,9 +125,7 @@ def test_reports_show_names_as_text(tmp_path: Path) -> None:
     assert "cost $5" in table.content.decode()
 
 
-def test_predictions_tell_which_picture_they_are_of(
-    dlc_jax: Command, run: Run, tmp_path: Path
-) -> None:
+def test_predictions_name_their_pictures(dlc_jax: Command, run: Run, tmp_path: Path) -> None:
     paths = ["a/x.png", "b/x.png", "[bold]x$.png", "猫.png", "two\nlines.png"]
     if os.name == "posix":
         paths.append(os.fsdecode(b"\xff.png"))
@@ -125,8 +134,8 @@ def test_predictions_tell_which_picture_they_are_of(
     for path in paths:
         Path(path).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path, "PNG")
-    shown = dlc_jax("predict", run.folder, *paths, "--show", "shown.png", "--json").json
-    assert [prediction["image"] for prediction in shown["predictions"]] == paths
+    result = dlc_jax("predict", run.folder, *paths, "--show", "shown.png", "--json").json
+    assert [prediction["image"] for prediction in result["predictions"]] == paths
     assert Path("shown.png").read_bytes().startswith(b"\x89PNG")
     finished = dlc_jax("predict", run.folder, *paths[:-1])
     assert (finished.code, finished.err) == (0, "")
@@ -134,7 +143,7 @@ def test_predictions_tell_which_picture_they_are_of(
     assert starts == ["a/x.png", "b/x.png", "[bold]x$.png", "猫.png", "two\\x0alines.png"]
 
 
-def test_explanations_name_two_pictures_of_one_name(
+def test_explanations_name_pictures_with_the_same_file_name(
     dlc_jax: Command, run: Run, few_digits: object, tmp_path: Path
 ) -> None:
     pixels = np.zeros((28, 28), np.uint8)
@@ -142,13 +151,11 @@ def test_explanations_name_two_pictures_of_one_name(
     for name in ("a", "b"):
         Path(name).mkdir()
         Image.fromarray(pixels).save(f"{name}/x_$.png")
-    from dlc_jax import experiment
-
-    result = experiment.explain(
+    result = explain_run(
         run,
         few_digits,  # type: ignore[arg-type]
         ["saliency"],
         ["a/x_$.png", "b/x_$.png"],
-        folder=tmp_path / "out",
+        output_dir=tmp_path / "out",
     )
     assert [*result["images"]] == ["a/x_$.png", "b/x_$.png"]

@@ -12,10 +12,11 @@ import optax
 import pytest
 from flax import nnx
 
-from dlc_jax import data, parameters, training
+from dlc_jax import data, training
 from dlc_jax.data import Dataset
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
-from dlc_jax.models import neocognitron
+from dlc_jax.models import neocognitron, parameters
 from dlc_jax.models.neocognitron import Learned, Neocognitron
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "neocognitron.py"
@@ -35,12 +36,12 @@ def network(seed: int = 0, **options: Any) -> Neocognitron:
 
 @pytest.fixture(scope="module")
 def images(digits: Dataset) -> np.ndarray:
-    return np.asarray(data.Normalise.fit(digits.train.images)(digits.train.images[:100]))
+    return np.asarray(data.Normalize.fit(digits.train.images)(digits.train.images[:100]))
 
 
 @pytest.fixture(scope="module")
-def organised(images: np.ndarray) -> Neocognitron:
-    return neocognitron.self_organise(network(), images[:20], jax.random.key(0))
+def trained(images: np.ndarray) -> Neocognitron:
+    return neocognitron.self_organize(network(), images[:20], jax.random.key(0))
 
 
 def learned_weights(model: nnx.Module) -> dict[Any, np.ndarray]:
@@ -102,7 +103,7 @@ def some_weights(rng: np.random.Generator, channels: int, planes: int) -> Any:
     return rng.uniform(0, 0.5, (5, 5, channels, planes)), rng.uniform(0, 0.5, planes)
 
 
-def test_s_cells_compute_the_papers_equation(rng: np.random.Generator) -> None:
+def test_s_cells_equal_numpy(rng: np.random.Generator) -> None:
     u, (a, b) = rng.uniform(0, 1, (9, 7, 2)), some_weights(rng, 2, 3)
     result = s_cells(*as_jax(u[None], a, b, place_weights(2)), selectivity=1.5)
     expected = s_layer(u, a, b, 1.5)
@@ -110,7 +111,7 @@ def test_s_cells_compute_the_papers_equation(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(result[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_c_cells_compute_the_papers_equation(rng: np.random.Generator) -> None:
+def test_c_cells_equal_numpy(rng: np.random.Generator) -> None:
     s = rng.uniform(0, 1, (9, 9, 4)) * (rng.uniform(0, 1, (9, 9, 4)) > 0.8)
     layer = neocognitron.CLayer((5, 5), step=2, padding="VALID")
     result = layer(*as_jax(s[None]))
@@ -126,7 +127,7 @@ def test_c_cells_compute_the_papers_equation(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(result[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_lessons_are_those_of_the_rule_written_in_numpy(rng: np.random.Generator) -> None:
+def test_learning_rule_equals_numpy(rng: np.random.Generator) -> None:
     a, b = some_weights(rng, 2, 5)
     ours, c = tuple(as_jax(a, b)), as_jax(place_weights(2))
     how_many = set()
@@ -140,7 +141,7 @@ def test_lessons_are_those_of_the_rule_written_in_numpy(rng: np.random.Generator
     assert how_many - {0, 5}  # some planes learned while others did not
 
 
-def test_only_the_largest_of_a_planes_candidates_represents_it() -> None:
+def test_representative_is_the_largest_candidate_of_a_plane() -> None:
     s = np.zeros((6, 6, 3), np.float32)
     # Columns of 3x3 that touch: three candidates in plane 0, and plane 1 with one.
     s[1, 1, 0], s[1, 4, 0], s[4, 1, 0] = 0.5, 0.9, 0.7
@@ -151,7 +152,7 @@ def test_only_the_largest_of_a_planes_candidates_represents_it() -> None:
     assert (rows[:2].tolist(), columns[:2].tolist()) == ([1, 4], [4, 4])
 
 
-def test_two_bars_become_the_features_of_two_planes() -> None:
+def test_two_planes_learn_two_bars() -> None:
     bars = np.zeros((2, 5, 5, 1), np.float32)
     bars[0, 2] = bars[1, :, 2] = 1
     layer = neocognitron.SLayer(1, 4, selectivity=2.0, column=5, rngs=nnx.Rngs(0))
@@ -166,7 +167,7 @@ def test_two_bars_become_the_features_of_two_planes() -> None:
     np.testing.assert_array_equal((own > 0).sum(0), [1, 1])  # silent at the other bar
 
 
-def test_a_cell_that_knows_one_pattern_responds_by_the_cosine(rng: np.random.Generator) -> None:
+def test_trained_cell_responds_by_cosine_similarity(rng: np.random.Generator) -> None:
     known, *others = rng.uniform(0, 1, (6, 5, 5, 1)) * (rng.uniform(0, 1, (6, 5, 5, 1)) > 0.4)
     r, c = 1.5, place_weights(1)
     q = 1e7  # as after many lessons; then the equation's ones no longer matter
@@ -180,9 +181,9 @@ def test_a_cell_that_knows_one_pattern_responds_by_the_cosine(rng: np.random.Gen
         assert float(response) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_each_layer_learns_from_the_organised_layer_below(images: np.ndarray) -> None:
+def test_layers_learn_from_the_trained_layer_below(images: np.ndarray) -> None:
     model = network()
-    after = neocognitron.self_organise(model, images[:1], jax.random.key(0))
+    after = neocognitron.self_organize(model, images[:1], jax.random.key(0))
     stages = stages_of(after, images[:5])
     below = (activity(images[:5]), stages["c1"], stages["c2"])
     for u, name, column in zip(below, ("s1", "s2", "s3"), (5, 5, 3), strict=True):
@@ -195,11 +196,11 @@ def test_each_layer_learns_from_the_organised_layer_below(images: np.ndarray) ->
         np.testing.assert_allclose(new.b[...], expected[1], rtol=1e-4, atol=1e-5)
 
 
-def test_organising_depends_on_the_key_alone_and_changes_no_network(images: np.ndarray) -> None:
+def test_self_organize_is_a_pure_function_of_the_key(images: np.ndarray) -> None:
     model = network()
     before = learned_weights(model)
     first, second, other = (
-        learned_weights(neocognitron.self_organise(model, images[:20], jax.random.key(seed)))
+        learned_weights(neocognitron.self_organize(model, images[:20], jax.random.key(seed)))
         for seed in (0, 0, 1)
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -207,13 +208,11 @@ def test_organising_depends_on_the_key_alone_and_changes_no_network(images: np.n
     assert any((first[path] != other[path]).any() for path in first)
 
 
-def test_a_shifted_digit_shifts_the_cells_of_every_plane(
-    organised: Neocognitron, images: np.ndarray
-) -> None:
+def test_planes_are_translation_equivariant(trained: Neocognitron, images: np.ndarray) -> None:
     # By four pixels, the distance between two cells of C2; nothing leaves the image.
     margin = ((0, 0), (6, 6), (6, 6), (0, 0))
     centre = np.pad(activity(images[:5, 6:-6, 6:-6]), margin)
-    centred, shifted = (stages_of(organised, x) for x in (centre, np.roll(centre, (4, -4), (1, 2))))
+    centred, shifted = (stages_of(trained, x) for x in (centre, np.roll(centre, (4, -4), (1, 2))))
     for name, cells in (("s1", 4), ("c1", 2), ("s2", 2), ("c2", 1)):
         moved = np.roll(centred[name], (cells, -cells), (1, 2))
         inner = np.s_[:, 2 * cells : -2 * cells, 2 * cells : -2 * cells]
@@ -222,8 +221,8 @@ def test_a_shifted_digit_shifts_the_cells_of_every_plane(
         np.testing.assert_allclose(result, moved[inner], rtol=1e-3, atol=1e-4)
 
 
-def test_stages_are_the_papers_layers(organised: Neocognitron, images: np.ndarray) -> None:
-    stages = jax.eval_shape(Neocognitron.stages, organised, images[:2])
+def test_shapes_of_stages(trained: Neocognitron, images: np.ndarray) -> None:
+    stages = jax.eval_shape(Neocognitron.stages, trained, images[:2])
     shapes = [(name, stage.shape[1:]) for name, stage in stages.items()]
     assert shapes == [
         ("s1", (28, 28, 6)),
@@ -236,43 +235,45 @@ def test_stages_are_the_papers_layers(organised: Neocognitron, images: np.ndarra
     ]
 
 
-def test_brightness_and_contrast_do_not_matter(organised: Neocognitron, images: np.ndarray) -> None:
+def test_invariance_to_brightness_and_contrast(trained: Neocognitron, images: np.ndarray) -> None:
     u0 = np.asarray(activity(images[:5]))
     np.testing.assert_allclose((u0.min((1, 2, 3)), u0.max((1, 2, 3))), ([0] * 5, [1] * 5))
-    usual, changed = (stages_of(organised, x)["logits"] for x in (images[:5], 3 * images[:5] + 7))
+    usual, changed = (stages_of(trained, x)["logits"] for x in (images[:5], 3 * images[:5] + 7))
     np.testing.assert_allclose(changed, usual, rtol=1e-3, atol=1e-4)
-    blank = stages_of(organised, jnp.ones((5, 28, 28, 1)))
+    blank = stages_of(trained, jnp.ones((5, 28, 28, 1)))
     assert {np.asarray(blank[name]).max() for name in ("s1", "c1", "s2", "c2", "s3", "c3")} == {0.0}
 
 
-def test_training_changes_the_readout_alone(
-    organised: Neocognitron, digits: Dataset, images: np.ndarray
+def test_training_changes_only_the_readout(
+    trained: Neocognitron, digits: Dataset, images: np.ndarray
 ) -> None:
-    state = training.create_state(organised, optax.adam(0.01))
+    identity = data.Normalize((0.0,), (1.0,))
+    task = training.classification(lambda key: trained, optax.adam(0.01), identity)
+    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     assert {path[0] for path, _ in nnx.to_flat_state(state.params)} == {"readout"}
-    batch = data.Examples(images, digits.train.labels[:100])
+    examples = data.Examples(jnp.asarray(images), jnp.asarray(digits.train.labels[:100]))
     losses = []
     for _ in range(20):
-        state, metrics = training.train_step(state, batch)
-        losses.append(float(metrics.loss))
+        state, metrics = step(state, Batch.of(examples))
+        losses.append(float(metrics["loss"].mean))
     assert losses[-1] < 0.5 * losses[0]
     jax.tree.map(
-        np.testing.assert_array_equal, learned_weights(organised), learned_weights(state.model)
+        np.testing.assert_array_equal, learned_weights(trained), learned_weights(state.model)
     )
 
 
-def test_what_it_learned_is_saved(
-    organised: Neocognitron, images: np.ndarray, tmp_path: Path
+def test_learned_weights_are_saved(
+    trained: Neocognitron, images: np.ndarray, tmp_path: Path
 ) -> None:
-    parameters.save(tmp_path / "cells", organised)
+    parameters.save(tmp_path / "cells", trained)
     restored = parameters.load(tmp_path / "cells", network(seed=1))
-    expected, result = (stages_of(model, images[:5])["logits"] for model in (organised, restored))
+    expected, result = (stages_of(model, images[:5])["logits"] for model in (trained, restored))
     np.testing.assert_array_equal(result, expected)
 
 
-def test_it_computes_in_bfloat16_with_float32_weights(images: np.ndarray) -> None:
+def test_bfloat16_computation_keeps_float32_parameters(images: np.ndarray) -> None:
     model = network(dtype=jnp.bfloat16)
-    model = neocognitron.self_organise(model, images[:20], jax.random.key(0))
+    model = neocognitron.self_organize(model, images[:20], jax.random.key(0))
     stages = stages_of(model, images[:2])
     assert {stage.dtype for stage in stages.values()} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
@@ -286,14 +287,14 @@ def test_it_computes_in_bfloat16_with_float32_weights(images: np.ndarray) -> Non
         ({"selectivity": (1.0, 0.0, 1.0)}, r"selectivity .*not \(1.0, 0.0, 1.0\)"),
     ],
 )
-def test_what_does_not_suit_it_is_named(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         network(**options)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_under_the_same_readout_its_cells_halve_the_error_of_pixels(
+def test_cells_halve_the_error_of_pixels_with_the_same_readout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main = runpy.run_path(str(EXAMPLE))["main"]

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
-from dlc_jax.ops import patches, spectral, strided, winograd
+from dlc_jax.ops import fourier, im2col, winograd, winograd_strided
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -114,7 +114,7 @@ def random_images_and_kernel(
 @pytest.mark.versions
 @settings(max_examples=6, deadline=None)
 @given(windows(), st.integers(1, 3), st.sampled_from([jnp.float32, jnp.bfloat16]))
-def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
+def test_conv2d_is_as_accurate_as_xla(
     case: tuple[Shape, tuple[int, int], tuple[int, int], Any], features: int, dtype: Any
 ) -> None:
     shape, window, strides, padding = case
@@ -125,14 +125,14 @@ def test_conv2d_and_its_gradients_are_as_exact_as_xlas(
 # Every formulation on shapes of its own, whether `conv2d` would choose it there or not.
 @settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from([patches, spectral, strided, winograd]),
+    st.sampled_from([im2col, fourier, winograd_strided, winograd]),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
     st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
     st.booleans(),
 )
-def test_each_formulation_is_as_exact_as_xlas(
+def test_formulations_are_as_accurate_as_xla(
     formulation: Any,
     case: tuple[Shape, tuple[int, int], tuple[int, int], Any],
     features: int,
@@ -141,9 +141,9 @@ def test_each_formulation_is_as_exact_as_xlas(
     large: bool,
 ) -> None:
     shape, window, strides, _ = case
-    if formulation in (spectral, winograd):
+    if formulation in (fourier, winograd):
         strides = (1, 1)
-    if formulation is strided:
+    if formulation is winograd_strided:
         window, strides = (3, window[1]), (2, strides[1])
         shape = (shape[0], shape[1] + 2, *shape[2:])
     if formulation is winograd:
@@ -153,7 +153,7 @@ def test_each_formulation_is_as_exact_as_xlas(
         shape = (shape[0], shape[1] + more, shape[2] + more, shape[3])
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
     # A transform sums over the whole image, even where the kernel is a single pixel.
-    units = 1 if formulation is patches else 4
+    units = 1 if formulation is im2col else 4
     ours = by_formulation(formulation, strides, pads)
     compare_convolutions(ours, x, kernel, strides, pads, units)
 
@@ -161,19 +161,19 @@ def test_each_formulation_is_as_exact_as_xlas(
 # The lecture's second layer, two wide layers with large and small tiles, a strided one, the
 # lecture's first layer, and one in which no patch of output columns divides the width.
 CHOICES = [
-    (spectral, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
+    (fourier, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
     (winograd, (8, 9, 10, 16), (3, 3, 16, 16), 1, "SAME"),
     (winograd, (16, 7, 6, 16), (3, 3, 16, 16), 1, "VALID"),
-    (strided, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
-    (patches, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
-    (patches, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
+    (winograd_strided, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
+    (im2col, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
+    (im2col, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
 ]
 # One of each formulation, which is chosen for half of the batch as well.
 ONE_OF_EACH = [CHOICES[i] for i in (0, 1, 3, 4)]
 
 
 @pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), CHOICES)
-def test_the_formulation_chosen_is_as_exact_as_xlas(
+def test_chosen_formulation_is_as_accurate_as_xla(
     chosen: Any,
     x_shape: Shape,
     kernel_shape: Shape,
@@ -202,7 +202,7 @@ def assert_within_rounding(ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), ONE_OF_EACH)
-def test_each_formulation_can_be_mapped_over_images(
+def test_vmap_over_images(
     chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
     del chosen
@@ -213,7 +213,7 @@ def test_each_formulation_can_be_mapped_over_images(
     assert_within_rounding(result, [np.stack(some) for some in zip(*one_by_one, strict=True)])
 
 
-def test_within_loops_and_checkpoints_gradients_are_the_same() -> None:
+def test_gradients_inside_scan_and_checkpoint() -> None:
     x, kernel = normal(0, (2, 4, 6, 6, 2)), normal(1, (2, 3, 2, 4))
     loss = partial(mean_square, stride=1, padding="SAME")
     grad, remat = (jax.grad(f, (0, 1)) for f in (loss, jax.checkpoint(loss)))
@@ -231,7 +231,7 @@ def test_within_loops_and_checkpoints_gradients_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("groups", [2, 6])
-def test_groups_are_convolutions_of_their_own(groups: int) -> None:
+def test_groups_equal_separate_convolutions(groups: int) -> None:
     x, kernel = random_images_and_kernel((3, 5, 5, 6), (3, 2), 12, jnp.float32)
     kernel = kernel[:, :, : 6 // groups]
     cotangent = normal(3, (3, 5, 5, 12))
@@ -250,7 +250,7 @@ def test_groups_are_convolutions_of_their_own(groups: int) -> None:
     ("axis_type", "chosen", "x_shape", "kernel_shape", "stride", "padding"),
     [(AxisType.Auto, *case) for case in ONE_OF_EACH] + [(AxisType.Explicit, *ONE_OF_EACH[-1])],
 )
-def test_a_batch_spread_over_devices_gives_the_same(
+def test_conv2d_of_a_sharded_batch(
     axis_type: AxisType,
     chosen: Any,
     x_shape: Shape,
@@ -273,9 +273,7 @@ def test_a_batch_spread_over_devices_gives_the_same(
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (1, 1))])
-def test_pooling_a_batch_spread_over_devices_gives_the_same(
-    axis_type: AxisType, window: Any, strides: Any
-) -> None:
+def test_max_pool_of_a_sharded_batch(axis_type: AxisType, window: Any, strides: Any) -> None:
     x = normal(0, (4, 6, 6, 3))
     pool = partial(ops.max_pool, window=window, strides=strides)
     shape = jax.eval_shape(pool, x).shape
@@ -291,7 +289,7 @@ def test_pooling_a_batch_spread_over_devices_gives_the_same(
 
 @pytest.mark.versions
 @pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), ONE_OF_EACH)
-def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
+def test_kernel_gradient_inside_shard_map_is_summed_over_devices(
     chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
 ) -> None:
     del chosen
@@ -309,24 +307,28 @@ def test_inside_shard_map_a_kernels_gradient_is_summed_over_devices(
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.sampled_from([patches, strided]), windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
-def test_a_few_images_at_a_time_are_as_exact_as_xlas(
+@given(
+    st.sampled_from([im2col, winograd_strided]),
+    windows(),
+    st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_chunks_are_as_accurate_as_xla(
     formulation: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
 ) -> None:
     (_, *shape), window, strides, padding = case
-    if formulation is strided:
+    if formulation is winograd_strided:
         window, strides, shape[0] = (3, window[1]), (2, strides[1]), shape[0] + 2
     x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
     pads = explicit_padding(x.shape[1:3], window, strides, padding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formulation, "_LARGEST_WHOLE", 0)
-        patch.setattr(patches, "_CHUNK", 3000)
+        patch.setattr(formulation, "_MAX_BATCH_BYTES", 0)
+        patch.setattr(im2col, "_CHUNK_BYTES", 3000)
         ours = by_formulation(formulation, strides, pads)
         # The kernel's gradient is a sum of as many sums as there are parts of the batch.
         compare_convolutions(ours, x, kernel, strides, pads, units=4)
 
 
-def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:
+def test_conv2d_with_precision_equals_xla() -> None:
     x, kernel = random_images_and_kernel((4, 8, 8, 32), (5, 5), 64, jnp.float32)
     xla = xla_conv2d((1, 1), "SAME", precision="highest")
     exact = partial(ops.conv2d, precision="highest")
@@ -341,7 +343,7 @@ def test_with_a_precision_asked_for_rounding_is_xlas_own() -> None:
 @pytest.mark.versions
 @settings(max_examples=12, deadline=None)
 @given(windows(), st.booleans(), st.sampled_from([jnp.float32, jnp.bfloat16]))
-def test_max_pool_and_its_gradient_equal_xlas(
+def test_max_pool_and_its_gradient_equal_numpy(
     case: tuple[Shape, tuple[int, int], tuple[int, int], Any], tiled: bool, dtype: Any
 ) -> None:
     shape, window, strides, padding = case
@@ -359,7 +361,7 @@ def test_max_pool_and_its_gradient_equal_xlas(
     np.testing.assert_allclose(np.asarray(result[1], np.float64), expected[1], unit, unit)
 
 
-def test_among_equal_values_the_first_takes_max_pools_gradient() -> None:
+def test_max_pool_gradient_goes_to_the_first_maximum() -> None:
     x = jnp.array([[1.0, 2.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0]]).reshape(1, 2, 4, 1)
     grad = jax.grad(lambda x: (ops.max_pool(x, (2, 2)) * jnp.array([3.0, 5.0])[:, None]).sum())(x)
     expected = [[0.0, 3.0, 5.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
@@ -370,7 +372,7 @@ def network(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.sum(ops.max_pool(ops.conv2d(x, kernel, padding="VALID"), (2, 2)) ** 2)
 
 
-def test_gradients_are_chosen_by_the_platform_that_is_lowered_for() -> None:
+def test_gradient_formulation_depends_on_the_lowering_platform() -> None:
     arguments = jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 2, 4))
     grad = jax.jit(jax.grad(network, (0, 1)))
     lowered = {p: grad.trace(*arguments).lower(lowering_platforms=(p,)) for p in ("cpu", "cuda")}
@@ -378,7 +380,7 @@ def test_gradients_are_chosen_by_the_platform_that_is_lowered_for() -> None:
     assert "select_and_scatter" in lowered["cuda"].as_text()
 
 
-def test_forward_and_backward_pass_gather_the_patches_once() -> None:
+def test_forward_and_backward_pass_share_patches() -> None:
     arguments = jnp.ones((4, 12, 12, 16)), jnp.ones((5, 5, 16, 8))
     conv2d = partial(ops.conv2d, padding="VALID")
     grad = jax.jit(jax.grad(lambda *a: (conv2d(*a) ** 2).sum(), (0, 1)))
@@ -387,7 +389,7 @@ def test_forward_and_backward_pass_gather_the_patches_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "named"),
+    ("call", "message"),
     [
         (lambda: ops.conv2d(jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 2, 4))), "3 channels"),
         (lambda: ops.conv2d(jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 4))), r"\(8, 8, 3\)"),
@@ -413,6 +415,6 @@ def test_forward_and_backward_pass_gather_the_patches_once() -> None:
         (lambda: ops.max_pool(jnp.ones((1, 8, 8, 1)), (2, 2), padding=((1, 1),)), r"\(\(1, 1\),\)"),
     ],
 )
-def test_what_does_not_fit_is_named(call: Any, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_invalid_arguments_raise(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         call()

@@ -121,12 +121,12 @@ def plain(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: Any, p
 @example(plain((4, 2, 2, 3), (3, 3, 3, 8), jnp.float32, "VALID"))
 @example(plain((1, 2, 2, 3), (5, 5, 3, 8), jnp.float32, ((2, 2), [2, 2])))
 @given(calls())
-def test_it_takes_and_refuses_what_jaxs_own_does(call: Any) -> None:
+def test_conv_general_dilated_accepts_and_rejects_like_jax(call: Any) -> None:
     args, options = call
     assert_like_jaxs(*args, **options)
 
 
-def test_iterators_and_other_ranks_are_taken_as_jaxs_own_takes_them() -> None:
+def test_iterators_and_other_ranks() -> None:
     x, kernel = normal(0, (2, 5, 5, 3)), normal(1, (3, 3, 3, 4))
 
     def of_iterators(convolution: Any) -> jax.Array:
@@ -150,7 +150,7 @@ def test_iterators_and_other_ranks_are_taken_as_jaxs_own_takes_them() -> None:
         {"padding": ((1, 0), (2, 1)), "kernel_dilation": (1, 2)},
     ],
 )
-def test_flaxs_layers_give_the_same_with_any_of_their_options(options: Any) -> None:
+def test_flax_conv_with_all_options(options: Any) -> None:
     x = normal(0, (2, 9, 9, 4))
 
     def results(**convolution: Any) -> Any:
@@ -174,7 +174,7 @@ def test_flaxs_layers_give_the_same_with_any_of_their_options(options: Any) -> N
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.uint8, jnp.complex64])
-def test_whole_and_complex_numbers_are_computed_as_xla_computes_them(dtype: Any) -> None:
+def test_integers_and_complex_numbers_equal_xla(dtype: Any) -> None:
     x, kernel = numbers(0, (8, 16, 16, 16), dtype), numbers(1, (3, 3, 16, 16), dtype)
     xla = partial(lax.conv_general_dilated, dimension_numbers=NHWC)
     np.testing.assert_array_equal(ops.conv2d(x, kernel), xla(x, kernel, (1, 1), "SAME"))
@@ -187,7 +187,7 @@ def test_whole_and_complex_numbers_are_computed_as_xla_computes_them(dtype: Any)
 
 
 @pytest.mark.parametrize("padding", ["same_lower", [[1, 0], [0, 1]], np.array([[0, 0], [-1, 1]])])
-def test_the_operations_take_padding_in_any_form_that_jax_takes(padding: Any) -> None:
+def test_padding_in_all_forms(padding: Any) -> None:
     x, kernel = normal(0, (2, 7, 8, 3)), normal(1, (2, 3, 3, 4))
     pads = padding if isinstance(padding, str) else tuple(map(tuple, np.asarray(padding).tolist()))
     xla = partial(lax.conv_general_dilated, dimension_numbers=NHWC)
@@ -200,7 +200,7 @@ def test_the_operations_take_padding_in_any_form_that_jax_takes(padding: Any) ->
     np.testing.assert_allclose(ops.avg_pool(x, [2, 3], strides, padding), means, atol=1e-6)
 
 
-def test_nan_and_infinity_pass_through_max_pooling_as_through_flaxs() -> None:
+def test_max_pool_of_nan_and_infinity_equals_flax() -> None:
     x = np.array(normal(0, (2, 8, 8, 2)))
     x[0, 2:6, 2:6], x[1, 3, 3], x[1, 6, 0, 1] = -math.inf, math.nan, math.inf
     for window, strides in (((2, 2), (2, 2)), ((3, 3), (1, 1))):

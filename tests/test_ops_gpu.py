@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlc_jax import ops
-from dlc_jax.ops import columns, patches, pooling
+from dlc_jax.ops import im2col, im2col_gpu, pooling
 
 sizes = st.integers(1, 3)
 
@@ -35,13 +35,13 @@ def test_products_over_patches_are_the_convolution_and_its_gradients(
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(2, 7, 6, 3)).astype(np.float32)
     kernel = rng.normal(size=(*window, 3, 4)).astype(np.float32)
-    shape = patches.out_shape(x.shape, kernel.shape, strides, pads)
+    shape = im2col.out_shape(x.shape, kernel.shape, strides, pads)
     grad = rng.normal(size=shape).astype(np.float32)
 
     @jax.jit
     def ours(x: Any, kernel: Any, grad: Any) -> Any:
-        both = columns.gradients(x, kernel, grad, strides, pads)
-        return columns.convolve(x, kernel, strides, pads), *both
+        both = im2col_gpu.gradients(x, kernel, grad, strides, pads)
+        return im2col_gpu.convolve(x, kernel, strides, pads), *both
 
     expected = oracle.convolved(x, kernel, strides, pads, grad)
     for one, other in zip(ours(x, kernel, grad), expected, strict=True):
@@ -58,7 +58,7 @@ def test_among_equal_values_of_touching_windows_the_first_takes_the_gradient(
     x = rng.integers(0, 3, (2, 7, 6, 3))
     grad = rng.integers(1, 9, (2, 7 // window[0], 6 // window[1], 3))
     maxima, expected = oracle.largest(x, window, window, "VALID", grad)
-    gradient = jax.jit(pooling._to_own_tiles, static_argnums=3)
+    gradient = jax.jit(pooling._gather_from_tiles, static_argnums=3)
     found = gradient(*(np.asarray(a, dtype) for a in (x, maxima, grad)), window)
     np.testing.assert_array_equal(np.asarray(found, np.float32), expected)
 

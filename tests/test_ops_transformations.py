@@ -106,7 +106,7 @@ def derivatives(f: Loss, x: Any, kernel: Any, dx: Any, dkernel: Any) -> dict[str
 
 
 @pytest.mark.parametrize("name", ["conv2d", *WINDOWS])
-def test_derivatives_of_any_order_in_both_modes_are_those_of_xlas_operations(name: str) -> None:
+def test_derivatives_equal_xla(name: str) -> None:
     ours, xlas = pooling_losses(name) if name in WINDOWS else losses()
     arguments = (X, X + 1, DX, DX - 1) if name in WINDOWS else (X, KERNEL, DX, DKERNEL)
     assert_same(
@@ -138,7 +138,7 @@ def mapped(f: Loss, x: Any, kernel: Any, dx: Any, dkernel: Any) -> dict[str, Any
     }
 
 
-def test_mapping_over_any_argument_gives_what_it_gives_for_xlas_operations() -> None:
+def test_vmap_over_any_argument_equals_xla() -> None:
     ours, xlas = losses("overlapping max_pool")
     arguments = X, KERNEL, DX, DKERNEL
     assert_same(
@@ -154,7 +154,7 @@ def eager(f: Loss, x: Any, kernel: Any) -> Any:
     return product, rows
 
 
-def test_eager_calls_and_those_without_jit_give_the_same() -> None:
+def test_eager_calls_equal_jit() -> None:
     ours, xlas = losses("max_pool", "avg_pool")
     expected = exactly(partial(eager, xlas), X, KERNEL)
     assert_same(eager(ours, X, KERNEL), expected)
@@ -163,7 +163,7 @@ def test_eager_calls_and_those_without_jit_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("argument", [0, 1])
-def test_a_convolution_is_transposed_as_the_linear_function_that_it_is(argument: int) -> None:
+def test_linear_transpose_of_conv2d(argument: int) -> None:
     def there_and_back(convolve: Any, x: Any, kernel: Any, grad: Any) -> Any:
         arguments = [x, kernel]
 
@@ -189,7 +189,7 @@ def at_once(f: Loss, x: Any, kernel: Any, dx: Any, dkernel: Any) -> Any:
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_inside_shard_map_they_are_those_of_the_whole_batch(checked: bool) -> None:
+def test_derivatives_inside_shard_map(checked: bool) -> None:
     ours, xlas = losses("max_pool", "avg_pool")
     batch, whole = PartitionSpec("batch"), PartitionSpec()
 
@@ -212,7 +212,7 @@ def test_inside_shard_map_they_are_those_of_the_whole_batch(checked: bool) -> No
     assert_same(jax.jit(spread)(*arguments), exactly(partial(at_once, xlas), *arguments))
 
 
-def test_on_a_mesh_of_explicit_axes_they_are_those_of_the_whole_batch() -> None:
+def test_derivatives_on_a_mesh_with_explicit_axes() -> None:
     ours, xlas = losses("max_pool", "avg_pool")
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -225,7 +225,7 @@ def test_on_a_mesh_of_explicit_axes_they_are_those_of_the_whole_batch() -> None:
     assert_same(result, exactly(partial(at_once, xlas), X, KERNEL, DX, DKERNEL))
 
 
-def test_a_program_for_several_platforms_and_any_batch_can_be_exported() -> None:
+def test_export_for_several_platforms_and_symbolic_batch() -> None:
     ours, xlas = losses("max_pool")
     grad = jax.jit(jax.grad(ours, (0, 1)))
     exported = jax.export.export(grad, platforms=("cpu", "cuda", "tpu"))(X, KERNEL)
@@ -245,7 +245,7 @@ def test_a_program_for_several_platforms_and_any_batch_can_be_exported() -> None
         (partial(ops.avg_pool, window=(2, 2), strides=(1, 1), padding="SAME"), [(2, 7, 8, 5)]),
     ],
 )
-def test_an_eager_call_compiles_a_single_program(
+def test_eager_call_compiles_one_program(
     operation: Any, shapes: list[tuple[int, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     arrays = [normal(seed, shape) for seed, shape in enumerate(shapes)]
@@ -255,7 +255,7 @@ def test_an_eager_call_compiles_a_single_program(
     assert sum(message.startswith("Compiling") for message in compiled) == 1
 
 
-def test_inside_a_trace_an_operation_is_a_single_equation() -> None:
+def test_operation_is_one_equation_of_the_jaxpr() -> None:
     def network(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return ops.max_pool(ops.conv2d(x, kernel), (2, 2))
 
@@ -263,15 +263,17 @@ def test_inside_a_trace_an_operation_is_a_single_equation() -> None:
     assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv2d", "max_pool"]
 
 
-def test_only_the_gradients_that_are_asked_for_are_in_the_program() -> None:
+def test_only_requested_gradients_are_computed() -> None:
     loss, _ = losses()
     for argnums, asked in ((0, (True, False)), (1, (False, True)), ((0, 1), (True, True))):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(X, KERNEL).jaxpr
-        found = [e.params["asked"] for e in jaxpr.eqns if e.primitive.name == "conv2d_gradients"]
+        found = [
+            e.params["requested"] for e in jaxpr.eqns if e.primitive.name == "conv2d_gradients"
+        ]
         assert found == [asked]
 
 
-def test_the_precision_set_where_it_is_called_holds_where_it_is_compiled() -> None:
+def test_default_matmul_precision_is_that_of_the_call() -> None:
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return ops.conv2d(x, kernel)

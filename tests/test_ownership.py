@@ -1,6 +1,6 @@
-"""What is made of a caller's arrays stays as it is when the caller changes them."""
+"""Objects made from NumPy arrays do not change when the caller changes these arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,16 +11,24 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dlc_jax import data, models, sharding, training
-from dlc_jax.data import Dataset, Examples, Normalise, RecordDataset, Records, augment
-from dlc_jax.explain import View
+from dlc_jax.data import (
+    ArraySource,
+    Dataset,
+    Examples,
+    Normalize,
+    RecordDataset,
+    Records,
+    augmentation,
+)
+from dlc_jax.explain import ImageClassifier
 from dlc_jax.models.threshold_logic_unit import Units, fires
 
-# Of more than a megabyte, which JAX reads in the background.
+# JAX copies arrays of more than a megabyte in the background.
 SHAPE = (300, 28, 28, 3)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at an address that JAX takes over as it is, where it may."""
+    """A copy at an address that lets JAX use the memory in place."""
     memory = np.empty(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -29,7 +37,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def unaligned(array: np.ndarray) -> np.ndarray:
-    """A copy at an address that JAX does not take over."""
+    """A copy at an address that makes JAX copy the memory."""
     memory = np.empty(array.nbytes + 128, np.uint8)
     start = -memory.ctypes.data % 64 + array.itemsize
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -48,15 +56,25 @@ def network(kernel: np.ndarray) -> nnx.Module:
     return model
 
 
-def a_state(kernel: np.ndarray) -> Any:
+def state_of(kernel: np.ndarray) -> Any:
     return training.create_state(network(kernel), optax.sgd(0.1, momentum=0.9))
 
 
-def a_view(kernel: np.ndarray) -> Any:
-    return View.of(network(kernel), Normalise(np.zeros(1), np.ones(1)))
+def classifier_of(kernel: np.ndarray) -> Any:
+    return ImageClassifier.from_model(network(kernel), Normalize(np.zeros(1), np.ones(1)))
 
 
-def of_a_mesh(images: np.ndarray) -> Any:
+def batches_of(images: np.ndarray, labels: np.ndarray) -> Any:
+    source = ArraySource(Examples(images, labels), batch_size=100)
+    return source.chunks(0, source.plan.steps_per_epoch)
+
+
+def shuffled_batches_of(images: np.ndarray, labels: np.ndarray) -> Any:
+    source = ArraySource(Examples(images, labels), batch_size=100, key=jax.random.key(0))
+    return source.chunks(0, source.plan.steps_per_epoch)
+
+
+def replicated_on_a_mesh(images: np.ndarray) -> Any:
     return sharding.replicate((images, 3), Mesh(jax.devices()[:2], (sharding.BATCH,)))
 
 
@@ -69,107 +87,118 @@ KERNEL = rng.normal(size=(5, 5, 1, 32)).astype(np.float32)
 SYNAPSES = np.ones((64, 16), np.float32)
 BITS = np.ones((1000, 64), np.float32)
 
-# What is kept, or still computed with, after the call.
-KEEPERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
-    "Normalise": (Normalise, (CHANNELS, CHANNELS)),
-    "Normalise.fit": (Normalise.fit, (PIXELS,)),
-    "normalised floats": (Normalise(CHANNELS, CHANNELS), (FLOATS,)),
-    "normalised pixels": (Normalise(CHANNELS, CHANNELS), (PIXELS,)),
+# Functions whose results must not depend on the arrays after the call.
+FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
+    "Normalize": (Normalize, (CHANNELS, CHANNELS)),
+    "Normalize.fit": (Normalize.fit, (PIXELS,)),
+    "normalized floats": (Normalize(CHANNELS, CHANNELS), (FLOATS,)),
+    "normalized pixels": (Normalize(CHANNELS, CHANNELS), (PIXELS,)),
     "Dataset": (lambda *arrays: dataset(*arrays).train, (PIXELS, LABELS)),
-    "Dataset.first": (lambda *arrays: dataset(*arrays).first(200).train, (PIXELS, LABELS)),
-    "Records.of": (lambda *arrays: Records.of(Examples(*arrays)), (PIXELS, LABELS)),
-    "RecordDataset.of": (
-        lambda *arrays: RecordDataset.of(dataset(*arrays)).train,
+    "Dataset.take": (lambda *arrays: dataset(*arrays).take(200).train, (PIXELS, LABELS)),
+    "Records.from_arrays": (
+        lambda *arrays: Records.from_arrays(Examples(*arrays)),
         (PIXELS, LABELS),
     ),
-    "create_state": (a_state, (KERNEL,)),
-    "View.of": (a_view, (KERNEL,)),
+    "RecordDataset.from_dataset": (
+        lambda *arrays: RecordDataset.from_dataset(dataset(*arrays)).train,
+        (PIXELS, LABELS),
+    ),
+    "create_state": (state_of, (KERNEL,)),
+    "ImageClassifier": (classifier_of, (KERNEL,)),
+    "ArraySource": (batches_of, (PIXELS, LABELS)),
+    "ArraySource with a key": (shuffled_batches_of, (PIXELS, LABELS)),
     "replicate": (lambda images: sharding.replicate(images, None), (FLOATS,)),
-    "replicate on a mesh": (of_a_mesh, (FLOATS,)),
+    "replicate on a mesh": (replicated_on_a_mesh, (FLOATS,)),
     "threshold logic units": (
         lambda *arrays: nnx.state(Units(*arrays)),
         (SYNAPSES, np.ones(16, np.float32)),
     ),
     "fires": (fires, (BITS, SYNAPSES, np.ones(16, np.float32))),
-    "mirror": (augment.mirror, (FLOATS, np.arange(300) % 2 == 0)),
+    "flip_left_right": (augmentation.flip_left_right, (FLOATS, np.arange(300) % 2 == 0)),
     "crop": (
-        lambda images, corners: augment.crop(images, corners, (20, 20)),
+        lambda images, corners: augmentation.crop(images, corners, (20, 20)),
         (FLOATS, np.full((300, 2), 4)),
     ),
     "shift": (
-        lambda images, corners: augment.shift(images, corners, 4),
+        lambda images, offsets: augmentation.shift(images, offsets, 4),
         (FLOATS, np.full((300, 2), 4)),
     ),
-    "erase": (
-        lambda images, corners: augment.erase(images, corners, 4),
+    "cutout_at": (
+        lambda images, corners: augmentation.cutout_at(images, corners, 4),
         (FLOATS, np.full((300, 2), 4)),
     ),
 }
 
 
-def values(kept: Any) -> list[np.ndarray]:
-    if isinstance(kept, Records):
-        kept = kept.load()
-    return [np.array(leaf) for leaf in jax.tree.leaves(kept)]
+def values(result: Any) -> list[np.ndarray]:
+    if isinstance(result, Records):
+        result = result.load()
+    if isinstance(result, Normalize):
+        result = result.mean, result.std
+    if isinstance(result, Iterator):
+        result = list(result)
+    return [np.array(leaf) for leaf in jax.tree.leaves(result)]
 
 
-@pytest.mark.parametrize("place", [aligned, unaligned])
-@pytest.mark.parametrize("name", KEEPERS)
-def test_what_is_kept_of_a_callers_arrays_is_a_copy(
-    name: str, place: Callable[[np.ndarray], np.ndarray]
+@pytest.mark.parametrize("align", [aligned, unaligned])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_do_not_change_with_the_callers_arrays(
+    name: str, align: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    keep, arrays = KEEPERS[name]
-    expected = values(keep(*arrays))
+    function, arrays = FUNCTIONS[name]
+    expected = values(function(*arrays))
+    assert expected
     for _ in range(3):
-        given = [place(array) for array in arrays]
-        kept = keep(*given)
-        for array in given:
+        copies = [align(array) for array in arrays]
+        result = function(*copies)
+        for array in copies:
             array.fill(0)
-        for value, other in zip(values(kept), expected, strict=True):
+        for value, other in zip(values(result), expected, strict=True):
             np.testing.assert_array_equal(value, other)
 
 
-def test_a_dataset_may_be_told_not_to_copy() -> None:
-    held = Dataset("m", "1", Examples(PIXELS, LABELS), Examples(PIXELS, LABELS), (), "", copy=False)
-    assert held.train.images is PIXELS
+def test_a_dataset_does_not_copy_on_request() -> None:
+    dataset = Dataset(
+        "m", "1", Examples(PIXELS, LABELS), Examples(PIXELS, LABELS), (), "", copy=False
+    )
+    assert dataset.train.images is PIXELS
 
 
-def test_a_state_is_not_changed_by_training_on_in_numpy() -> None:
-    """Donating a state to a jitted function does not write into the caller's arrays either."""
+def test_donating_a_state_does_not_change_the_callers_arrays() -> None:
     kernel = aligned(KERNEL)
-    state = a_state(kernel)
+    state = state_of(kernel)
     add = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     jax.block_until_ready(add(state.params))
     np.testing.assert_array_equal(kernel, KERNEL)
 
 
-class Reuses:
-    """A reader that has one piece of memory for all batches."""
+class ReusingReader:
+    """A reader that returns the same arrays for all batches."""
 
     def __init__(self) -> None:
         self.images = aligned(np.zeros((4, 8, 8, 1), np.uint8))
         self.labels = aligned(np.zeros(4, np.int32))
 
-    def __call__(self, places: np.ndarray) -> Examples:
-        self.labels[:] = places
-        self.images[:] = places[:, None, None, None]
+    def __call__(self, indices: np.ndarray) -> Examples:
+        self.labels[:] = indices
+        self.images[:] = indices[:, None, None, None]
         return Examples(self.images, self.labels)
 
 
-def test_batches_of_a_reader_that_reuses_its_memory_stay_as_they_were() -> None:
-    records = Records(Reuses(), 40, (8, 8, 1))
+def test_batches_of_a_reader_that_reuses_its_memory_do_not_change() -> None:
+    records = Records(ReusingReader(), 40, (8, 8, 1))
     batches = list(data.stream(records, batch_size=4, epochs=1, threads=0, prefetch=0))
-    labels = np.concatenate([batch.labels for batch in batches])
-    pixels = np.concatenate([batch.images[:, 0, 0, 0] for batch in batches])
+    labels = np.concatenate([batch.examples.labels for batch in batches])
+    pixels = np.concatenate([batch.examples.images[:, 0, 0, 0] for batch in batches])
     np.testing.assert_array_equal(labels, np.arange(40))
     np.testing.assert_array_equal(pixels, np.arange(40))
-    whole = records.part(0, 1).first(40)
+    whole = records.shard(0, 1).take(40)
     one, other = whole.read([0, 1, 2, 3]), whole.read([4, 5, 6, 7])
     np.testing.assert_array_equal(one.labels, [0, 1, 2, 3])
     np.testing.assert_array_equal(other.labels, [4, 5, 6, 7])
 
 
-def test_what_one_caller_loads_another_can_not_change() -> None:
+def test_loaded_datasets_do_not_share_memory() -> None:
     first = data.load("mnist-5k")
     before = np.array(first.train.images[:10])
     np.asarray(first.train.images)[:10] = 0

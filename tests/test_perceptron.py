@@ -9,10 +9,11 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import parameters, training
-from dlc_jax.data import Dataset, Examples
+from dlc_jax import training
+from dlc_jax.data import Dataset, Examples, Normalize
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
-from dlc_jax.models import perceptron
+from dlc_jax.models import parameters, perceptron
 from dlc_jax.models.perceptron import Perceptron
 
 
@@ -22,7 +23,7 @@ def network(
     return Perceptron(image_shape=shape, num_classes=classes, rngs=nnx.Rngs(seed), **options)
 
 
-def test_the_retina_is_the_centre_where_it_is_brighter_than_its_middle_grey() -> None:
+def test_retina_is_the_thresholded_center() -> None:
     image = np.zeros((1, 28, 28, 1), np.float32)
     image[0, 4, 4], image[0, 23, 23], image[0, 10, 11], image[0, 10, 12] = 200, 101, 100, 99
     image[0, 3, 4] = image[0, 24, 23] = 255  # outside
@@ -30,7 +31,7 @@ def test_the_retina_is_the_centre_where_it_is_brighter_than_its_middle_grey() ->
     assert lit.tolist() == [[0, 0], [19, 19]]
 
 
-def test_the_retina_does_not_depend_on_the_scale_of_the_pixels(digits: Dataset) -> None:
+def test_retina_is_invariant_to_pixel_scale(digits: Dataset) -> None:
     images = jnp.asarray(digits.test.images[:50], jnp.float32)
     expected = perceptron.retina(images)
     assert 0.05 < expected.mean() < 0.5
@@ -38,11 +39,11 @@ def test_the_retina_does_not_depend_on_the_scale_of_the_pixels(digits: Dataset) 
     np.testing.assert_array_equal(perceptron.retina(images / 64 - 2), expected)
 
 
-def test_an_image_of_a_single_grey_is_all_off() -> None:
+def test_retina_of_a_constant_image_is_off() -> None:
     assert not perceptron.retina(jnp.full((1, 20, 20, 3), 7.0)).any()
 
 
-def test_every_association_unit_has_its_numbers_of_connections() -> None:
+def test_number_of_connections_per_association_unit() -> None:
     wiring = np.asarray(network(excitatory=30, inhibitory=7).wiring[...])
     assert wiring.shape == (400, 512)
     assert ((wiring == 1).sum(0) == 30).all()
@@ -53,7 +54,7 @@ def test_every_association_unit_has_its_numbers_of_connections() -> None:
     assert (wiring != 0).sum(1).min() > 15
 
 
-def test_units_are_active_where_excitation_exceeds_inhibition_by_the_threshold(
+def test_association_units_equal_numpy(
     digits: Dataset,
 ) -> None:
     model = network(excitatory=6, inhibitory=4, threshold=2)
@@ -84,7 +85,7 @@ def corrected(
     return weights, corrections
 
 
-def test_an_update_is_the_rule_in_plain_numpy(digits: Dataset) -> None:
+def test_update_equals_numpy(digits: Dataset) -> None:
     images, labels = (np.asarray(array[:150]) for array in digits.train)
     model = network()
     after, corrections = perceptron.update(model, images.astype(np.float32), labels)
@@ -98,12 +99,14 @@ def test_an_update_is_the_rule_in_plain_numpy(digits: Dataset) -> None:
     np.testing.assert_array_equal(after.wiring[...], model.wiring[...])
 
 
-def test_gradient_descent_on_one_image_after_the_other_is_the_rule(digits: Dataset) -> None:
+def test_update_equals_sgd_on_single_images(digits: Dataset) -> None:
     images, labels = (np.asarray(array[:60]) for array in digits.train)
-    state = training.create_state(network(), optax.sgd(1.0))
+    identity = Normalize((0.0,), (1.0,))
+    task = training.classification(lambda key: network(), optax.sgd(1.0), identity)
+    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     for image, label in zip(images, labels, strict=True):
         batch = Examples(jnp.asarray(image[None], jnp.float32), jnp.asarray(label[None]))
-        state, _ = training.train_step(state, batch)
+        state, _ = step(state, Batch.of(batch))
     expected, _ = perceptron.update(network(), images.astype(np.float32), labels)
     np.testing.assert_array_equal(state.model.weights[...], expected.weights[...])  # type: ignore[attr-defined]
 
@@ -117,7 +120,7 @@ def test_gradient_descent_on_one_image_after_the_other_is_the_rule(digits: Datas
     inputs=st.integers(1, 6),
     margin=st.floats(0.1, 1),
 )
-def test_separable_activities_need_no_more_corrections_than_the_convergence_theorem_says(
+def test_corrections_stay_within_novikoffs_bound(
     seed: int, count: int, inputs: int, margin: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -147,7 +150,7 @@ def test_separable_activities_need_no_more_corrections_than_the_convergence_theo
 correct = jax.jit(perceptron.correct)
 
 
-def test_the_bound_of_the_theorem_is_close_where_points_are_hardest() -> None:
+def test_novikoffs_bound_is_tight() -> None:
     # Orthogonal points need a correction each, and (R/gamma)^2 is just their number.
     count = 8
     labels = np.ones(count, np.int32)
@@ -163,7 +166,7 @@ def error_percent(model: Perceptron, examples: Examples) -> float:
     return 100 * float((logits.argmax(1) != examples.labels).mean())
 
 
-def trained(model: Perceptron, examples: Examples, epochs: int) -> tuple[Perceptron, int]:
+def train(model: Perceptron, examples: Examples, epochs: int) -> tuple[Perceptron, int]:
     images, labels = (jnp.asarray(array) for array in examples)
     for _ in range(epochs):
         model, corrections = perceptron.update(model, images.astype(jnp.float32), labels)
@@ -178,25 +181,23 @@ def only(examples: Examples, kinds: tuple[int, int]) -> Examples:
 
 # Measured: 1.0, 5.5, 11.5 and 17.9 %; the rest is room for other random numbers.
 @pytest.mark.parametrize(("kinds", "percent"), [((0, 1), 2.0), ((4, 9), 8.0), ((3, 8), 14.0)])
-def test_two_kinds_of_figures_are_told_apart(
-    digits: Dataset, kinds: tuple[int, int], percent: float
-) -> None:
-    train, test = only(digits.train, kinds), only(digits.test, kinds)
-    assert error_percent(trained(network(classes=2), train, 15)[0], test) <= percent
+def test_error_on_pairs_of_digits(digits: Dataset, kinds: tuple[int, int], percent: float) -> None:
+    model, _ = train(network(classes=2), only(digits.train, kinds), 15)
+    assert error_percent(model, only(digits.test, kinds)) <= percent
 
 
-def test_ten_digits_are_told_apart(digits: Dataset) -> None:
-    assert error_percent(trained(network(), digits.train, 8)[0], digits.test) <= 22
+def test_error_on_ten_digits(digits: Dataset) -> None:
+    assert error_percent(train(network(), digits.train, 8)[0], digits.test) <= 22
 
 
-def test_more_association_units_make_fewer_errors(digits: Dataset) -> None:
-    some = Examples(*(array[:2000] for array in digits.train))
-    few, many = (trained(network(association_units=units), some, 3)[0] for units in (100, 1000))
+def test_error_falls_with_more_association_units(digits: Dataset) -> None:
+    subset = Examples(*(array[:2000] for array in digits.train))
+    few, many = (train(network(association_units=units), subset, 3)[0] for units in (100, 1000))
     assert error_percent(many, digits.test) < error_percent(few, digits.test) - 5
 
 
-def test_the_wiring_is_saved_with_the_weights(few_digits: Dataset, tmp_path: Any) -> None:
-    model, _ = trained(network(seed=1), few_digits.train, 1)
+def test_wiring_is_saved(few_digits: Dataset, tmp_path: Any) -> None:
+    model, _ = train(network(seed=1), few_digits.train, 1)
     parameters.save(tmp_path / "parameters", model)
     again = parameters.load(tmp_path / "parameters", network(seed=2))
     images = jnp.asarray(few_digits.test.images, jnp.float32)
@@ -204,15 +205,13 @@ def test_the_wiring_is_saved_with_the_weights(few_digits: Dataset, tmp_path: Any
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         ({"shape": (19, 28, 1)}, "20x20, and the images only 19x28"),
         ({"excitatory": 300, "inhibitory": 101}, r"300 \+ 101 connections"),
         ({"inhibitory": -1}, r"\+ -1 connections"),
     ],
 )
-def test_images_or_connections_that_do_not_suit_are_named(
-    arguments: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(InputError, match=named):
+def test_invalid_arguments_raise(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         network(**arguments)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, at any moment and in any way, and go on."""
+"""Interruption and resumption of runs."""
 
 import dataclasses
 import json
@@ -15,38 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Command, new_state
+from conftest import Command, OneLayer
+from flax import nnx
 
-from dlc_jax import cli, training
-from dlc_jax.data import Dataset, Normalise
-from dlc_jax.data.augment import Augmentation
-from dlc_jax.errors import InputError
-from dlc_jax.experiment import keeping
-from dlc_jax.runs import Run
+from dlc_jax import cli, runs, training
+from dlc_jax.data import ArraySource, Dataset, Normalize
+from dlc_jax.data.augmentation import Augmentation
+from dlc_jax.runs import callbacks
+from dlc_jax.runs.folder import Run
 
 # A short run: three epochs of 16 steps, and a checkpoint every five.
-SHORT = ("--dataset", "mnist-5k", "--examples", 800, "--epochs", 3, "--batch-size", 50)
+SHORT = ("--dataset", "mnist-5k", "--num-examples", 800, "--epochs", 3, "--batch-size", 50)
 OFTEN = ("--checkpoint-steps", 5, "--checkpoint-seconds", 0)
 RESULTS = ("parameters.safetensors", "metrics.jsonl", "summary.json")
 
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures, which take longer than these trainings."""
-    # On a full disk they are one more thing that can't be written.
+    """Runs draw no pictures, which take longer than these trainings."""
+    # They are among the files that a full disk refuses.
     if "small_disk" not in request.fixturenames:
-        monkeypatch.setattr(keeping, "draw", lambda *_: [])
+        monkeypatch.setattr(callbacks, "draw", lambda *_: [])
 
 
 def run_command(folder: str, arguments: tuple[object, ...], draws: bool) -> None:
-    """Runs `dlc-jax` with the given arguments in `folder`, in a process of its own."""
+    """Runs `dlc-jax` with the given arguments in a folder; called in another process."""
     os.chdir(folder)
     if not draws:
-        vars(keeping)["draw"] = lambda *_: []
+        vars(callbacks)["draw"] = lambda *_: []
     with open("out.txt", "a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -58,26 +57,26 @@ Start = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def start(digits: Dataset) -> Start:
-    """Starts `dlc-jax` in a folder; what it imports has been imported."""
-    del digits  # its cache is warm then
+    """Starts `dlc-jax` in a folder, in a process forked after the imports."""
+    del digits  # is in the cache now
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "dlc_jax.experiment",
-            "dlc_jax.plots",
-            "dlc_jax.terminal",
-            "dlc_jax.checkpoint_arrays",
+            "dlc_jax.runs.folder",
+            "dlc_jax.runs.plots",
+            "dlc_jax.utils.progress_bar",
+            "dlc_jax.runs.checkpoint_arrays",
             "hypothesis",
             "pytest",
         ]
     )
 
-    def begin(folder: Path, *arguments: object, draws: bool = False) -> Any:
+    def start(folder: Path, *arguments: object, draws: bool = False) -> Any:
         process = context.Process(target=run_command, args=(str(folder), arguments, draws))
         process.start()
         return process
 
-    return begin
+    return start
 
 
 def finish(process: Any) -> int:
@@ -87,7 +86,7 @@ def finish(process: Any) -> int:
 
 
 def results(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
-    """What came of a run, but for how long it took and where it is."""
+    """The results of a run, without its duration and folder."""
     timed = {"train_seconds", "images_per_second", "compile_seconds", "run"}
     parameters, metrics, summary = (run / name for name in RESULTS)
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -100,31 +99,31 @@ def results(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def never_stopped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of another process, with all of its checkpoints."""
-    folder = tmp_path_factory.mktemp("never_stopped")
+def uninterrupted(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of another process, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     many = (*OFTEN, "--keep-checkpoints", 20)
     assert finish(start(folder, "train", *SHORT, *many, "--name", "run")) == 0
     return folder / "runs" / "run"
 
 
 @pytest.mark.parametrize("step", [16, 21, 48])
-def test_it_goes_on_from_within_an_epoch_and_from_between_two(
-    never_stopped: Path, tmp_path: Path, step: int, dlc_jax: Command
+def test_it_resumes_within_an_epoch_and_between_epochs(
+    uninterrupted: Path, tmp_path: Path, step: int, dlc_jax: Command
 ) -> None:
-    run = shutil.copytree(never_stopped, tmp_path / "run")
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
     for later in (each for each in steps(run) if each > step):
         shutil.rmtree(run / "checkpoints" / str(later))
     assert max(steps(run)) == step
     done = dlc_jax("train", "--resume", run)
     assert done.code == 0, done.err
-    assert results(run) == results(never_stopped)
+    assert results(run) == results(uninterrupted)
 
 
 @pytest.fixture
-def stopped(never_stopped: Path, tmp_path: Path) -> Path:
-    """A run that was killed in its third epoch, with the checkpoints of two steps of it."""
-    run = shutil.copytree(never_stopped, tmp_path / "runs" / "run")
+def interrupted(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A run that was killed in its third epoch, with two checkpoints of that epoch."""
+    run = shutil.copytree(uninterrupted, tmp_path / "runs" / "run")
     for step in steps(run):
         if step not in (42, 47):
             shutil.rmtree(run / "checkpoints" / str(step))
@@ -137,16 +136,16 @@ def steps(run: Path) -> list[int]:
 
 
 @pytest.mark.versions
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    dlc_jax: Command, stopped: Path, never_stopped: Path
+def test_a_resumed_run_gives_the_results_of_an_uninterrupted_one(
+    dlc_jax: Command, interrupted: Path, uninterrupted: Path
 ) -> None:
-    done = dlc_jax("train", "--resume", stopped, "--json")
+    done = dlc_jax("train", "--resume", interrupted, "--json")
     assert done.code == 0, done.err
-    assert results(stopped) == results(never_stopped)
+    assert results(interrupted) == results(uninterrupted)
     assert done.json["epochs"] == 3
-    again = dlc_jax("train", "--resume", stopped, "--json")
+    again = dlc_jax("train", "--resume", interrupted, "--json")
     assert again.code == 0, again.err
-    assert results(stopped) == results(never_stopped)
+    assert results(interrupted) == results(uninterrupted)
 
 
 def _truncate(path: Path) -> None:
@@ -155,63 +154,76 @@ def _truncate(path: Path) -> None:
 
 def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    for place in range(len(content) // 4, len(content), max(1, len(content) // 50)):
-        content[place] ^= 255
+    for position in range(len(content) // 4, len(content), max(1, len(content) // 50)):
+        content[position] ^= 255
     path.write_bytes(bytes(content))
 
 
 @pytest.mark.parametrize(
     ("damage", "part"),
-    [(_truncate, "arrays"), (_flip, "arrays"), (Path.unlink, "arrays"), (_flip, "facts")],
+    [(_truncate, "arrays"), (_flip, "arrays"), (Path.unlink, "arrays"), (_flip, "metadata")],
 )
-def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     dlc_jax: Command,
-    stopped: Path,
-    never_stopped: Path,
+    interrupted: Path,
+    uninterrupted: Path,
     damage: Callable[[Path], None],
     part: str,
 ) -> None:
-    *_, newest = steps(stopped)
-    files = list((stopped / "checkpoints" / str(newest) / part).rglob("*"))
+    *_, newest = steps(interrupted)
+    files = list((interrupted / "checkpoints" / str(newest) / part).rglob("*"))
     for path in files:
         if path.is_file() and path.stat().st_size:
             damage(path)
-    done = dlc_jax("train", "--resume", stopped)
+    done = dlc_jax("train", "--resume", interrupted)
     assert done.code == 0, done.err
-    told = [line for line in done.err.splitlines() if "damaged" in line]
-    assert len(told) == 1
-    assert f"the checkpoint of step {newest} is damaged" in told[0]
+    warnings = [line for line in done.err.splitlines() if "damaged" in line]
+    assert len(warnings) == 1
+    assert f"the checkpoint of step {newest} is damaged" in warnings[0]
     assert "Traceback" not in done.err
-    assert results(stopped) == results(never_stopped)
+    assert results(interrupted) == results(uninterrupted)
 
 
-def test_without_any_whole_checkpoint_it_begins_again_and_says_so(
-    dlc_jax: Command, stopped: Path, never_stopped: Path
+def test_with_only_damaged_checkpoints_it_starts_again_with_a_warning(
+    dlc_jax: Command, interrupted: Path, uninterrupted: Path
 ) -> None:
-    for path in (stopped / "checkpoints").rglob("*"):
+    for path in (interrupted / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size:
             _truncate(path)
-    done = dlc_jax("train", "--resume", stopped)
+    done = dlc_jax("train", "--resume", interrupted)
     assert done.code == 0, done.err
-    assert done.err.count("taking the one before") == 1
-    assert done.err.count("it is the last: beginning anew") == 1
-    assert results(stopped) == results(never_stopped)
+    assert done.err.count("using the previous one") == 1
+    assert done.err.count("there is no other: starting again") == 1
+    assert results(interrupted) == results(uninterrupted)
 
 
-def test_a_run_whose_metrics_were_deleted_goes_on_without_them(
-    dlc_jax: Command, stopped: Path, never_stopped: Path
+def test_a_run_whose_metrics_were_deleted_resumes_without_them(
+    dlc_jax: Command, interrupted: Path, uninterrupted: Path
 ) -> None:
-    (stopped / "metrics.jsonl").unlink()
-    done = dlc_jax("train", "--resume", stopped, "--json")
+    (interrupted / "metrics.jsonl").unlink()
+    done = dlc_jax("train", "--resume", interrupted, "--json")
     assert done.code == 0, done.err
-    parameters, metrics, summary = results(stopped)
-    expected = results(never_stopped)
+    parameters, metrics, summary = results(interrupted)
+    expected = results(uninterrupted)
     assert (parameters, summary) == (expected[0], expected[2])
     assert metrics == expected[1][-len(metrics) :]
 
 
+def test_another_version_of_the_dataset_is_a_warning(
+    interrupted: Path, uninterrupted: Path, digits: Dataset
+) -> None:
+    warnings: list[str] = []
+    other = dataclasses.replace(digits, version="0.1")
+    runs.resume(Run.open(interrupted), other, warn=warnings.append)
+    assert warnings == [
+        f"the run was trained on version {digits.version} of mnist-5k, and continues with version "
+        "0.1, whose images may differ"
+    ]
+    assert results(interrupted)[0] == results(uninterrupted)[0]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (("--learning-rate", 0.2), "learning_rate 0.1, not 0.2"),
         (("cifar10-cpu",), "recipe 'mnist-lecture', not 'cifar10-cpu'"),
@@ -221,34 +233,36 @@ def test_a_run_whose_metrics_were_deleted_goes_on_without_them(
         (("--seeds", 2), "--seeds"),
     ],
 )
-def test_a_run_of_another_recipe_is_refused_with_the_difference(
-    dlc_jax: Command, stopped: Path, arguments: tuple[object, ...], named: str
+def test_resuming_with_other_options_is_refused(
+    dlc_jax: Command, interrupted: Path, arguments: tuple[object, ...], message: str
 ) -> None:
-    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    done = dlc_jax("train", *arguments, "--resume", stopped)
+    before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
+    done = dlc_jax("train", *arguments, "--resume", interrupted)
     assert done.code == 2
-    assert named in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
-    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_process_is_refused(dlc_jax: Command, stopped: Path, never_stopped: Path) -> None:
+def test_a_second_process_is_refused(
+    dlc_jax: Command, interrupted: Path, uninterrupted: Path
+) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from dlc_jax.runs import Run\n"
+        "import sys, time; from pathlib import Path; from dlc_jax.runs.folder import Run\n"
         "with Run.open(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", hold, str(stopped)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold, str(interrupted)], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        refused = dlc_jax("train", "--resume", stopped)
+        refused = dlc_jax("train", "--resume", interrupted)
         holder.kill()
     assert refused.code == 2
     assert "another process is training in" in refused.err
-    # The lock of a process that was killed holds nobody up.
-    assert dlc_jax("train", "--resume", stopped).code == 0
-    assert results(stopped) == results(never_stopped)
+    # A killed process holds no lock.
+    assert dlc_jax("train", "--resume", interrupted).code == 0
+    assert results(interrupted) == results(uninterrupted)
 
 
 def wait_for_checkpoint(run: Path, process: Any) -> None:
@@ -263,7 +277,7 @@ def steps_if_any(run: Path) -> list[int]:
     return [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_sigterm_saves_tells_how_to_go_on_and_ends_well(
+def test_sigterm_saves_a_checkpoint_and_exits_with_code_0(
     start: Start, dlc_jax: Command, tmp_path: Path
 ) -> None:
     long = (*SHORT[:5], 200, *SHORT[6:])
@@ -272,7 +286,7 @@ def test_sigterm_saves_tells_how_to_go_on_and_ends_well(
     wait_for_checkpoint(run, process)
     os.kill(process.pid, signal.SIGTERM)
     assert finish(process) == 0
-    assert "to go on: dlc-jax train --resume runs/run" in (tmp_path / "out.txt").read_text()
+    assert "resume it with dlc-jax train --resume runs/run" in (tmp_path / "out.txt").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["epochs"] < 200
     assert max(steps(run)) >= 16 * summary["epochs"]
@@ -280,7 +294,7 @@ def test_sigterm_saves_tells_how_to_go_on_and_ends_well(
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of so many kB, by default 1500."""
+    """A file system of 1500 kB, or the size given as the parameter."""
     folder = tmp_path / "small"
     folder.mkdir()
     size = f"size={getattr(request, 'param', 1500)}k"
@@ -291,51 +305,57 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# Full within a checkpoint's arrays, at one of its folders, with several of them, at an event file,
-# and at a trace.
+# The first three disks are full within a checkpoint's arrays, at one of its folders, and after
+# several checkpoints.
 @pytest.mark.parametrize(
-    ("small_disk", "more"),
+    ("small_disk", "more", "message"),
     [
-        pytest.param(900, (), marks=pytest.mark.slow),
-        pytest.param(1190, (), marks=pytest.mark.slow),
-        pytest.param(1700, (), marks=pytest.mark.slow),
-        (715, ("--tensorboard", "--checkpoint-seconds", 1000)),
-        pytest.param(1100, ("--profile", "--checkpoint-seconds", 1000), marks=pytest.mark.slow),
+        pytest.param(900, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        pytest.param(1190, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        pytest.param(1700, (), "can't write a checkpoint", marks=pytest.mark.slow),
+        (420, ("--tensorboard", "--checkpoint-seconds", 1000), "run/tensorboard"),
+        pytest.param(
+            1100,
+            ("--profile", "--checkpoint-seconds", 1000),
+            "can't write the trace",
+            marks=pytest.mark.slow,
+        ),
     ],
     indirect=["small_disk"],
 )
-def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays_whole(
+def test_a_full_disk_gives_a_one_line_error_and_a_run_that_can_be_resumed(
     dlc_jax: Command,
     small_disk: Path,
     more: tuple[object, ...],
+    message: str,
     tmp_path: Path,
-    never_stopped: Path,
+    uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = ("--name", "run", "--output-dir", small_disk)
     done = dlc_jax("train", *SHORT, *OFTEN, *where, *more)
     assert done.code == 2
-    told = done.err
-    assert "Traceback" not in told
-    assert told.count("dlc-jax: ") == 1
-    last = told.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert done.err.count("dlc-jax: ") == 1
+    last = done.err.splitlines()[-1]
     assert last.startswith("dlc-jax: ")
     assert "No space left on device" in last
     assert f"{small_disk}/run" in last
+    assert message in last
     run = Run.open(small_disk / "run")
     run.model()
-    # With room, it goes on to the same end.
+    # With more space, it resumes to the same result.
     roomy = shutil.copytree(run.folder, tmp_path / "run")
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
+    monkeypatch.setattr(callbacks, "draw", lambda *_: [])
     assert dlc_jax("train", "--resume", roomy).code == 0
-    assert results(roomy)[0] == results(never_stopped)[0]
+    assert results(roomy)[0] == results(uninterrupted)[0]
 
 
-def test_a_read_only_folder_is_told_in_one_line(
-    dlc_jax: Command, small_disk: Path, stopped: Path
+def test_a_read_only_folder_gives_a_one_line_error(
+    dlc_jax: Command, small_disk: Path, interrupted: Path
 ) -> None:
-    shutil.rmtree(stopped / "checkpoints")
-    run = shutil.copytree(stopped, small_disk / "run")
+    shutil.rmtree(interrupted / "checkpoints")
+    run = shutil.copytree(interrupted, small_disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for arguments in (("--resume", run), (*SHORT, "--output-dir", small_disk)):
         done = dlc_jax("train", *arguments)
@@ -346,9 +366,11 @@ def test_a_read_only_folder_is_told_in_one_line(
 
 
 @pytest.fixture(scope="module")
-def seconds(start: Start, never_stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long a run takes whose programs have been compiled."""
-    del never_stopped
+def run_seconds(
+    start: Start, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> float:
+    """Duration of a run whose programs are compiled."""
+    del uninterrupted
     folder, began = tmp_path_factory.mktemp("timed"), time.monotonic()
     assert finish(start(folder, "train", *SHORT, *OFTEN, draws=True)) == 0
     return time.monotonic() - began
@@ -358,23 +380,27 @@ def seconds(start: Start, never_stopped: Path, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("seed", "kills"), [pytest.param(0, 1, marks=pytest.mark.versions), (1, 3), (2, 4), (3, 4)]
 )
-def test_runs_killed_at_12_moments_end_as_if_they_had_not_been(
-    start: Start, never_stopped: Path, seconds: float, tmp_path: Path, seed: int, kills: int
+def test_runs_killed_at_12_moments_resume_to_the_same_results(
+    start: Start, uninterrupted: Path, run_seconds: float, tmp_path: Path, seed: int, kills: int
 ) -> None:
     moments = random.Random(seed)
-    expected = results(never_stopped)
+    expected = results(uninterrupted)
     for trial in range(kills):
         name = f"run{trial}"
         run = tmp_path / "runs" / name
         begin = ("train", *SHORT, *OFTEN, "--name", name)
         process = start(tmp_path, *begin, draws=True)
-        process.join(moments.uniform(0, seconds))
+        process.join(moments.uniform(0, run_seconds))
         process.kill()
         process.join()
-        # Killed before it had written down what to train, it can only be begun again.
+        # Before the configuration is written, it can only be started again.
         known = (run / "config.json").exists()
         if known:
-            Run.open(run).read_metrics()
+            opened = Run.open(run)
+            opened.read_metrics()
+            # The initial network is saved before anything else is written.
+            if (run / "metrics.jsonl").exists():
+                opened.model()
         again = ("train", "--resume", run) if known else begin
         assert finish(start(tmp_path, *again, "--checkpoint-seconds", 0)) == 0, trial
         assert results(run) == expected, trial
@@ -385,27 +411,33 @@ def test_runs_killed_at_12_moments_end_as_if_they_had_not_been(
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_an_epoch_in_parts_is_the_epoch(few_digits: Dataset, shuffled: bool) -> None:
-    normalise = Normalise.fit(few_digits.train.images)
-    state = new_state(optimizer=optax.sgd(0.01, 0.9))
-    how: dict[str, Any] = {"batch_size": 30}
-    if shuffled:
-        how |= {"key": jax.random.key(3), "augmentation": Augmentation(translate=2)}
-    whole, expected = training.train_epoch(state, few_digits.train, normalise, **how)
-    losses = []
-    # 230 digits are eight batches, of which the last has 20.
-    for examples in (90, 90, 50):
-        state, metrics = training.train_epoch(
-            state, few_digits.train, normalise, examples=examples, **how
+def test_an_epoch_in_chunks_equals_the_epoch(few_digits: Dataset, shuffled: bool) -> None:
+    task = training.classification(
+        lambda key: OneLayer(nnx.Rngs(key)),
+        optax.sgd(0.01, 0.9),
+        Normalize.fit(few_digits.train.images),
+        augmentation=Augmentation(translate=2),
+    )
+    key = jax.random.key(3) if shuffled else None
+    # 230 digits are eight batches, the last of 20.
+    source = ArraySource(few_digits.train, batch_size=30, key=key)
+
+    def train(max_chunk_steps: int | None) -> training.Progress:
+        progress = training.Progress(task.init(jax.random.key(0)))
+        training.train(
+            task,
+            source,
+            num_epochs=2,
+            progress=progress,
+            key=key,
+            max_chunk_steps=max_chunk_steps,
         )
-        losses.append(metrics.loss)
-    np.testing.assert_allclose(np.concatenate(losses), expected.loss, rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        return progress
 
-
-def test_a_state_where_no_part_ends_is_refused(few_digits: Dataset) -> None:
-    normalise = Normalise.fit(few_digits.train.images)
-    state = dataclasses.replace(new_state(), step=jnp.asarray(1))
-    with pytest.raises(InputError, match="step 1 of an epoch, where no part of 2 steps ends"):
-        training.fit(state, few_digits, normalise, epochs=1, batch_size=50, part_steps=2)
+    ours, expected = train(3), train(None)
+    assert len(ours.metrics["loss"].total) == 16
+    for name in ("state", "metrics"):
+        for one, other in zip(
+            *(jax.tree.leaves(getattr(each, name)) for each in (ours, expected)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -13,14 +13,16 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dlc_jax import experiment, files, parameters
+from dlc_jax import runs
 from dlc_jax.data import Dataset
 from dlc_jax.errors import InputError
-from dlc_jax.runs import Run
-from dlc_jax.training import EpochReport
+from dlc_jax.models import parameters
+from dlc_jax.runs.folder import Run
+from dlc_jax.training import EpochRecord
+from dlc_jax.utils import files
 
 
-def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: Run) -> None:
+def test_a_run_folder_has_configuration_metrics_parameters_and_pictures(run: Run) -> None:
     assert {path.name for path in run.folder.iterdir()} == {
         "config.json",
         "metrics.jsonl",
@@ -39,41 +41,42 @@ def test_a_run_folder_holds_configuration_metrics_parameters_and_pictures(run: R
     for name in ("curves", "confusion", "mistakes"):
         with Image.open(run.folder / f"{name}.png") as picture:
             assert min(picture.size) > 300
-            assert len(set(picture.convert("L").tobytes())) > 10  # it is not blank
+            assert len(set(picture.convert("L").tobytes())) > 10  # not blank
 
 
-def test_the_network_comes_back_bit_by_bit(run: Run) -> None:
+def test_the_saved_network_is_bit_identical(run: Run) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
     params = nnx.state(Run.open(run.folder).model(), nnx.Param)
     assert parameters.fingerprint(params) == summary["parameters_sha256"]
 
 
-def test_the_fingerprint_tells_any_change_of_a_bit(run: Run) -> None:
+def test_the_fingerprint_changes_with_a_single_bit(run: Run) -> None:
     params: Any = nnx.state(run.model(), nnx.Param)
-    nudged: Any = jax.tree.map(lambda leaf: leaf, params)
+    changed: Any = jax.tree.map(lambda leaf: leaf, params)
     bias = np.array(params["fc2"]["bias"][...])
     bias[0] = np.nextafter(bias[0], np.float32(np.inf))
-    nudged["fc2"]["bias"] = params["fc2"]["bias"].replace(bias)
-    assert parameters.fingerprint(nudged) != parameters.fingerprint(params)
+    changed["fc2"]["bias"] = params["fc2"]["bias"].replace(bias)
+    assert parameters.fingerprint(changed) != parameters.fingerprint(params)
 
 
-def test_evaluating_again_gives_the_summarys_error(run: Run, few_digits: Dataset) -> None:
+def test_evaluate_gives_the_test_error_of_the_summary(run: Run, few_digits: Dataset) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
-    result = experiment.evaluate([run], few_digits)
-    assert result["test_error_percent"] == summary["test_error_percent"]
+    evaluation = runs.evaluate([run], few_digits)
+    for name in ("test_error_percent", "error_percent_by_class"):
+        assert evaluation[name] == summary[name]
 
 
-def test_a_dataset_of_other_images_is_refused(run: Run, few_digits: Dataset) -> None:
+def test_a_dataset_with_other_classes_is_refused(run: Run, few_digits: Dataset) -> None:
     other = dataclasses.replace(few_digits, class_names=tuple("abcdefghij"))
     with pytest.raises(InputError, match=r"the dataset few has .a. as class 0"):
-        experiment.evaluate([run], other)
+        runs.evaluate([run], other)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_two_runs_of_one_seed_are_bit_identical(
+def test_two_runs_with_the_same_seed_are_bit_identical(
     run: Run, few_digits: Dataset, tmp_path: Path
 ) -> None:
-    again = experiment.train(run.config, few_digits, tmp_path).summary
+    again = runs.train(run.config, few_digits, tmp_path).summary
     first = json.loads((run.folder / "summary.json").read_text())
     assert again["parameters_sha256"] == first["parameters_sha256"]
 
@@ -82,16 +85,16 @@ def test_two_runs_of_one_seed_are_bit_identical(
 def test_an_interrupted_run_leaves_a_usable_folder(
     run: Run, few_digits: Dataset, tmp_path: Path, epoch: int
 ) -> None:
-    def interrupt(_: Run, report: EpochReport) -> None:
-        if report.epoch == epoch:
+    def interrupt(_: Run, record: EpochRecord) -> None:
+        if record.epoch == epoch:
             raise KeyboardInterrupt
 
-    outcome = experiment.train(run.config, few_digits, tmp_path, "half", interrupt)
-    assert outcome.interrupted
-    assert outcome.summary["epochs"] == epoch
+    result = runs.train(run.config, few_digits, tmp_path, "half", on_epoch=interrupt)
+    assert result.interrupted
+    assert result.summary["epochs"] == epoch
     opened = Run.open(tmp_path / "half")
     params = nnx.state(opened.model(), nnx.Param)
-    assert parameters.fingerprint(params) == outcome.summary["parameters_sha256"]
+    assert parameters.fingerprint(params) == result.summary["parameters_sha256"]
     assert (tmp_path / "half" / "mistakes.png").exists()
 
 
@@ -122,7 +125,7 @@ def halve(name: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("damage", "message"),
     [
         (remove("config.json"), "not the folder of a run"),
         (halve("config.json"), "config.json' is damaged"),
@@ -134,12 +137,12 @@ def halve(name: str) -> Callable[[Path], None]:
         (overwrite("parameters.safetensors", b"pickle"), "parameters.safetensors"),
     ],
 )
-def test_damaged_run_folders_are_named(
-    run: Run, tmp_path: Path, damage: Callable[[Path], None], named: str
+def test_a_damaged_run_folder_is_named(
+    run: Run, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "copy")
     damage(folder)
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=message):
         Run.open(folder).model()
 
 
@@ -149,7 +152,7 @@ def test_parameters_of_another_network_are_refused(run: Run) -> None:
         Run(run.folder, config).model()
 
 
-def test_writing_a_file_fails_whole(tmp_path: Path) -> None:
+def test_a_file_keeps_its_content_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "file"
     files.write_atomically(path, b"before")
     with pytest.raises(RuntimeError), files.atomic_writer(path) as file:
@@ -159,17 +162,16 @@ def test_writing_a_file_fails_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("place", ["/dev/null/folder", "/proc/folder"])
-def test_folders_that_cant_be_written_to_are_named(place: str) -> None:
-    with pytest.raises(InputError, match=place):
-        files.make_folder(Path(place))
+@pytest.mark.parametrize("path", ["/dev/null/folder", "/proc/folder"])
+def test_a_folder_that_is_not_writable_is_named(path: str) -> None:
+    with pytest.raises(InputError, match=path):
+        files.make_folder(Path(path))
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_profile_is_a_trace_of_some_steps(few_digits: Dataset, tmp_path: Path) -> None:
-    config = experiment.configure(few_digits, epochs=1, batch_size=50, seed=0)
-    saving = experiment.Saving(profile=True)
-    outcome = experiment.train(config, few_digits, tmp_path, "run", saving=saving)
-    [trace] = (outcome.run.folder / "profile").rglob("*.trace.json.gz")
+def test_a_profile_traces_the_training_steps(few_digits: Dataset, tmp_path: Path) -> None:
+    config = runs.configure(few_digits, epochs=1, batch_size=50, seed=0)
+    runs.train(config, few_digits, tmp_path, "run", options=runs.RunOptions(profile=True))
+    [trace] = (tmp_path / "run" / "profile").rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert any("while" in event.get("name", "") for event in events)

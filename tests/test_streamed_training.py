@@ -2,91 +2,69 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import Command, new_state
+from conftest import Command
 from safetensors.numpy import load_file
-from test_hosts import prepare_digits
-from test_stream import prepared  # noqa: F401
+from test_processes import prepare_digits
+from test_streaming import prepared  # noqa: F401
+from tiny import Coupled, assert_close, task, train
 
 from dlc_jax import sharding, training
-from dlc_jax.data import Dataset, Normalise, RecordDataset
-from dlc_jax.data.augment import Augmentation
+from dlc_jax.data import Dataset, Records, StreamingSource
+from dlc_jax.data.augmentation import Augmentation
 
 # Of 230 digits each epoch has 11 batches of 20, and one of 10.
-BATCH_SIZE, EPOCHS = 20, 2
-AUGMENTATION = Augmentation(flip="alternating", translate=2, cutout=4)
-
-
-def fit(dataset: Dataset | RecordDataset, state: training.TrainState, **how: Any) -> Any:
-    """The reports of training by order and augmentation of their own in each epoch."""
-    normalise = Normalise(np.full(1, 33.3, np.float32), np.full(1, 78.6, np.float32))
-    how = {"key": jax.random.key(3), "augmentation": AUGMENTATION, **how}
-    return list(
-        training.fit(state, dataset, normalise, epochs=EPOCHS, batch_size=BATCH_SIZE, **how)
-    )
-
-
-def fresh() -> training.TrainState:
-    return new_state(optimizer=optax.sgd(0.005, momentum=0.9))
-
-
-@pytest.fixture(scope="module")
-def in_memory(few_digits: Dataset) -> list[training.EpochReport]:
-    reports: list[training.EpochReport] = fit(few_digits, fresh())
-    return reports
-
-
-def assert_same(report: training.EpochReport, expected: training.EpochReport) -> None:
-    np.testing.assert_allclose(report.losses, expected.losses, rtol=1e-5)
-    np.testing.assert_allclose(report.test_logits, expected.test_logits, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(report.test_labels, expected.test_labels)
-    np.testing.assert_allclose(report.test, expected.test, rtol=1e-5)
-    params = (jax.tree.leaves(each.state.params) for each in (report, expected))
-    for ours, theirs in zip(*params, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+BATCH_SIZE = 20
+KEY = jax.random.key(3)
+TASK = task(Coupled, optax.sgd(0.005, momentum=0.9), Augmentation("alternating", 2, cutout=4))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_recipe_comes_to_the_same_on_a_stream_as_in_memory(
-    in_memory: list[training.EpochReport], few_digits: Dataset, devices: int
-) -> None:
+def test_training_on_a_stream_equals_training_in_memory(few_digits: Dataset, devices: int) -> None:
     mesh = sharding.device_mesh(BATCH_SIZE, jax.devices()[:devices])
-    streamed = fit(RecordDataset.of(few_digits), fresh(), mesh=mesh)
-    assert [report.epoch for report in streamed] == [0, 1, 2]
-    for report, expected in zip(streamed, in_memory, strict=True):
-        assert_same(report, expected)
+    records = Records.from_arrays(few_digits.train)
+    source = StreamingSource(records, BATCH_SIZE, key=KEY, mesh=mesh)
+    streamed, ours = train(TASK, few_digits, BATCH_SIZE, source=source, mesh=mesh, key=KEY)
+    in_memory, expected = train(TASK, few_digits, BATCH_SIZE, key=KEY)
+    assert_close(streamed.state, in_memory.state)
+    for one, other in zip(ours, expected, strict=True):
+        assert one.epoch == other.epoch
+        assert_close((one.train, one.test), (other.train, other.test))
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
 
 
-def test_training_on_a_stream_goes_on_within_an_epoch_bit_by_bit(few_digits: Dataset) -> None:
-    records = RecordDataset.of(few_digits)
-    parts: list[tuple[training.TrainState, np.ndarray]] = []
+def test_training_on_a_stream_continues_within_an_epoch_bit_by_bit(few_digits: Dataset) -> None:
+    saved: list[training.Progress] = []
 
-    def note(state: training.TrainState, losses: np.ndarray, seconds: float) -> None:
-        parts.append((state, losses))
+    class Save(training.Callback):
+        def on_chunk(self, progress: training.Progress) -> None:
+            saved.append(training.Progress(progress.state, progress.metrics, progress.seconds))
 
-    *_, whole = fit(records, fresh(), part_steps=5, after_part=note)
-    state, losses = parts[4]
-    assert int(state.step) == 12 + 10
-    (resumed,) = fit(records, state, part_steps=5, losses=losses)
-    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    source = StreamingSource(Records.from_arrays(few_digits.train), BATCH_SIZE, key=KEY)
+    whole, _ = train(
+        TASK, few_digits, 20, source=source, key=KEY, max_chunk_steps=5, callbacks=[Save()]
+    )
+    progress = saved[4]
+    assert progress.step == 12 + 10
+    training.train(TASK, source, num_epochs=2, progress=progress, key=KEY, max_chunk_steps=5)
     for ours, theirs in zip(
-        *(jax.tree.leaves(each.state.params) for each in (resumed, whole)), strict=True
+        *(jax.tree.leaves(each.state.params) for each in (progress, whole)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, progress.metrics, whole.metrics)
 
 
 @pytest.mark.slow
-def test_the_command_comes_to_the_same_with_stream_as_without(
+def test_the_command_gives_the_same_with_stream_as_without(
     dlc_jax: Command, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_digits(digits, tmp_path / "tfds")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    how = ("--dataset", "mnist", "--examples", 250, "--epochs", 1)
+    how = ("--dataset", "mnist", "--num-examples", 250, "--epochs", 1)
     for name, stream in (("memory", ()), ("stream", ("--stream",))):
         done = dlc_jax("train", *how, *stream, "--name", name)
         assert done.code == 0, done.err
@@ -127,7 +105,7 @@ def test_any_prepared_dataset_is_learned_by_its_name(
     assert "imagenet2012" in unknown.err
 
 
-def test_networks_trained_together_need_the_data_in_memory(dlc_jax: Command) -> None:
-    done = dlc_jax("train", "--dataset", "mnist-5k", "--stream", "--seeds", 2, "--together")
+def test_networks_trained_by_vmap_need_the_data_in_memory(dlc_jax: Command) -> None:
+    done = dlc_jax("train", "--dataset", "mnist-5k", "--stream", "--seeds", 2, "--vmap-seeds")
     assert done.code == 2
-    assert "--together is for one device and images in memory" in done.err
+    assert "--vmap-seeds is for one device and images in memory" in done.err

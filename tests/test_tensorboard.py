@@ -1,4 +1,4 @@
-"""Event files, as TensorBoard itself reads them."""
+"""Event files, read by TensorBoard."""
 
 import io
 import json
@@ -12,11 +12,11 @@ from conftest import Command
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dlc_jax import experiment
+from dlc_jax import runs
 from dlc_jax.data import Dataset
-from dlc_jax.experiment import keeping
-from dlc_jax.runs import Run
-from dlc_jax.training import EpochReport
+from dlc_jax.runs import callbacks
+from dlc_jax.runs.folder import Run
+from dlc_jax.training import EpochRecord
 
 STEPS, EPOCHS = 5, 3
 
@@ -27,7 +27,7 @@ def events(run: Path) -> EventAccumulator:
 
 
 def scalars(run: Path, tag: str) -> dict[int, float]:
-    """Values by their steps, no two of one step."""
+    """Values by step; each step has one."""
     values = events(run).Scalars(tag)
     assert len({value.step for value in values}) == len(values)
     return {value.step: value.value for value in values}
@@ -36,23 +36,24 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def trained(
     few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Run, list[EpochReport]]:
-    """A run with event files and a checkpoint after each epoch, and its reports."""
-    config = experiment.configure(few_digits, epochs=EPOCHS, batch_size=50, seed=0)
-    reports: list[EpochReport] = []
-    outcome = experiment.train(
+) -> tuple[Run, list[EpochRecord]]:
+    """A run with event files and a checkpoint after each epoch, and its records."""
+    config = runs.configure(few_digits, epochs=EPOCHS, batch_size=50, seed=0)
+    records: list[EpochRecord] = []
+    result = runs.train(
         config,
         few_digits,
         tmp_path_factory.mktemp("runs"),
         "run",
-        lambda run, report: reports.append(report),
-        experiment.Saving(every=0, tensorboard=True),
+        on_epoch=lambda run, record: records.append(record),
+        options=runs.RunOptions(runs.CheckpointOptions(interval_seconds=0), tensorboard=True),
     )
-    return outcome.run, reports
+    assert result.run is not None
+    return result.run, records
 
 
-def assert_whole(run: Path, reports: list[EpochReport]) -> None:
-    losses = np.concatenate([report.losses for report in reports])
+def assert_complete(run: Path, records: list[EpochRecord]) -> None:
+    losses = np.concatenate([record.losses for record in records])
     ours = scalars(run, "train/loss")
     assert sorted(ours) == list(range(1, STEPS * EPOCHS + 1))
     np.testing.assert_array_equal([ours[step] for step in sorted(ours)], losses)
@@ -64,15 +65,15 @@ def assert_whole(run: Path, reports: list[EpochReport]) -> None:
     assert sorted(scalars(run, "test/loss")) == [0, 5, 10, 15]
 
 
-def test_event_files_tell_the_losses_of_steps_and_the_errors_of_epochs(
-    trained: tuple[Run, list[EpochReport]],
+def test_event_files_have_the_losses_of_steps_and_the_errors_of_epochs(
+    trained: tuple[Run, list[EpochRecord]],
 ) -> None:
-    run, reports = trained
-    assert_whole(run.folder, reports)
+    run, records = trained
+    assert_complete(run.folder, records)
     assert sorted(scalars(run.folder, "train/images_per_second")) == [5, 10, 15]
 
 
-def test_event_files_hold_the_pictures_of_the_run(trained: tuple[Run, list[EpochReport]]) -> None:
+def test_event_files_have_the_pictures_of_the_run(trained: tuple[Run, list[EpochRecord]]) -> None:
     folder = trained[0].folder
     read = events(folder)
     assert set(read.Tags()["images"]) == {path.stem for path in folder.glob("*.png")}
@@ -85,25 +86,25 @@ def test_event_files_hold_the_pictures_of_the_run(trained: tuple[Run, list[Epoch
         np.testing.assert_array_equal(ours.convert("RGB"), drawn.convert("RGB"))
 
 
-def test_a_resumed_run_goes_on_with_its_event_files_and_tells_nothing_twice(
-    trained: tuple[Run, list[EpochReport]],
+def test_a_resumed_run_continues_its_event_files_without_duplicates(
+    trained: tuple[Run, list[EpochRecord]],
     few_digits: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, reports = trained
+    run, records = trained
     folder = shutil.copytree(run.folder, tmp_path / "run")
     for later in (folder / "checkpoints").iterdir():
         if int(later.name) > STEPS:
             shutil.rmtree(later)
-    # The pictures, which take longer than the training, are looked at in another test.
-    monkeypatch.setattr(keeping, "draw", lambda *_: [])
-    experiment.resume(Run.open(folder), few_digits)
+    # Pictures take longer than the training.
+    monkeypatch.setattr(callbacks, "draw", lambda *_: [])
+    runs.resume(Run.open(folder), few_digits)
     assert len(list((folder / "tensorboard").iterdir())) == 2
-    assert_whole(folder, reports)
+    assert_complete(folder, records)
 
 
-def test_without_the_library_nothing_is_begun_and_its_command_is_told(
+def test_without_tensorboardx_nothing_is_trained_and_the_error_names_the_package(
     dlc_jax: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)

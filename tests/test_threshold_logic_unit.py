@@ -10,9 +10,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlc_jax import parameters, training
-from dlc_jax.data import Examples
+from dlc_jax import training
+from dlc_jax.data import Examples, Normalize
+from dlc_jax.data.batching import Batch
 from dlc_jax.errors import InputError
+from dlc_jax.models import parameters
 from dlc_jax.models.threshold_logic_unit import ThresholdLogicUnit, fires
 
 # Each function of any number of truth values, in Python's own terms.
@@ -110,12 +112,12 @@ def test_no_single_unit_computes_xor() -> None:
     assert not computable(weighted_sum=False) & {XOR, XNOR}
 
 
-def test_a_single_unit_of_signed_weights_computes_all_but_xor_and_its_negation() -> None:
+def test_linear_threshold_units_compute_all_functions_but_xor_and_xnor() -> None:
     every = set(itertools.product([False, True], repeat=4))
     assert every - computable(weighted_sum=True) == {XOR, XNOR}
 
 
-def test_pixels_of_all_channels_are_inputs() -> None:
+def test_all_channels_are_inputs() -> None:
     model = ThresholdLogicUnit(
         image_shape=(2, 2, 3), num_classes=2, rngs=nnx.Rngs(0), function="and"
     )
@@ -124,14 +126,14 @@ def test_pixels_of_all_channels_are_inputs() -> None:
     np.testing.assert_array_equal(stages_of(model, x)["logits"], [[0, 1], [1, 0]])
 
 
-def test_there_is_nothing_to_train_and_everything_is_saved(tmp_path: Any) -> None:
+def test_synapses_are_saved_and_not_trained(tmp_path: Any) -> None:
     model = network("xor", 3)
     assert not jax.tree.leaves(nnx.state(model, nnx.Param))
-    state = training.create_state(model, optax.sgd(0.1))
     rows = images(truth_table(3))
-    batch = Examples(rows, np.zeros(8, np.int32))
-    state, metrics = training.train_step(state, batch)
-    assert metrics.error == 0.5
+    task = training.classification(lambda key: model, optax.sgd(0.1), Normalize((0.0,), (1.0,)))
+    batch = Batch.of(Examples(jnp.asarray(rows), jnp.zeros(8, jnp.int32)))
+    state, metrics = task.step(task.init(jax.random.key(0)), batch)
+    assert metrics["error"].mean == 0.5
     parameters.save(tmp_path / "synapses", state.model)
     erased = jax.tree.map(jnp.zeros_like, network("xor", 3))
     again = parameters.load(tmp_path / "synapses", erased)
@@ -140,13 +142,13 @@ def test_there_is_nothing_to_train_and_everything_is_saved(tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("arguments", "message"),
     [
-        ({"function": "nand"}, "'nand' here; choose and, or, not, xor"),
-        ({"num_classes": 10}, "2 classes, not 10"),
+        ({"function": "nand"}, "'nand'; choose from and, or, not, xor"),
+        ({"num_classes": 10}, "2 classes .*, not 10"),
         ({"image_shape": (0, 2, 1)}, r"\(0, 2, 1\) have no pixels"),
     ],
 )
-def test_what_does_not_suit_is_named(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        ThresholdLogicUnit(rngs=nnx.Rngs(0), **change)
+def test_invalid_arguments_raise(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ThresholdLogicUnit(rngs=nnx.Rngs(0), **arguments)

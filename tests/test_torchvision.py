@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlc_jax import interop, models
+from dlc_jax import models
+from dlc_jax.models import interop
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def relative(result: Any, expected: Any) -> float:
 
 def ours(network: Any, name: str, **options: Any) -> models.Network:
     """Our network with the weights of torchvision's."""
-    model = interop.load_torch(models.abstract(name, **options), network.state_dict())
+    model = interop.load_torch(models.create_abstract(name, **options), network.state_dict())
     graphdef, state = nnx.split(model)
     # Only keys and counts of random numbers are still abstract.
     filled = jax.tree.map(
@@ -86,7 +87,7 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
 @pytest.mark.parametrize(
     "name",
     [
-        "alexnet",
+        pytest.param("alexnet", marks=pytest.mark.slow),
         pytest.param("vgg11-bn", marks=pytest.mark.slow),
         pytest.param("vgg19", marks=pytest.mark.slow),
         pytest.param("googlenet", marks=pytest.mark.slow),
@@ -96,9 +97,7 @@ def ours(network: Any, name: str, **options: Any) -> models.Network:
         pytest.param("resnet152", marks=pytest.mark.slow),
     ],
 )
-def test_with_torchvisions_weights_the_logits_are_torchvisions(
-    torchvision: Any, name: str, rng: np.random.Generator
-) -> None:
+def test_logits_equal_torchvision(torchvision: Any, name: str, rng: np.random.Generator) -> None:
     import torch
 
     network = theirs(torchvision, name).eval()
@@ -123,7 +122,7 @@ def test_with_torchvisions_weights_the_logits_are_torchvisions(
         ),
     ],
 )
-def test_loss_and_statistics_of_a_batch_in_training_are_pytorchs(
+def test_training_loss_and_statistics_equal_pytorch(
     torchvision: Any,
     name: str,
     our_options: dict[str, Any],
@@ -142,7 +141,7 @@ def test_loss_and_statistics_of_a_batch_in_training_are_pytorchs(
 
     def train(model: models.Network, images: jax.Array, labels: jax.Array) -> Any:
         model.train()
-        loss = model.loss(model.stages(images), labels)
+        loss = model.loss(model.stages(images), labels).mean()
         return loss, nnx.state(model, nnx.BatchStat)
 
     loss, after = jax.jit(train, compiler_options=QUICKLY)(model, images, labels)

@@ -1,6 +1,6 @@
+"""Steps, epochs and the loop of a task."""
+
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,156 +9,152 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import new_state
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from tiny import NORMALIZE, Coupled, OneLayer, assert_close, take, task, train, whole_epoch
 
-from dlc_jax import models, parameters, sharding, training
-from dlc_jax.data import Dataset, Examples, Normalise
-from dlc_jax.data.augment import Augmentation
+from dlc_jax import models, sharding, training
+from dlc_jax.data import ArraySource, Batch, Dataset, Examples
+from dlc_jax.data.augmentation import Augmentation
 from dlc_jax.errors import InputError
-from dlc_jax.training import TrainState
+from dlc_jax.models import parameters
 
-
-def lecture_state() -> TrainState:
-    model = models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=nnx.Rngs(0))
-    return training.create_state(model, optax.sgd(0.1))
-
-
-@pytest.fixture(scope="module")
-def normalise(few_digits: Dataset) -> Normalise:
-    return Normalise.fit(few_digits.train.images)
+KEY = jax.random.key(0)
+TASK = task()
 
 
 @pytest.fixture(scope="module")
-def batch(few_digits: Dataset, normalise: Normalise) -> Examples:
-    images, labels = (array[:20] for array in few_digits.train)
-    return Examples(normalise(images), jnp.asarray(labels))
+def batch(few_digits: Dataset) -> Batch:
+    return take(few_digits.train, 0, 20)
 
 
-def test_the_state_is_a_pytree_of_arrays_that_jit_returns_whole() -> None:
-    state = new_state()
+@pytest.fixture(scope="module")
+def state() -> training.TrainState:
+    return TASK.init(KEY)
+
+
+step = jax.jit(TASK.step)
+
+
+def test_a_state_is_a_pytree_of_arrays(state: training.TrainState) -> None:
     again = jax.jit(lambda state: state)(state)
     assert repr(jax.tree.structure(again)) == repr(jax.tree.structure(state))
     assert all(isinstance(leaf, Array) for leaf in jax.tree.leaves(state))
 
 
-def test_a_step_is_sgd_on_the_cross_entropy(batch: Examples) -> None:
-    state = new_state()
-
+def test_a_step_is_sgd_on_the_mean_cross_entropy(state: Any, batch: Batch) -> None:
     def loss(params: Any) -> Array:
-        logits = nnx.merge(state.graphdef, params, state.stats)(batch.images)
-        chosen = jnp.take_along_axis(logits, jnp.asarray(batch.labels)[:, None], 1)[:, 0]
+        images, labels = batch.examples
+        logits = nnx.merge(state.graphdef, params, state.stats)(NORMALIZE(images))
+        chosen = jnp.take_along_axis(logits, jnp.asarray(labels)[:, None], 1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, 1) - chosen)
 
     value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     expected = jax.tree.map(lambda p, g: p - np.float32(0.01) * np.asarray(g), state.params, grads)
-    after, metrics = training.train_step(state, batch)
-    np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
+    after, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"].mean, value, rtol=1e-6)
     assert int(after.step) == 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
+    assert_close(after.params, expected, atol=1e-6)
 
 
-def test_a_step_leaves_its_arguments_alone(batch: Examples) -> None:
-    state = new_state()
+def test_a_step_leaves_its_arguments_alone(batch: Batch) -> None:
+    state = TASK.init(KEY)
     before = jax.tree.map(np.array, state.params)
-    training.train_step(state, batch)
+    step(state, batch)
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
 
 
-def test_steps_on_one_batch_learn_it(batch: Examples) -> None:
-    state = new_state()
+def test_steps_on_one_batch_learn_it(state: Any, batch: Batch) -> None:
     errors = []
     for _ in range(40):
-        state, metrics = training.train_step(state, batch)
-        errors.append(float(metrics.error))
+        state, metrics = step(state, batch)
+        errors.append(float(metrics["error"].mean))
     assert errors[0] > 0.5
     assert errors[-1] == 0
 
 
-def test_states_train_side_by_side_under_vmap(batch: Examples) -> None:
-    states = [new_state(seed) for seed in (0, 1)]
-    # One optimizer object for both, since it is part of the pytree's structure.
-    states[1] = dataclasses.replace(states[1], optimizer=states[0].optimizer)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    together, _ = jax.vmap(training.train_step, (0, None))(stacked, batch)
-    for index, state in enumerate(states):
-        alone, _ = training.train_step(state, batch)
-        one = jax.tree.map(lambda leaf, i=index: leaf[i], together.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, alone.params)
+@pytest.mark.parametrize("real", [1, 7])
+@pytest.mark.parametrize("model", [OneLayer, Coupled])
+def test_padding_of_weight_0_changes_nothing(few_digits: Dataset, model: Any, real: int) -> None:
+    own = task(model)
+    run = jax.jit(own.step)
+    state = own.init(KEY)
+    padded = dataclasses.replace(
+        take(few_digits.train, 0, 20), weight=(np.arange(20) < real).astype(np.float32)
+    )
+    alone = take(few_digits.train, 0, real)
+    (ours, metrics), (expected, plain) = run(state, padded), run(state, alone)
+    assert_close(metrics, plain)
+    assert_close(ours, expected)
 
 
-def test_an_epoch_is_its_batches_in_order_with_what_is_left_over_last(
-    few_digits: Dataset, normalise: Normalise
+def test_states_train_side_by_side_under_vmap(batch: Batch) -> None:
+    states = [TASK.init(jax.random.key(seed)) for seed in (0, 1)]
+    together, _ = jax.vmap(step, (0, None))(training.stack(states), batch)
+    for ours, state in zip(training.unstack(together), states, strict=True):
+        assert_close(ours.params, step(state, batch)[0].params, atol=1e-6)
+
+
+def test_an_epoch_is_its_batches_in_order_with_the_remainder_last(
+    state: Any, few_digits: Dataset
 ) -> None:
-    state = new_state()
-    after, metrics = training.train_epoch(state, few_digits.train, normalise, batch_size=100)
+    after, metrics = training.train_steps(TASK, state, whole_epoch(few_digits.train, 100))
     losses = []
     for start in (0, 100, 200):
-        images, labels = (array[start : start + 100] for array in few_digits.train)
-        state, one = training.train_step(state, Examples(normalise(images), labels))
-        losses.append(float(one.loss))
+        state, one = step(state, take(few_digits.train, start, min(start + 100, 230)))
+        losses.append(float(one["loss"].mean))
     assert int(after.step) == 3
-    np.testing.assert_allclose(metrics.loss, losses, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, state.params
-    )
+    np.testing.assert_allclose(metrics["loss"].mean, losses, rtol=1e-5)
+    assert_close(after.params, state.params, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("new_state", "mesh"), [(new_state, None), (lecture_state, sharding.cpu_mesh(50))]
-)
+@pytest.mark.parametrize("lecture", [False, True])
 def test_nothing_passes_between_host_and_device_inside_an_epoch(
-    few_digits: Dataset,
-    normalise: Normalise,
-    new_state: Callable[[], TrainState],
-    mesh: Mesh | None,
+    few_digits: Dataset, lecture: bool
 ) -> None:
-    arguments = sharding.replicate((new_state(), few_digits.train, normalise), mesh)
-    epoch = (
-        jax.jit(partial(training.train_epoch, batch_size=50, mesh=mesh)).lower(*arguments).compile()
-    )
+    def create(key: Array) -> nnx.Module:
+        return models.create("lecture", rngs=nnx.Rngs(key))
+
+    own = task(create) if lecture else TASK
+    mesh = sharding.cpu_mesh(50) if lecture else None
+    state = sharding.replicate(own.init(KEY), mesh)
+    chunk = whole_epoch(few_digits.train, 50, mesh=mesh)
+    epoch = training.train_steps.lower(own, state, chunk, None, mesh).compile()
     with jax.transfer_guard("disallow"):
-        jax.block_until_ready(epoch(*arguments))
+        jax.block_until_ready(epoch(state, chunk, None))
     program = str(epoch.as_text())
     assert not any(word in program for word in ("infeed", "outfeed", "callback", "host_compute"))
 
 
-# So many that there are no full batches, only full ones, and both.
+# No full batches, only full ones, and both.
 @pytest.mark.parametrize(
     "batch_size",
-    [pytest.param(32, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow), 8],
+    [pytest.param(20, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow), 8],
 )
-def test_without_jit_epochs_and_tests_are_the_same(
-    batch_size: int, few_digits: Dataset, normalise: Normalise
+def test_without_jit_training_and_evaluation_are_the_same(
+    batch_size: int, state: Any, few_digits: Dataset
 ) -> None:
     few = Examples(*(array[:20] for array in few_digits.train))
-    state = new_state()
+    chunk = whole_epoch(few, batch_size)
 
     def results() -> Any:
-        after, metrics = training.train_epoch(state, few, normalise, batch_size=batch_size)
-        return (
-            after.params,
-            metrics,
-            training.evaluate(state, few, normalise, batch_size=batch_size),
-        )
+        after, metrics = training.train_steps(TASK, state, chunk)
+        return after.params, metrics, training.evaluate_steps(TASK, state, chunk)
 
     with jax.disable_jit():
         plain = results()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, results())
+    assert_close(plain, results())
 
 
-def test_an_epoch_has_forward_mode_derivatives(few_digits: Dataset, normalise: Normalise) -> None:
-    few = Examples(*(array[:20] for array in few_digits.train))
-    state = new_state()
+def test_an_epoch_has_forward_mode_derivatives(state: Any, few_digits: Dataset) -> None:
+    chunk = whole_epoch(Examples(*(array[:20] for array in few_digits.train)), 10)
     direction = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size)).reshape(p.shape), state.params)
 
-    def loss(step: Any) -> Array:
-        params = jax.tree.map(lambda p, d: p + step * d, state.params, direction)
+    def loss(distance: Any) -> Array:
+        params = jax.tree.map(lambda p, d: p + distance * d, state.params, direction)
         moved = dataclasses.replace(state, params=params)
-        after, _ = training.train_epoch(moved, few, normalise, batch_size=10)
-        return training.evaluate(after, few, normalise)[1].loss
+        after, _ = training.train_steps(TASK, moved, chunk)
+        return training.evaluate_steps(TASK, after, chunk)["loss"].mean
 
     _, slope = jax.jvp(loss, (0.0,), (1.0,))
     assert float(slope) == pytest.approx(float(jax.grad(loss)(0.0)), rel=1e-4)
@@ -166,108 +162,183 @@ def test_an_epoch_has_forward_mode_derivatives(few_digits: Dataset, normalise: N
     assert float(linear(1.0)) == pytest.approx(float(slope), rel=1e-4)
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize(("step", "examples", "left"), [(2, 20, 10), (4, 30, 20), (1, 15, 20)])
-def test_examples_that_an_epoch_no_longer_has_are_refused(
-    shuffled: bool,
-    step: int,
-    examples: int,
-    left: int,
-    few_digits: Dataset,
-    normalise: Normalise,
-) -> None:
-    few = Examples(*(array[:30] for array in few_digits.train))
-    state = dataclasses.replace(new_state(), step=jnp.asarray(step, jnp.int32))
-    key = jax.random.key(0) if shuffled else None
-    how: dict[str, Any] = {"batch_size": 10, "key": key, "examples": examples}
-    with pytest.raises(InputError, match=f"^{examples} examples .* up to {left}$"):
-        training.train_epoch(state, few, normalise, **how)
+def test_augmentation_does_not_depend_on_the_batch_size(few_digits: Dataset) -> None:
+    own = task(augmentation=Augmentation("alternating", 2, "reflect", 4))
+
+    def augmented(batch_size: int) -> np.ndarray:
+        chunk = whole_epoch(few_digits.train, batch_size, key=KEY)
+        augment = jax.jit(jax.vmap(lambda batch: own.transform(batch, KEY)))
+        images = np.asarray(augment(chunk).images).reshape(-1, 28, 28, 1)
+        return images[np.argsort(np.asarray(chunk.index).ravel())]
+
+    np.testing.assert_array_equal(augmented(46), augmented(23))
 
 
-def test_inside_jit_examples_that_an_epoch_no_longer_has_make_everything_nan(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
-    few = Examples(*(array[:30] for array in few_digits.train))
-
-    @jax.jit
-    def train(state: TrainState) -> Any:
-        return training.train_epoch(state, few, normalise, batch_size=10, examples=20)
-
-    after, metrics = train(dataclasses.replace(new_state(), step=jnp.int32(2)))
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
-    after, metrics = train(dataclasses.replace(new_state(), step=jnp.int32(4)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics)))
-
-
-def test_a_batch_that_is_not_the_one_its_changes_are_for_makes_everything_nan(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
-    augmentation = Augmentation(translate=1)
-    images = few_digits.train.images[:25]
-    changes = training.changes_of_epoch(
-        jax.random.key(0), 0, images.shape, augmentation=augmentation
-    )
-    for step, size, right in ((1, 10, True), (2, 5, True), (2, 10, False), (0, 5, False)):
-        state = dataclasses.replace(new_state(), step=jnp.int32(step))
-        batch = Examples(images[:size], few_digits.train.labels[:size])
-        _, metrics = training.train_batch(
-            state, batch, normalise, changes, batch_size=10, augmentation=augmentation
-        )
-        assert np.isfinite(metrics.loss) == right
-
-
-def test_evaluation_is_independent_of_the_batch_size(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
-    state = new_state()
-    whole, metrics = training.evaluate(state, few_digits.test, normalise, batch_size=50)
-    parts, _ = training.evaluate(state, few_digits.test, normalise, batch_size=17)
+def test_evaluation_is_independent_of_the_batch_size(state: Any, few_digits: Dataset) -> None:
+    sources = [ArraySource(few_digits.test, size) for size in (50, 17)]
+    whole, parts = (training.predict(TASK, state, source) for source in sources)
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
-    wrong = np.asarray(whole).argmax(1) != few_digits.test.labels
-    np.testing.assert_allclose(metrics.error, wrong.mean(), rtol=1e-6)
+    metrics, others = (training.means(training.evaluate(TASK, state, each)) for each in sources)
+    wrong = whole.argmax(1) != few_digits.test.labels
+    np.testing.assert_allclose(metrics["error"], wrong.mean(), rtol=1e-6)
+    assert_close(metrics, others)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
+def test_test_time_augmentation_averages_logits(state: Any, few_digits: Dataset) -> None:
+    source = ArraySource(few_digits.test, 50)
+
+    def logits(images: np.ndarray, **options: Any) -> np.ndarray:
+        own = ArraySource(Examples(images, few_digits.test.labels), 50)
+        result: np.ndarray = training.predict(task(**options), state, own)
+        return result
+
+    images = np.asarray(few_digits.test.images)
+    plain, flipped = logits(images), logits(images[:, :, ::-1])
+    both = training.predict(task(tta_flip=True), state, source)
+    np.testing.assert_allclose(both, (plain + flipped) / 2, rtol=1e-4, atol=1e-5)
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+    moved = logits(padded[:, :-2, :-2]) + logits(padded[:, 2:, 2:])
+    shifted = training.predict(task(tta_translate=1), state, source)
+    np.testing.assert_allclose(shifted, plain / 2 + moved / 4, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(few_digits: Dataset) -> None:
     def trained(seed: int) -> str:
-        state, _ = training.train_epoch(new_state(seed), few_digits.train, normalise, batch_size=50)
-        return parameters.fingerprint(state.params)
+        state = TASK.init(jax.random.key(seed))
+        progress, _ = train(TASK, few_digits, 50, state=state, num_epochs=1)
+        return parameters.fingerprint(progress.state.params)
 
     assert trained(0) == trained(0) != trained(1)
 
 
-def test_fit_reports_the_untrained_network_and_every_epoch(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
-    reports = list(training.fit(new_state(), few_digits, normalise, epochs=2, batch_size=50))
-    assert [report.epoch for report in reports] == [0, 1, 2]
-    assert [len(report.losses) for report in reports] == [0, 5, 5]
-    assert all(a.state.step < b.state.step for a, b in pairwise(reports))
+def test_records_are_of_the_untrained_network_and_of_every_epoch(few_digits: Dataset) -> None:
+    _, records = train(TASK, few_digits, 100)
+    assert [record.epoch for record in records] == [0, 1, 2]
+    assert [len(record.losses) for record in records] == [0, 3, 3]
+    assert all(before.step < after.step for before, after in pairwise(records))
+    # The last batch of 30 counts less than those of 100.
+    weights = np.array([100, 100, 30]) / 230
+    np.testing.assert_allclose(records[1].train["loss"], weights @ records[1].losses, rtol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_at_the_step_that_it_names(
-    few_digits: Dataset, normalise: Normalise
-) -> None:
-    state = new_state(optimizer=optax.sgd(1e38))
-    losses = []
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_training_continues_within_an_epoch_bit_by_bit(few_digits: Dataset, stop: int) -> None:
+    own = task(Coupled, optax.adam(0.01), Augmentation(translate=1))
+    saved: list[training.Progress] = []
+
+    class Save(training.Callback):
+        def on_chunk(self, progress: training.Progress) -> None:
+            copy = training.Progress(progress.state, progress.metrics, progress.seconds)
+            saved.append(copy)
+
+    options: dict[str, Any] = {"key": KEY, "max_chunk_steps": 2}
+    whole, records = train(own, few_digits, 70, callbacks=[Save()], **options)
+    source = ArraySource(few_digits.train, 70, key=KEY)
+    test = ArraySource(few_digits.test, 20)
+    resumed = saved[stop - 1]
+    again = training.train(
+        own, source, num_epochs=2, progress=resumed, key=KEY, test=test, max_chunk_steps=2
+    )
+    jax.tree.map(np.testing.assert_array_equal, resumed.state.params, whole.state.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.metrics, whole.metrics)
+    assert again[-1].test == records[-1].test
+    np.testing.assert_array_equal(again[-1].losses, records[-1].losses)
+
+
+def test_callbacks_are_called_in_order_at_chunks_and_epochs(few_digits: Dataset) -> None:
+    calls: list[Any] = []
+
+    class Note(training.Callback):
+        def on_start(self, progress: training.Progress) -> None:
+            calls.append("start")
+
+        def on_chunk(self, progress: training.Progress) -> None:
+            calls.append(progress.step)
+
+        def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
+            calls.append(("epoch", record.epoch))
+
+    train(TASK, few_digits, 50, callbacks=[Note()], max_chunk_steps=3)
+    assert calls == ["start", ("epoch", 0), 3, 5, ("epoch", 1), 8, 10, ("epoch", 2)]
+
+
+def test_a_loss_that_is_not_finite_stops_at_the_step_that_it_names(few_digits: Dataset) -> None:
+    own = task(optimizer=optax.sgd(1e38))
+    state, losses = own.init(KEY), []
+    run = jax.jit(own.step)
     for start in range(0, 200, 50):
-        images, labels = (array[start : start + 50] for array in few_digits.train)
-        state, metrics = training.train_step(state, Examples(normalise(images), labels))
-        losses.append(float(metrics.loss))
+        state, metrics = run(state, take(few_digits.train, start, start + 50))
+        losses.append(float(metrics["loss"].mean))
     first = 1 + int(np.flatnonzero(~np.isfinite(losses))[0])
     assert first > 1
-    reports = training.fit(
-        new_state(optimizer=optax.sgd(1e38)), few_digits, normalise, epochs=1, batch_size=50
-    )
-    assert next(reports).epoch == 0
-    with pytest.raises(InputError, match=f"at step {first} .*smaller learning rate"):
-        next(reports)
+    with pytest.raises(training.Diverged, match=f"at step {first} .*smaller learning rate"):
+        train(own, few_digits, 50, num_epochs=1)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 231])
-def test_batch_sizes_that_do_not_fit_are_refused_at_once(
-    few_digits: Dataset, normalise: Normalise, batch_size: int
+def test_a_state_that_is_not_finite_after_the_last_step_is_named(few_digits: Dataset) -> None:
+    def explode(updates: Any, state: Any, params: Any = None) -> Any:
+        last = state == 4
+        return jax.tree.map(lambda u: jnp.where(last, jnp.inf, u), updates), state + 1
+
+    bomb = optax.GradientTransformation(lambda params: jnp.int32(0), explode)
+    own = task(optimizer=optax.chain(optax.sgd(0.01), bomb))
+    with pytest.raises(training.Diverged, match=r"params\.layer\.\w+ is -?inf .*epoch 1"):
+        train(own, few_digits, 50, num_epochs=1)
+
+
+def test_a_program_that_needs_too_much_memory_is_refused_with_what_it_needs(
+    few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=f"{batch_size} does not fit few's 230"):
-        training.fit(new_state(), few_digits, normalise, epochs=1, batch_size=batch_size)
+    class Small:
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": 2**10}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
+    with pytest.raises(training.OutOfMemory, match=r"needs .* GiB on a device of 0\.0 GiB"):
+        train(TASK, few_digits, 50)
+
+
+def test_a_task_that_is_not_classification_writes_its_own_step(few_digits: Dataset) -> None:
+    """Two networks against each other, each with its optimizer."""
+    sgd = optax.sgd(0.1)
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Pair:
+        step: Array
+        ours: Array
+        theirs: Array
+        opt_state: Any
+
+    @dataclasses.dataclass(frozen=True)
+    class Saddle:
+        """Ours minimises, theirs maximises ours * theirs + ours**2 - theirs**2."""
+
+        def init(self, key: Array) -> Pair:
+            ours, theirs = jax.random.normal(key, (2,))
+            return Pair(jnp.int32(0), ours, theirs, sgd.init((ours, theirs)))
+
+        def step(self, state: Pair, batch: Batch, key: Any, reduce: Any = lambda x: x) -> Any:
+            def value(ours: Array, theirs: Array) -> Array:
+                return ours * theirs + ours**2 - theirs**2
+
+            descent, ascent = jax.grad(value, (0, 1))(state.ours, state.theirs)
+            weight = reduce(batch.weights.sum())
+            grads = descent, -ascent
+            updates, opt_state = sgd.update(grads, state.opt_state)
+            ours, theirs = optax.apply_updates((state.ours, state.theirs), updates)
+            gap = training.WeightedSum(weight * (ours**2 + theirs**2), weight)
+            return Pair(state.step + 1, ours, theirs, opt_state), {"gap": gap}
+
+        def evaluate(self, state: Pair, batch: Batch) -> training.Metrics:
+            weight = batch.weights.sum()
+            return {"gap": training.WeightedSum(weight * state.ours**2, weight)}
+
+    for mesh in (None, sharding.cpu_mesh(50)):
+        _, records = train(Saddle(), few_digits, 50, num_epochs=10, mesh=mesh)
+        assert records[-1].test["gap"] < 1e-6 < records[0].test["gap"]
+
+
+def test_batch_sizes_that_do_not_fit_are_refused(few_digits: Dataset) -> None:
+    with pytest.raises(InputError, match="231 does not fit 230"):
+        train(TASK, few_digits, 231)

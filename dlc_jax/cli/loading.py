@@ -1,32 +1,50 @@
-"""The dataset that a command is about."""
+"""Loading the dataset of a command, with a progress bar."""
 
 from typing import TYPE_CHECKING
 
-from dlc_jax.cli.output import complain
+from dlc_jax.cli.output import warn
 from dlc_jax.errors import DatasetUnavailable, InputError
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset, RecordDataset
-    from dlc_jax.experiment import AnyDataset
-    from dlc_jax.runs import RunConfig
+    from dlc_jax.runs.config import RunConfig
 
 DEFAULT_DATASET, FALLBACK_DATASET = "mnist", "mnist-5k"
 
 
-def load_or_fall_back(name: str | None, data_dir: str | None) -> "Dataset":
-    """A dataset in memory; where none is named, MNIST, or some digits where there is no MNIST."""
+def load_for_training(
+    name: str, data_dir: str | None, *, stream: bool, image_size: int | None, can_fall_back: bool
+) -> "Dataset | RecordDataset":
+    """Loads a dataset, or opens it on disk.
+
+    Args:
+      name: name of the dataset.
+      data_dir: folder of the TFDS datasets.
+      stream: whether to open it on disk. Datasets that `dlc-jax data` does not list always are.
+      image_size: height and width of streamed images.
+      can_fall_back: whether to load the bundled digits if MNIST is not available.
+    """
+    from dlc_jax import data
+
+    if stream or image_size is not None or name not in data.DATASETS:
+        return open_records(name, data_dir, image_size)
+    return load_default(data_dir) if can_fall_back else load(name, data_dir)
+
+
+def load_default(data_dir: str | None) -> "Dataset":
+    """Loads MNIST, or the bundled digits with a warning if MNIST is not available."""
     import jax
 
-    if name is not None or jax.process_count() > 1:
-        return load(name or DEFAULT_DATASET, data_dir)
+    if jax.process_count() > 1:
+        return load(DEFAULT_DATASET, data_dir)
     try:
         return load(DEFAULT_DATASET, data_dir)
     except InputError as error:
-        # A folder that the user named, or what is prepared but damaged, is theirs to mend.
-        theirs = data_dir is not None or _is_prepared(DEFAULT_DATASET)
-        if theirs and not isinstance(error, DatasetUnavailable):
+        # A wrong --data-dir or damaged files are for the user to repair.
+        is_users = data_dir is not None or _is_prepared(DEFAULT_DATASET)
+        if is_users and not isinstance(error, DatasetUnavailable):
             raise
-        complain(f"{error}; training on {FALLBACK_DATASET} meanwhile")
+        warn(f"{error}; training on {FALLBACK_DATASET} instead")
         return load(FALLBACK_DATASET, None)
 
 
@@ -35,43 +53,40 @@ def _is_prepared(name: str) -> bool:
 
     try:
         return data.find(name) is not None
-    except InputError:  # there is no home folder in which it could be
+    except InputError:  # no home folder
         return False
 
 
 def load(name: str, data_dir: str | None) -> "Dataset":
-    """A dataset in memory, of which each of several processes reads a part."""
+    """Loads a dataset into memory. Each of several processes reads one shard."""
     import jax
 
-    from dlc_jax import data, hosts, terminal
-
-    with terminal.counting(f"reading {name}") as progress:
-        if jax.process_count() == 1:
-            return data.load(name, data_dir, progress=progress)
-        if name not in data.CATALOGUE or not data.CATALOGUE[name].bundled:
-            with hosts.first_alone():
-                data.fetch(name, data_dir)
-        part = jax.process_index(), jax.process_count()
-        return hosts.gather(data.load(name, data_dir, progress=progress, part=part))
-
-
-def streams(name: str | None, stream: bool, image_size: int | None) -> bool:
-    """Whether images shall be read while training goes on."""
     from dlc_jax import data
+    from dlc_jax.data.distributed import gather_shards
+    from dlc_jax.sharding import processes
+    from dlc_jax.utils import progress_bar
 
-    return stream or image_size is not None or (name is not None and name not in data.CATALOGUE)
+    with progress_bar.counting(f"reading {name}") as update:
+        if jax.process_count() == 1:
+            return data.load(name, data_dir, progress=update)
+        if name not in data.DATASETS or not data.DATASETS[name].bundled:
+            with processes.primary_first():
+                data.fetch(name, data_dir)
+        shard = jax.process_index(), jax.process_count()
+        return gather_shards(data.load(name, data_dir, progress=update, shard=shard))
 
 
 def open_records(name: str, data_dir: str | None, image_size: int | None) -> "RecordDataset":
-    """A dataset that stays on disk."""
-    from dlc_jax import data, hosts, terminal
+    """Opens a dataset on disk."""
+    from dlc_jax import data
+    from dlc_jax.sharding import processes
 
-    with terminal.counting(f"opening {name}") as progress, hosts.first_alone():
-        return data.open_records(name, data_dir, image_size=image_size, progress=progress)
+    with processes.primary_first():
+        return data.open_records(name, data_dir, image_size=image_size, progress=True)
 
 
-def load_again(config: "RunConfig", data_dir: str | None) -> "AnyDataset":
-    """What a run was trained on."""
+def load_dataset_of(config: "RunConfig", data_dir: str | None) -> "Dataset | RecordDataset":
+    """Loads the dataset on which a run was trained."""
     if config.stream:
         return open_records(config.dataset, data_dir, config.image_size)
     return load(config.dataset, data_dir)

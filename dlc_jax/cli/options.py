@@ -1,97 +1,115 @@
-"""Options that several commands have."""
+"""Options of several commands, options from the fields of a recipe, and help with headings."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import math
 from typing import Any
 
 import click
 
-from dlc_jax.cli.types import Assignment, Integer, Location, Part, PositiveNumber
+from dlc_jax.cli.types import Assignment, Fraction, Integer, PathType, PositiveNumber
 
-model_options_option = click.option(
-    "--option",
+# Headings in the help of dlc-jax train.
+_HEADINGS = {
+    "data": "Data",
+    "model": "Model",
+    "optimizer": "Optimizer",
+    "augmentation": "Augmentation",
+    "evaluation": "Evaluation",
+    "run": "Run",
+    "devices": "Device",
+}
+
+
+class GroupedOption(click.Option):
+    """An option with a group, under whose heading `TrainCommand` lists it."""
+
+    def __init__(self, *args: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.group = group
+
+
+option = functools.partial(click.option, cls=GroupedOption)
+
+
+class TrainCommand(click.Command):
+    """A command with an option for each field of a recipe, and a heading for each group."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns all parameters. Importing the recipe imports JAX, so it waits until here."""
+        return [*recipe_options(), *super().get_params(ctx)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under the headings of their groups."""
+        rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS.values()}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                rows[_HEADINGS[getattr(param, "group", "run")]].append(record)
+        for heading, records in rows.items():
+            with formatter.section(f"{heading} options"):
+                formatter.write_dl(records)
+
+
+@functools.cache
+def recipe_options() -> tuple[GroupedOption, ...]:
+    """Returns an option for each field of a recipe; its value is None if it is not given."""
+    from dlc_jax.runs.recipe import Recipe
+
+    return tuple(_recipe_option(field) for field in dataclasses.fields(Recipe))
+
+
+def _recipe_option(field: "dataclasses.Field[Any]") -> GroupedOption:
+    flag = f"--{field.name.replace('_', '-')}"
+    attributes: dict[str, Any] = {"help": field.metadata["help"], "group": field.metadata["group"]}
+    if isinstance(field.default, bool):
+        return GroupedOption([f"{flag}/--no-{flag[2:]}"], default=None, **attributes)
+    if field.default is dataclasses.MISSING:
+        integers = Integer(0) if field.name == "freeze_after" else None
+        # `--model-option` is given once for each option.
+        return GroupedOption(
+            [flag.removesuffix("s"), field.name],
+            type=Assignment(integers),
+            multiple=True,
+            metavar="NAME=EPOCHS" if integers else "NAME=VALUE",
+            **attributes,
+        )
+    kind = _option_type(field)
+    metavar = "NAME" if kind is str else None
+    return GroupedOption([flag], type=kind, default=None, metavar=metavar, **attributes)
+
+
+def _option_type(field: "dataclasses.Field[Any]") -> Any:
+    limits = field.metadata
+    if "choices" in limits:
+        return click.Choice(limits["choices"])
+    if isinstance(field.default, int):
+        return Integer(limits["minimum"])
+    if isinstance(field.default, float):
+        if "exclusive_minimum" in limits:
+            return PositiveNumber()
+        return Fraction(limits.get("exclusive_maximum", math.inf))
+    return str
+
+
+model_option = click.option(
+    "--model-option",
     "model_options",
     type=Assignment(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="What else to tell the network, as stem=small or shortcut=A; may be repeated.",
+    help="Option of the network, for example stem=small; may be repeated.",
 )
-data_dir_option = click.option(
+data_dir_option = option(
     "--data-dir",
-    type=Location(),
+    type=PathType(),
     metavar="DIR",
-    help="Where TFDS keeps its datasets.  [default: $TFDS_DATA_DIR, else ~/tensorflow_datasets]",
-)
-results_dir_option = click.option(
-    "--output-dir",
-    type=Location(),
-    metavar="DIR",
-    default="benchmarks/results",
-    show_default=True,
-    help="Where to keep the results, a file a device, and their picture.",
+    group="data",
+    help="Folder of the TFDS datasets.  [default: $TFDS_DATA_DIR, else ~/tensorflow_datasets]",
 )
 as_is_option = click.option(
-    "--as-is", is_flag=True, help="Only scale pictures; don't bring digits into MNIST's form."
+    "--as-is", is_flag=True, help="Only resize pictures; don't preprocess digits as MNIST does."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last.")
-
-
-# The fields of a recipe that can be told otherwise: what they take, and what they are.
-_FIELDS: dict[str, tuple[Any, str]] = {
-    "examples": (Integer(0), "How many of the training images, the first ones; 0 for all."),
-    "epochs": (Integer(1), "Passes over the training images."),
-    "batch_size": (Integer(1), "Images an update."),
-    "optimizer": (
-        click.Choice(["sgd", "adam", "adamw", "muon"]),
-        "Optimizer. Another than the recipe's comes with its usual learning rate, momentum and "
-        "weight decay.",
-    ),
-    "learning_rate": (PositiveNumber(), "Of the optimizer; the largest."),
-    "schedule": (
-        click.Choice(["constant", "step", "triangular", "cosine"]),
-        "How the learning rate changes.",
-    ),
-    "momentum": (Part(1), "Of the optimizer."),
-    "nesterov": (bool, "Whether the momentum is Nesterov's."),
-    "weight_decay": (Part(), "By which part of them, times the rate, weights shrink each step."),
-    "bias_factor": (PositiveNumber(), "How many times larger the learning rate of biases is."),
-    "lookahead": (
-        Integer(0),
-        "After how many steps the parameters go back to their average; 0 for never.",
-    ),
-    "ema": (
-        Part(1),
-        "Decay of the average of the parameters at which training ends; 0 for none.",
-    ),
-    "whitening_bias_epochs": (
-        Integer(0),
-        "After how many epochs a whitening layer's bias stays as it is; 0 for never.",
-    ),
-    "label_smoothing": (Part(1), "What part of each target is spread over all classes."),
-    "shuffle": (bool, "Whether each epoch has an order of its own."),
-    "flip": (
-        click.Choice(["none", "random", "alternating"]),
-        "Exchange left and right, at random or every other epoch.",
-    ),
-    "translate": (Integer(0), "Move images by up to so many pixels."),
-    "padding": (click.Choice(["zero", "reflect"]), "What then comes in at the borders."),
-    "cutout": (Integer(0), "Blank out a square of so many pixels."),
-    "dtype": (click.Choice(["float32", "bfloat16"]), "What the network computes in."),
-    "mirrored_test": (bool, "Whether to test on images and mirror images together."),
-    "translated_test": (
-        Integer(0),
-        "Test on images moved by so many pixels, too; 0 for not.",
-    ),
-}
-
-
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds an option for each field of a recipe; None where it is left as it is."""
-    for name, (kind, text) in reversed(_FIELDS.items()):
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            flag += f"/--no-{name.replace('_', '-')}"
-        option = click.option(
-            flag, default=None, **({} if kind is bool else {"type": kind}), help=text
-        )
-        command = option(command)
-    return command
+json_option = option(
+    "--json", "as_json", is_flag=True, group="run", help="Print one JSON object, last."
+)

@@ -1,22 +1,25 @@
-"""What is told: the results, what is said beside them, and how commands end."""
+"""Printing and exit codes."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-LOST, BAD_INPUT, INTERRUPTED = 1, 2, 130
+from dlc_jax.utils.text import display_width, printable
+
+PEER_LOST, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 # Control characters in a name would move the cursor, or worse.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
 
 
-def of_one_line(path: str) -> str:
-    """A file's name as it is, but for newlines."""
+def escape_newlines(path: str) -> str:
+    """Returns a path with newlines escaped, so that it fits on one line."""
     return path.replace("\n", "\\x0a")
 
 
-def say(text: object) -> None:
-    """Prints a line, or several, on standard output."""
-    # Not `click.echo`, which takes another encoding than that of an output of ASCII.
+def print_line(text: object) -> None:
+    """Prints a line, or several, to standard output."""
+    # Not `click.echo`, which encodes for UTF-8 where the output is ASCII.
     try:
         print(str(text).translate(_ESCAPES), flush=True)
     except OSError as error:
@@ -24,9 +27,29 @@ def say(text: object) -> None:
         raise
 
 
-def complain(message: str) -> None:
-    """Says in one line, on standard error, what is wrong or not as it was asked for."""
+def warn(message: str) -> None:
+    """Prints a warning or an error to standard error, in one line."""
     text = " ".join(message.split()).translate(_ESCAPES)
-    # Where it can't be said, the exit code tells.
+    # If standard error can't be written to, the exit code has to do.
     with suppress(OSError, ValueError):
         print(f"dlc-jax: {text}", file=sys.stderr, flush=True)
+
+
+def format_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Formats rows with the same keys as a table; the first column is aligned to the left.
+
+    Example:
+      >>> rows = [{"class": "cat", "error": "7 %"}, {"class": "bird", "error": "12 %"}]
+      >>> print(format_table(rows))
+      class  error
+      cat      7 %
+      bird    12 %
+    """
+    lines = [[*map(printable, cells)] for cells in (rows[0], *(row.values() for row in rows))]
+    widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(_pad, line, widths, range(len(line)))) for line in lines)
+
+
+def _pad(text: str, size: int, column: int) -> str:
+    spaces = " " * (size - display_width(text))
+    return spaces + text if column else text + spaces

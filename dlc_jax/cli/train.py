@@ -1,44 +1,39 @@
 """dlc-jax train."""
 
+import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from dlc_jax import json_text
-from dlc_jax.cli.group import commands
-from dlc_jax.cli.loading import (
-    DEFAULT_DATASET,
-    FALLBACK_DATASET,
-    load,
-    load_again,
-    load_or_fall_back,
-    open_records,
-    streams,
-)
-from dlc_jax.cli.options import data_dir_option, json_option, model_options_option, recipe_options
-from dlc_jax.cli.output import INTERRUPTED, complain, of_one_line, say
-from dlc_jax.cli.types import Devices, Integer, Location
+from dlc_jax.cli.commands import commands
+from dlc_jax.cli.loading import load_dataset_of, load_for_training
+from dlc_jax.cli.options import TrainCommand, data_dir_option, json_option, option
+from dlc_jax.cli.output import INTERRUPTED, escape_newlines, print_line, warn
+from dlc_jax.cli.types import DeviceCount, Integer, PathType
 from dlc_jax.errors import InputError
-from dlc_jax.interruption import terminable
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.signals import raise_on_sigterm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator
 
-    from dlc_jax.experiment import AnyDataset, Outcome, Saving
-    from dlc_jax.recipes import Recipe
-    from dlc_jax.runs import Run, RunConfig
-    from dlc_jax.training import EpochReport
+    from dlc_jax.runs import AnyDataset, RunOptions, TrainResult
+    from dlc_jax.runs.config import RunConfig
+    from dlc_jax.runs.folder import Run
+    from dlc_jax.runs.recipe import Recipe
+    from dlc_jax.training import EpochRecord
 
-
-# What processes that train together may be told differently: what concerns each one's machine, or
-# only the first one.
-_OF_ONE_PROCESS = {
+_DEFAULT_RECIPE = "mnist-lecture"
+# Options that may differ between the processes of a run: they concern one machine, or only the
+# primary process, which writes and prints.
+_PER_PROCESS = {
     "coordinator_address",
     "num_processes",
     "process_id",
-    "join_seconds",
+    "join_timeout",
     "data_dir",
     "output_dir",
     "checkpoint_seconds",
@@ -47,160 +42,175 @@ _OF_ONE_PROCESS = {
     "tensorboard",
     "as_json",
 }
+_NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
 
 
-@commands.command()
+@commands.command(cls=TrainCommand)
 @click.argument("recipe", required=False)
-@click.option(
-    "--dataset",
-    metavar="NAME",
-    help="What to learn; dlc-jax data lists them.  [default: the recipe's; "
-    f"{FALLBACK_DATASET} where {DEFAULT_DATASET} can't be had]",
+@data_dir_option
+@option(
+    "--stream",
+    is_flag=True,
+    group="data",
+    help="Read images during training, for datasets larger than memory. Datasets that dlc-jax "
+    "data does not list are always streamed.",
 )
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="The network; dlc-jax models lists them.  [default: the recipe's]",
+@option(
+    "--image-size",
+    type=Integer(1),
+    group="data",
+    help="Height and width to which streamed images are resized, for example 224.",
 )
-@model_options_option
-@recipe_options
-@click.option(
-    "--seed", type=Integer(0), default=0, show_default=True, help="Of all that is random."
-)
-@click.option(
+@option("--seed", type=Integer(0), default=0, show_default=True, group="run", help="Random seed.")
+@option(
     "--seeds",
     type=Integer(1),
     default=1,
     show_default=True,
-    help="Train so many networks, with seeds from --seed on.",
+    group="run",
+    help="Number of networks to train, with consecutive seeds from --seed on.",
 )
-@click.option(
-    "--together/--one-by-one",
+@option(
+    "--vmap-seeds/--no-vmap-seeds",
     default=None,
-    help="Whether to train them in one program.  [default: together, but one by one on a CPU "
-    "and where the device's memory holds only one]",
+    group="run",
+    help="Train all seeds at once, vectorized with jax.vmap.  [default: yes on a GPU or TPU with "
+    "enough memory]",
 )
-@data_dir_option
-@click.option(
+@option(
     "--output-dir",
-    type=Location(),
+    type=PathType(),
     metavar="DIR",
     default="runs",
     show_default=True,
-    help="Where to make the run's folder.",
+    group="run",
+    help="Folder in which the run folder is made.",
 )
-@click.option(
-    "--name", metavar="NAME", help="The run folder's name.  [default: dataset, network and time]"
+@option(
+    "--name",
+    metavar="NAME",
+    group="run",
+    help="Name of the run folder.  [default: dataset, model and time]",
 )
-@click.option(
+@option(
     "--resume",
-    type=Location(),
+    type=PathType(),
     metavar="RUN",
-    help="Go on with a run that was stopped, from its newest checkpoint; what becomes of it is "
-    "what would have become of it otherwise.",
+    group="run",
+    help="Continue an interrupted run from its newest checkpoint, for example runs/first.",
 )
-@click.option(
+@option(
     "--checkpoint-steps",
     type=Integer(1),
-    help="A checkpoint can be made every so many steps of an epoch.  [default: 200]",
+    group="run",
+    help="Number of steps between two possible checkpoints.  [default: 200]",
 )
-@click.option(
+@option(
     "--checkpoint-seconds",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
-    help="A checkpoint is made after so many seconds, where one can be.",
+    group="run",
+    help="Minimum time between two checkpoints.",
 )
-@click.option(
+@option(
     "--keep-checkpoints",
     type=Integer(1),
     default=3,
     show_default=True,
-    help="How many stay, the newest ones.",
+    group="run",
+    help="Number of checkpoints to keep, the newest ones.",
 )
-@click.option(
-    "--stream",
+@option(
+    "--profile",
     is_flag=True,
-    help="Read the images batch by batch while training goes on, for those that do not fit into "
-    "memory; as done with any dataset of yours that dlc-jax data does not list.",
+    group="run",
+    help="Trace the first steps with JAX's profiler into RUN/profile, for Perfetto or XProf; not "
+    "with --vmap-seeds.",
 )
-@click.option(
-    "--image-size",
-    type=Integer(1),
-    help="Bring images that stream in to so many pixels in height and width.",
+@option(
+    "--tensorboard",
+    is_flag=True,
+    group="run",
+    help="Write metrics and pictures for TensorBoard into RUN/tensorboard; needs pip install "
+    "'dlc-jax[tensorboard]'.",
 )
-@click.option(
+@json_option
+@option(
     "--devices",
-    type=Devices(),
+    type=DeviceCount(),
     metavar="all|N",
-    help="Spread each batch over so many devices.  [default: the cores of a CPU that share it "
-    "evenly, or one GPU or TPU; with --distributed all]",
+    group="devices",
+    help="Number of devices to split each batch over.  [default: the CPU cores that divide it "
+    "evenly, one GPU or TPU, or with --distributed all]",
 )
-@click.option(
+@option(
     "--distributed",
     is_flag=True,
-    help="Train with the other processes that were started with this command; SLURM, Open MPI, "
-    "Kubernetes and TPU pods are detected.",
+    group="devices",
+    help="Train in several processes, each started with this command. SLURM, Open MPI, Kubernetes "
+    "and TPU pods are detected.",
 )
-@click.option(
+@option(
     "--coordinator-address",
     metavar="HOST:PORT",
-    help="Of the first process, where --distributed does not find it.",
+    group="devices",
+    help="Address of the first process, if it is not detected.",
 )
-@click.option("--num-processes", type=Integer(1), help="How many there are, likewise.")
-@click.option("--process-id", type=Integer(0), help="Which one this is, from 0 on, likewise.")
-@click.option(
-    "--join-seconds",
+@option(
+    "--num-processes",
+    type=Integer(1),
+    group="devices",
+    help="Number of processes, if it is not detected.",
+)
+@option(
+    "--process-id",
+    type=Integer(0),
+    group="devices",
+    help="Number of this process, from 0 on, if it is not detected.",
+)
+@option(
+    "--join-timeout",
     type=Integer(1),
     default=300,
     show_default=True,
-    help="How long to wait for the others at the start.",
+    metavar="SECONDS",
+    group="devices",
+    help="Time to wait for the other processes to start.",
 )
-@click.option(
-    "--profile",
-    is_flag=True,
-    help="Trace a run's first steps with JAX's profiler, into its profile/, for Perfetto or "
-    "XProf; not with --together.",
-)
-@click.option(
-    "--tensorboard",
-    is_flag=True,
-    help="Also write numbers and pictures for TensorBoard, into a run's tensorboard/; needs "
-    "pip install 'dlc-jax[tensorboard]'.",
-)
-@json_option
+@click.pass_context
 def train(
+    ctx: click.Context,
+    /,
     recipe: str | None,
-    dataset: str | None,
-    model: str | None,
-    model_options: tuple[tuple[str, Any], ...],
+    data_dir: str | None,
+    stream: bool,
+    image_size: int | None,
     seed: int,
     seeds: int,
-    together: bool | None,
-    data_dir: str | None,
+    vmap_seeds: bool | None,
     output_dir: str,
     name: str | None,
     resume: str | None,
     checkpoint_steps: int | None,
     checkpoint_seconds: float,
     keep_checkpoints: int,
-    stream: bool,
-    image_size: int | None,
-    devices: int | None,
+    profile: bool,
+    tensorboard: bool,
+    as_json: bool,
+    devices: int | str | None,
     distributed: bool,
     coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
-    join_seconds: int,
-    profile: bool,
-    tensorboard: bool,
-    as_json: bool,
-    **fields: Any,
+    join_timeout: int,
+    **recipe_fields: Any,
 ) -> int:
     """Train a network by a recipe, by default the lecture's program.
 
-    Numbers, pictures and parameters go into a new run folder. dlc-jax recipes lists the
-    recipes; every option that is left out is as in the recipe.
+    Metrics, pictures and parameters are written into a new run folder. dlc-jax recipes lists the
+    recipes; options that are not given have the recipe's values. Without a recipe and --dataset,
+    the bundled mnist-5k stands in for mnist if that is not available.
 
     \b
     Examples:
@@ -209,270 +219,240 @@ def train(
       dlc-jax train cifar10-fast --seeds 20
       dlc-jax train --dataset fashion_mnist --epochs 20 --seed 1
       dlc-jax train --resume runs/first
-      dlc-jax train --model resnet18 --option stem=small --batch-size 50
+      dlc-jax train --model resnet18 --model-option stem=small --batch-size 50
       dlc-jax train --devices all
       dlc-jax train --dataset imagenet2012 --image-size 224 --model resnet50 --batch-size 256
       srun dlc-jax train --distributed
     """
-    from dlc_jax import experiment, hosts, models, recipes
-    from dlc_jax.files import check_encodable, make_folder
-
-    _join(distributed, coordinator_address, num_processes, process_id, join_seconds)
-    if distributed:
-        told = click.get_current_context().params
-        kept = {name: told[name] for name in told.keys() - _OF_ONE_PROCESS}
-        hosts.check_agreement({**kept, **hosts.versions()})
-    devices = _count_devices(devices)
-    saving = experiment.Saving(checkpoint_seconds, keep_checkpoints, profile, tensorboard)
-    changes = {field: value for field, value in fields.items() if value is not None}
-    if checkpoint_steps is not None:
-        changes["checkpoint_steps"] = checkpoint_steps
-    if resume is not None:
-        if name is not None or seeds > 1:
-            raise InputError("--name and --seeds are for new runs; leave them out to resume one")
-        asked = {"recipe": recipe, "dataset": dataset, "model": model, **changes}
-        if click.get_current_context().get_parameter_source("seed") != ParameterSource.DEFAULT:
-            asked["seed"] = seed
-        if model_options:
-            asked["model_options"] = dict(model_options)
-        return _resume(resume, asked, data_dir, saving, devices, as_json)
-    if hosts.is_first():
-        check_encodable(Path(output_dir, name or ""))
-        make_folder(Path(output_dir))
-    chosen = recipes.find(recipe or "mnist-lecture")
-    if model is not None:
-        models.find(model)
-        changes |= {"model": model, "model_options": {}}
-    if model_options:
-        kept = {} if model is not None else chosen.model_options
-        changes["model_options"] = kept | dict(model_options)
-    loaded: AnyDataset
-    if streams(dataset, stream, image_size):
-        loaded = open_records(dataset or chosen.dataset, data_dir, image_size)
-        changes["image_size"] = image_size
-    elif recipe is None:
-        loaded = load_or_fall_back(dataset, data_dir)
-    else:
-        loaded = load(dataset or chosen.dataset, data_dir)
-    how = {"name": recipe or "mnist-lecture", **changes}
-    several = [how | {"seed": each} for each in range(seed, seed + seeds)]
-    names = [f"{name}-seed{each['seed']}" if name and seeds > 1 else name for each in several]
-    outcomes = _train(loaded, chosen, several, Path(output_dir), names, together, saving, devices)
-    return _print_outcomes(outcomes, as_json)
-
-
-def _join(
-    distributed: bool,
-    address: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    join_seconds: int,
-) -> None:
-    """Joins this process with others, if it is to be."""
-    given = {
-        "--coordinator-address": address,
-        "--num-processes": num_processes,
-        "--process-id": process_id,
-    }
-    named = [option for option, value in given.items() if value is not None]
-    if not distributed:
-        if named:
-            raise InputError(f"{named[0]} is for several processes; add --distributed")
-        return
-    from dlc_jax import hosts
-
-    hosts.print_apart()
-    hosts.initialize(address, num_processes, process_id, join_seconds)
-
-
-def _count_devices(devices: int | None) -> int | None:
-    """The number of devices that was asked for, if any was."""
-    if devices != 0:
-        return devices
+    _join_processes(
+        distributed, coordinator_address, num_processes, process_id, join_timeout, ctx.params
+    )
     import jax
 
-    return jax.device_count()
+    from dlc_jax import runs
+    from dlc_jax.runs import recipes, train_seeds
+    from dlc_jax.sharding import processes
+    from dlc_jax.utils.files import check_encodable, make_folder
+
+    num_devices = jax.device_count() if isinstance(devices, str) else devices
+    options = runs.RunOptions(
+        runs.CheckpointOptions(checkpoint_seconds, keep_checkpoints), profile, tensorboard
+    )
+    if resume is not None:
+        result = _resume(Path(resume), data_dir, _given(ctx), options, num_devices)
+        return _print_results([result], as_json)
+    if processes.is_primary():
+        check_encodable(Path(output_dir, name or ""))
+        make_folder(Path(output_dir))
+    chosen = _override(recipes.find(recipe or _DEFAULT_RECIPE), _given_fields(recipe_fields))
+    dataset = load_for_training(
+        chosen.dataset,
+        data_dir,
+        stream=stream,
+        image_size=image_size,
+        can_fall_back=recipe is None and recipe_fields["dataset"] is None,
+    )
+    config = runs.configure(
+        dataset,
+        chosen,
+        seed=seed,
+        name=recipe or _DEFAULT_RECIPE,
+        checkpoint_steps=checkpoint_steps or 200,
+        image_size=image_size,
+    )
+    configs = [dataclasses.replace(config, seed=each) for each in range(seed, seed + seeds)]
+    names = [f"{name}-seed{each.seed}" if name and seeds > 1 else name for each in configs]
+    with _watch(configs, dataset) as on_epoch:
+        results = train_seeds(
+            configs,
+            dataset,
+            Path(output_dir),
+            names,
+            vmap=vmap_seeds,
+            on_epoch=on_epoch,
+            options=options,
+            warn=warn,
+            num_devices=num_devices,
+        )
+    return _print_results(results, as_json)
+
+
+def _join_processes(
+    distributed: bool,
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    join_timeout: int,
+    params: dict[str, Any],
+) -> None:
+    """Joins the other processes of a distributed run, and compares their options."""
+    if not distributed:
+        given = {
+            "--coordinator-address": coordinator_address,
+            "--num-processes": num_processes,
+            "--process-id": process_id,
+        }
+        for flag, value in given.items():
+            if value is not None:
+                raise InputError(f"{flag} is for several processes; add --distributed")
+        return
+    from dlc_jax.sharding import processes
+
+    processes.redirect_library_output()
+    processes.initialize(coordinator_address, num_processes, process_id, join_timeout)
+    shared = {name: value for name, value in params.items() if name not in _PER_PROCESS}
+    processes.check_agreement({**shared, **processes.versions()})
+
+
+def _given_fields(recipe_fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the recipe fields for which options were given, with NAME=VALUE pairs as dicts."""
+    return {
+        name: dict(value) if isinstance(value, tuple) else value
+        for name, value in recipe_fields.items()
+        if value not in (None, ())
+    }
+
+
+def _override(recipe: "Recipe", fields: dict[str, Any]) -> "Recipe":
+    """Replaces fields of a recipe; NAME=VALUE pairs are added to those of the recipe."""
+    from dlc_jax import models
+
+    if "model" in fields:
+        models.find(fields["model"])
+        recipe = recipe.replace(model=fields["model"])
+    added = {
+        name: getattr(recipe, name) | value
+        for name, value in fields.items()
+        if isinstance(value, dict)
+    }
+    return recipe.replace(**fields | added)
+
+
+def _given(ctx: click.Context) -> dict[str, Any]:
+    """Returns the parameters that the user gave."""
+    default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) not in default
+    }
 
 
 def _resume(
-    folder: str,
-    asked: dict[str, Any],
+    folder: Path,
     data_dir: str | None,
-    saving: "Saving",
-    devices: int | None,
-    as_json: bool,
-) -> int:
-    from dlc_jax import experiment, hosts, terminal
-    from dlc_jax.runs import Run, RunConfig
+    given: dict[str, Any],
+    options: "RunOptions",
+    num_devices: int | None,
+) -> "TrainResult":
+    from dlc_jax import runs
+    from dlc_jax.runs.config import RunConfig
+    from dlc_jax.runs.folder import Run
+    from dlc_jax.sharding import processes
 
-    def read() -> bytes:
-        return Run.open(Path(folder)).config.to_json().encode()
+    for name in _NOT_WITH_RESUME:
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is for new runs; leave it out to resume one")
 
-    config = RunConfig.from_json(hosts.from_first(read).decode())
-    others = [
-        f"{field} {getattr(config, field)!r}, not {value!r}"
-        for field, value in asked.items()
-        if value is not None and value != getattr(config, field)
-    ]
-    if others:
-        raise InputError(f"the run in {folder!r} has {'; '.join(others)}; leave that out")
-    dataset = load_again(config, data_dir)
-    if not hosts.is_first():
-        _follow([config], dataset, devices)
-        return 0
-    run = Run(Path(folder), config)
-    images, tests = dataset.first(config.examples).sizes
-    with terminal.epochs(config.epochs, images, tests) as progress, terminable():
+    def read_config() -> bytes:
+        run = Run.open(folder)
+        run.check_resumable()
+        return run.config.to_json().encode()
 
-        def watch(run: "Run", report: "EpochReport") -> None:
-            progress(report)
-            progress.line(
-                _epoch_line(report, images) if report.epoch else _heading(run, (images, tests))
-            )
-
-        outcome = experiment.resume(run, dataset, watch, saving, complain, devices)
-    _print_outcome(outcome)
-    return _print_outcomes([outcome], as_json)
-
-
-def _follow(configs: "Sequence[RunConfig]", dataset: "AnyDataset", devices: int | None) -> None:
-    """Takes part in what the first process trains, keeps and prints."""
-    from dlc_jax import experiment
-
-    with terminable():
-        for config in configs:
-            experiment.follow(config, dataset, devices)
+    config = RunConfig.from_json(processes.broadcast_from_primary(read_config).decode())
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    config.check_unchanged(
+        _given_fields({name: value for name, value in given.items() if name in fields})
+    )
+    dataset = load_dataset_of(config, data_dir)
+    with _watch([config], dataset) as on_epoch:
+        return runs.resume(
+            Run(folder, config),
+            dataset,
+            on_epoch=on_epoch,
+            options=options,
+            warn=warn,
+            num_devices=num_devices,
+        )
 
 
-def _train(
-    dataset: "AnyDataset",
-    recipe: "Recipe",
-    several: list[dict[str, Any]],
-    output_dir: Path,
-    names: list[str | None],
-    together: bool | None,
-    saving: "Saving",
-    devices: int | None,
-) -> "list[Outcome]":
-    """Trains networks together or one by one; None where that depends on the device."""
-    import jax
+@contextmanager
+def _watch(
+    configs: "list[RunConfig]", dataset: "AnyDataset"
+) -> "Iterator[Callable[[Run, EpochRecord], None]]":
+    """Shows a progress bar; yields a function that prints a line for each epoch."""
+    from dlc_jax.sharding import processes
+    from dlc_jax.training.epoch_bar import epoch_bar
 
-    from dlc_jax import experiment, hosts
-    from dlc_jax.data import RecordDataset
-    from dlc_jax.training import NoRoom
+    if not processes.is_primary():
+        with raise_on_sigterm():
+            yield lambda run, record: None
+        return
+    dataset = dataset.take(configs[0].num_examples)
+    with epoch_bar(configs[0].epochs) as bar, raise_on_sigterm():
 
-    streams = isinstance(dataset, RecordDataset)
-    if streams or devices is not None or jax.process_count() > 1:
-        if together:
-            raise InputError(
-                "--together is for one device and images in memory; leave it out, or --devices, "
-                "--distributed and --stream"
-            )
-        together = False
-    if not hosts.is_first():
-        configs = [experiment.configure(dataset, recipe, **how) for how in several]
-        _follow(configs, dataset, devices)
-        return []
-    if len(several) > 1 and (together or (together is None and jax.default_backend() != "cpu")):
-        try:
-            return _train_some(dataset, recipe, several, output_dir, names, saving, devices)
-        except NoRoom as error:
-            if together:
-                raise
-            complain(f"{error}; training them one by one")
-    outcomes: list[Outcome] = []
-    for how, name in zip(several, names, strict=True):
-        outcomes += _train_some(dataset, recipe, [how], output_dir, [name], saving, devices)
-        if outcomes[-1].interrupted:
-            break
-    return outcomes
-
-
-def _train_some(
-    dataset: "AnyDataset",
-    recipe: "Recipe",
-    several: list[dict[str, Any]],
-    output_dir: Path,
-    names: list[str | None],
-    saving: "Saving",
-    devices: int | None,
-) -> "list[Outcome]":
-    from dlc_jax import experiment, terminal
-
-    configs = [experiment.configure(dataset, recipe, **how) for how in several]
-    images, tests = dataset.first(configs[0].examples).sizes
-    with terminal.epochs(configs[0].epochs, images, tests) as progress, terminable():
-
-        def watch(run: "Run", report: "EpochReport") -> None:
-            # Of networks that are trained together the first one stands for all of them.
-            if run.config.seed == configs[0].seed:
-                progress(report)
-            if report.epoch:
-                whose = f"seed {run.config.seed}   " if len(several) > 1 else ""
-                progress.line(whose + _epoch_line(report, images))
+        def on_epoch(run: "Run", record: "EpochRecord") -> None:
+            bar.update(record)
+            if record.epoch:
+                prefix = f"seed {run.config.seed}   " if len(configs) > 1 else ""
+                bar.print_line(prefix + _epoch_line(record))
             elif run.config.seed == configs[0].seed:
-                progress.line(_heading(run, (images, tests)))
+                bar.print_line(
+                    f"{run.config.model} network on {run.config.dataset} ({dataset.num_train:,} "
+                    f"training and {dataset.num_test:,} test images), {run.config.device}"
+                )
 
-        if len(configs) == 1:
-            how = dataset, output_dir, names[0], watch, saving, devices
-            outcomes = [experiment.train(configs[0], *how)]
-        else:
-            outcomes = experiment.train_together(configs, dataset, output_dir, names, watch, saving)
-    for outcome in outcomes:
-        _print_outcome(outcome)
-    return outcomes
+        yield on_epoch
 
 
-def _heading(run: "Run", counts: tuple[int, int]) -> str:
-    config = run.config
+def _epoch_line(record: "EpochRecord") -> str:
     return (
-        f"{config.model} network on {config.dataset} ({counts[0]:,} training and "
-        f"{counts[1]:,} test images), {config.device}"
+        f"epoch {record.epoch:3d}   train loss {float(record.train['loss']):.4f}   "
+        f"test error {100 * float(record.test['error']):5.2f} %   "
+        f"{record.num_examples / record.train_seconds:,.0f} images/s"
     )
 
 
-def _epoch_line(report: "EpochReport", images: int) -> str:
-    return (
-        f"epoch {report.epoch:3d}   train loss {report.losses.mean():.4f}   "
-        f"test error {100 * float(report.test.error):5.2f} %   "
-        f"{images / report.train_seconds:,.0f} images/s"
-    )
+def _print_results(results: "list[TrainResult]", as_json: bool) -> int:
+    """Prints the results of all runs, and returns the exit code."""
+    from dlc_jax import runs
 
-
-def _print_outcome(outcome: "Outcome") -> None:
-    summary, folder = outcome.summary, of_one_line(str(outcome.run.folder))
-    if outcome.interrupted and summary["epochs"] < outcome.run.config.epochs:
-        complain(
-            f"interrupted after {summary['epochs']} of {outcome.run.config.epochs} epochs; "
-            f"the network so far is in {folder}; to go on: dlc-jax train --resume {folder}"
-        )
-    else:
-        say(
-            f"test error {summary['test_error_percent']:.2f} % on {summary['dataset']} after "
-            f"{summary['epochs']} epochs: {summary['train_seconds']:.1f} s of training, "
-            f"{summary['compile_seconds']:.1f} s of compiling"
-        )
-        say(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")
-
-
-def _print_outcomes(outcomes: list["Outcome"], as_json: bool) -> int:
-    if not outcomes:
-        return 0
-    summaries = [outcome.summary for outcome in outcomes]
-    result = summaries[0]
-    if len(summaries) > 1 and outcomes[-1].interrupted:
-        # A mean over seeds is one of whole runs.
-        result = {"runs": summaries}
+    code = INTERRUPTED if results[-1].interrupted and not results[-1].terminated else 0
+    for result in results:
+        if result.run is None:  # not the primary process
+            return code
+        _print_result(result, result.run)
+    summaries = [result.summary for result in results]
+    value = summaries[0]
+    if len(summaries) > 1 and results[-1].interrupted:
+        # The last run is incomplete, and would distort a mean.
+        value = {"runs": summaries}
     elif len(summaries) > 1:
-        from dlc_jax import experiment
-
-        result = experiment.over_seeds(summaries)
-        error = result["test_error_percent"]
-        say(
+        value = runs.seed_statistics(summaries)
+        error = value["test_error_percent"]
+        print_line(
             f"test error {error['mean']:.2f} % over {len(summaries)} seeds: standard deviation "
             f"{error['standard_deviation']:.2f}, standard error of the mean "
             f"{error['standard_error']:.2f}"
         )
     if as_json:
-        say(json_text.dumps(result))
-    return INTERRUPTED if outcomes[-1].interrupted and not outcomes[-1].terminated else 0
+        print_line(strict_json.dumps(value))
+    return code
+
+
+def _print_result(result: "TrainResult", run: "Run") -> None:
+    summary, config = result.summary, run.config
+    folder = escape_newlines(str(run.folder))
+    if result.interrupted and summary["epochs"] < config.epochs:
+        warn(
+            f"interrupted after {summary['epochs']} of {config.epochs} epochs; the network is "
+            f"saved in {folder}; resume it with dlc-jax train --resume {folder}"
+        )
+    else:
+        print_line(
+            f"test error {summary['test_error_percent']:.2f} % on {summary['dataset']} after "
+            f"{summary['epochs']} epochs: {summary['train_seconds']:.1f} s of training, "
+            f"{summary['compile_seconds']:.1f} s of compilation"
+        )
+        print_line(f"{folder}: curves.png, confusion.png, mistakes.png, training.png, ...")

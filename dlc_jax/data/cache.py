@@ -1,7 +1,7 @@
-"""Decoded datasets, kept as files that open in a fraction of a second.
+"""Cache of decoded datasets, as safetensors files.
 
-A file holds one dataset as safetensors, with a hash of each array among its metadata that
-is compared whenever the file is read. Of each dataset the sources used last are kept.
+The metadata has a hash of each array, which is checked on reading. Of each dataset the most
+recently used sources are kept.
 """
 
 import json
@@ -16,79 +16,73 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
-from dlc_jax import json_text
-from dlc_jax.data.examples import Dataset, Examples
+from dlc_jax.data.dataset import Dataset, Examples
 from dlc_jax.errors import InputError
-from dlc_jax.files import atomic_writer, cache_folder, remove_abandoned
+from dlc_jax.utils import strict_json
+from dlc_jax.utils.files import atomic_writer, cache_folder, remove_partial_files
 
-# A key: the dataset, where it came from (a version, and maybe a fingerprint of its files), and
-# which part of how many.
+# A key consists of the dataset, its source (a version, maybe a fingerprint of the files) and
+# maybe a shard.
 _KEY = re.compile(
-    r"(?P<name>.+?)-(?P<source>\d[\w.+]*(-[0-9a-f]{12})?)(-\d+(?P<parts>of\d+))?\.safetensors"
+    r"(?P<name>.+?)-(?P<source>\d[\w.+]*(-[0-9a-f]{12})?)(-\d+(?P<num_shards>of\d+))?\.safetensors"
 )
-# Of each dataset.
-_SOURCES_KEPT = 3
+_SOURCES_PER_DATASET = 3
 
 
 def path(key: str) -> Path:
-    """The file that keeps the dataset of that key, once it has been loaded."""
+    """The cache file of a key, whether or not it exists."""
     return cache_folder() / f"{key}.safetensors"
 
 
-def is_kept(key: str) -> bool:
-    """Whether there is a file for that key, as far as one may look."""
+def contains(key: str) -> bool:
+    """Whether the cache has a dataset, as far as permissions show."""
     try:
         return path(key).is_file()
     except OSError:
         return False
 
 
-def through(key: str, load: Callable[[], Dataset]) -> Dataset:
-    """The dataset kept under `key`, or, the first time, what `load` returns.
+def get_or_load(key: str, load: Callable[[], Dataset]) -> Dataset:
+    """The cached dataset of a key; if there is none, loads and caches it.
 
-    Where the file can't be read or written for want of permission or space, it is what `load`
-    returns every time.
+    If the cache can't be read or written, for lack of permission or space, it is loaded each time.
 
     Args:
-      key: changes whenever what `load` would return changes.
-      load: takes the slow way to the same dataset.
+      key: identifies what `load` returns.
+      load: loads the dataset.
 
     Raises:
       InputError: the file is damaged.
     """
     file = path(key)
-    # Without a cache everything works, only more slowly.
+    # Without a cache loading is only slower.
     with suppress(OSError):
         if file.is_file():
             dataset = _read(file)
             with suppress(OSError):
-                os.utime(file)  # says when it was last used
+                os.utime(file)  # marks it as used
             return dataset
     dataset = load()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(file.parent)
+        remove_partial_files(file.parent)
         _write(file, dataset)
-        _forget_others(file)
+        _evict_others(file)
     return dataset
 
 
-def _forget_others(file: Path) -> None:
-    """Removes files of sources of the same dataset that were used before the last few.
-
-    The files of a source that is prepared anew, or of a version that is there no longer, would
-    otherwise stay for ever.
-    """
-    wanted = _KEY.fullmatch(file.name)
-    if wanted is None:
+def _evict_others(file: Path) -> None:
+    """Removes the files of all but the most recently used sources of the same dataset."""
+    key = _KEY.fullmatch(file.name)
+    if key is None:
         return
     by_source: dict[tuple[str, str | None], list[Path]] = {}
     for other in file.parent.iterdir():
         found = _KEY.fullmatch(other.name)
-        if found and found["name"] == wanted["name"]:
-            by_source.setdefault((found["source"], found["parts"]), []).append(other)
-    last_used = sorted(by_source.values(), key=lambda files: max(f.stat().st_mtime for f in files))
-    for other in (other for files in last_used[:-_SOURCES_KEPT] for other in files):
+        if found and found["name"] == key["name"]:
+            by_source.setdefault((found["source"], found["num_shards"]), []).append(other)
+    by_use = sorted(by_source.values(), key=lambda files: max(f.stat().st_mtime for f in files))
+    for other in (other for files in by_use[:-_SOURCES_PER_DATASET] for other in files):
         other.unlink(missing_ok=True)
 
 
@@ -98,11 +92,11 @@ def _write(path: Path, dataset: Dataset) -> None:
         for split in ("train", "test")
         for field, array in getattr(dataset, split)._asdict().items()
     }
-    about = {key: getattr(dataset, key) for key in ("name", "version", "provenance")}
-    about["class_names"] = json_text.dumps(dataset.class_names)
-    about |= {key: _hash(array) for key, array in arrays.items()}
+    metadata = {key: getattr(dataset, key) for key in ("name", "version", "provenance")}
+    metadata["class_names"] = strict_json.dumps(dataset.class_names)
+    metadata |= {key: _hash(array) for key, array in arrays.items()}
     with atomic_writer(path) as file:
-        file.write(safetensors.numpy.save(arrays, about))
+        file.write(safetensors.numpy.save(arrays, metadata))
 
 
 def _hash(array: np.ndarray) -> str:
@@ -111,27 +105,27 @@ def _hash(array: np.ndarray) -> str:
 
 def _read(path: Path) -> Dataset:
     with path.open("rb"):
-        pass  # whether it can be read at all, which safetensors does not tell from damage
+        pass  # safetensors reports missing permissions as damage
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            about = file.metadata()
+            metadata = file.metadata()
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if any(_hash(array) != about[key] for key, array in arrays.items()):
-            raise ValueError("the arrays are not those that were written")
+        if any(_hash(array) != metadata[key] for key, array in arrays.items()):
+            raise ValueError("an array does not match its hash")
         splits = {
             split: Examples(arrays[f"{split}_images"], arrays[f"{split}_labels"])
             for split in ("train", "test")
         }
-        names = tuple(json.loads(about["class_names"]))
+        names = tuple(json.loads(metadata["class_names"]))
         return Dataset(
-            about["name"],
-            about["version"],
+            metadata["name"],
+            metadata["version"],
             **splits,
             class_names=names,
-            provenance=about["provenance"],
+            provenance=metadata["provenance"],
             copy=False,
         )
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"the cache file {str(path)!r} is damaged; delete it and run again to make it anew"
+            f"the cache file {str(path)!r} is damaged; delete it and run again to create it anew"
         ) from error

@@ -1,6 +1,6 @@
-"""Examples that are read when they are asked for, from what TFDS has prepared.
+"""Datasets whose examples are read from disk on demand, as TFDS has prepared them.
 
-Neither needs all of a dataset in memory, nor TensorFlow.
+They need neither memory for the whole dataset nor TensorFlow.
 """
 
 import errno
@@ -10,40 +10,47 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dlc_jax.data.examples import Dataset, Examples, check_count
+from dlc_jax.data.dataset import Dataset, Examples, check_num_examples
 from dlc_jax.errors import DatasetUnavailable, InputError
 
-Progress = Callable[[int, int], None]
-Places = Int[np.ndarray, " places"]
+# Called with the number of images decoded and their total number.
+ProgressFn: TypeAlias = Callable[[int, int], None]
+Indices: TypeAlias = Int[np.ndarray, " examples"]
 
-_CHUNK = 1000
-# Open files beside a dataset's own.
+_CHUNK_SIZE = 1000
+# Open files besides the dataset's own.
 _OTHER_FILES = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
 class Records:
-    """A split whose examples can be read in any order; it can be sent to other processes.
+    """A split whose examples are read on demand, in any order. It can be pickled.
 
     Attributes:
-      reader: returns the examples at the given places, in that order.
-      count: how many examples there are.
+      reader: returns the examples at the given indices, in that order.
+      num_examples: number of examples.
       image_shape: height, width and channels of an image.
+
+    Example:
+      >>> images = np.zeros((3, 2, 2, 1), np.uint8)
+      >>> records = Records.from_arrays(Examples(images, np.array([5, 6, 7])))
+      >>> records.read([2, 0]).labels
+      array([7, 5])
     """
 
-    reader: Callable[[Places], Examples]
-    count: int
+    reader: Callable[[Indices], Examples]
+    num_examples: int
     image_shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, examples: Examples, *, copy: bool = True) -> "Records":
-        """Those of a split in memory.
+    def from_arrays(cls, examples: Examples, *, copy: bool = True) -> "Records":
+        """Records of a split in memory.
 
         Args:
           examples: arrays of NumPy or JAX.
@@ -51,93 +58,108 @@ class Records:
         """
         images, labels = (np.array(a) if copy else np.asarray(a) for a in examples)
         height, width, channels = images.shape[1:]
-        return cls(_Held(images, labels), len(labels), (height, width, channels))
+        return cls(_ArrayReader(images, labels), len(labels), (height, width, channels))
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_examples
 
-    def __getitem__(self, place: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
-        # As of a list, from the end where it is negative.
-        images, labels = self.read([range(self.count)[place]])
+    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+        # A negative index counts from the end, as in a list.
+        images, labels = self.read([range(self.num_examples)[index]])
         return np.asarray(images[0]), int(labels[0])
 
-    def read(self, places: Sequence[int] | Places) -> Examples:
-        """The examples at the given places, in that order, as arrays of NumPy.
+    def read(self, indices: Sequence[int] | Indices) -> Examples:
+        """Reads the examples at the given indices, in that order, as NumPy arrays.
 
         Args:
-          places: [n], from 0.
+          indices: [n], from 0.
 
         Returns:
           Images uint8 [n, height, width, channels] and labels int32 [n].
 
         Raises:
-          InputError: there is no such place, or a file is damaged.
+          InputError: an index is out of range, or a file is damaged.
         """
-        asked = np.asarray(places, np.int64)
-        if wrong := asked[(asked < 0) | (asked >= self.count)].tolist():
-            raise InputError(f"there is no example {wrong[0]}; ask for 0 to {self.count - 1}")
-        examples = self.reader(asked)
-        if _gives_away(self.reader):
+        indices = np.asarray(indices, np.int64)
+        if outside := indices[(indices < 0) | (indices >= self.num_examples)].tolist():
+            raise InputError(
+                f"there is no example {outside[0]}; ask for 0 to {self.num_examples - 1}"
+            )
+        examples = self.reader(indices)
+        if _returns_new_arrays(self.reader):
             return examples
-        # A reader of someone else's may use its memory again.
+        # Other readers may reuse their memory.
         return Examples(*map(np.array, examples))
 
     @property
     def images(self) -> "_Images":
-        """The images alone, each by its place."""
+        """The images alone, by index."""
         return _Images(self)
 
-    def first(self, examples: int) -> "Records":
-        """The first so many of them only.
+    def take(self, num_examples: int) -> "Records":
+        """The first `num_examples` records only.
 
         Raises:
           InputError: there are fewer.
         """
-        if examples > self.count:
-            raise InputError(f"{examples} of {self.count} records can't be had; ask for fewer")
-        return replace(self, count=examples)
-
-    def part(self, index: int, parts: int) -> "Records":
-        """One of so many parts of about the same size, from 0 on, in their order.
-
-        Raises:
-          InputError: there is no such part, or there are fewer records than parts.
-        """
-        if not 0 <= index < parts <= self.count:
+        if num_examples > self.num_examples:
             raise InputError(
-                f"there is no part {index} of {parts} of {self.count} records; ask for fewer parts"
+                f"there are {self.num_examples} records, not {num_examples}; ask for fewer"
             )
-        start, stop = (self.count * each // parts for each in (index, index + 1))
-        return replace(self, reader=_From(self.reader, start), count=stop - start)
+        return replace(self, num_examples=num_examples)
 
-    def load(self, report: Callable[[int], None] = lambda done: None) -> Examples:
-        """All of them in memory.
+    def shard(self, index: int, num_shards: int) -> "Records":
+        """One of `num_shards` contiguous shards of about the same size.
 
         Args:
-          report: called with how many have been read.
+          index: from 0.
+          num_shards: number of shards.
+
+        Raises:
+          InputError: there is no such shard, or there are fewer records than shards.
+
+        Example:
+          >>> labels = np.arange(5)
+          >>> records = Records.from_arrays(Examples(np.zeros((5, 2, 2, 1), np.uint8), labels))
+          >>> records.shard(1, 2).load().labels
+          array([2, 3, 4])
+        """
+        if not 0 <= index < num_shards <= self.num_examples:
+            raise InputError(
+                f"there is no shard {index} of {num_shards} of {self.num_examples} records; ask "
+                "for fewer shards"
+            )
+        start, stop = (self.num_examples * each // num_shards for each in (index, index + 1))
+        return replace(self, reader=_OffsetReader(self.reader, start), num_examples=stop - start)
+
+    def load(self, report: Callable[[int], None] = lambda num_read: None) -> Examples:
+        """Reads all records into memory.
+
+        Args:
+          report: called with the number of records read so far.
 
         Raises:
           InputError: a file is damaged.
         """
         chunks = []
-        for start in range(0, self.count, _CHUNK):
-            stop = min(start + _CHUNK, self.count)
+        for start in range(0, self.num_examples, _CHUNK_SIZE):
+            stop = min(start + _CHUNK_SIZE, self.num_examples)
             chunks.append(self.read(range(start, stop)))
             report(stop)
-        return Examples(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+        return Examples(*(np.concatenate(arrays) for arrays in zip(*chunks, strict=True)))
 
 
 @dataclass(frozen=True)
 class RecordDataset:
-    """A dataset whose examples are read when they are asked for.
+    """An image classification dataset whose examples are read on demand.
 
     Attributes:
-      name: what it is called here.
+      name: the dataset's name.
       version: its publisher's version.
-      train: what to learn from.
-      test: what to measure the error on.
-      class_names: what each label means.
-      provenance: where these records are, in words.
+      train: training split.
+      test: test split.
+      class_names: names of the classes, by label.
+      provenance: description of where the records are.
     """
 
     name: str
@@ -148,70 +170,73 @@ class RecordDataset:
     provenance: str
 
     @classmethod
-    def of(cls, dataset: Dataset, *, copy: bool = True) -> "RecordDataset":
-        """That of a dataset in memory.
+    def from_dataset(cls, dataset: Dataset, *, copy: bool = True) -> "RecordDataset":
+        """Records of a dataset in memory.
 
         Args:
-          dataset: its examples may be arrays of NumPy or JAX.
+          dataset: its arrays may be of NumPy or JAX.
           copy: as for `Dataset`.
         """
         return cls(
             dataset.name,
             dataset.version,
-            Records.of(dataset.train, copy=copy),
-            Records.of(dataset.test, copy=copy),
+            Records.from_arrays(dataset.train, copy=copy),
+            Records.from_arrays(dataset.test, copy=copy),
             dataset.class_names,
             dataset.provenance,
         )
 
-    def first(self, examples: int) -> "RecordDataset":
-        """The dataset with the first so many training examples only; all of them for 0.
-
-        Raises:
-          InputError: it has fewer.
-        """
-        check_count(self.name, examples, len(self.train))
-        return replace(self, train=self.train.first(examples)) if examples else self
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """How many training and how many test examples there are."""
-        return len(self.train), len(self.test)
-
-    def sample(self, most: int) -> Dataset:
-        """The first examples of each split, so many at most, in memory."""
-        train, test = (
-            split.first(min(most, len(split))).load() for split in (self.train, self.test)
-        )
-        about = self.name, self.version, train, test, self.class_names, self.provenance
-        return Dataset(*about, copy=False)
-
-    def part(self, index: int, parts: int) -> "RecordDataset":
-        """The dataset with one of so many parts of each split; see `Records.part`."""
-        train, test = (split.part(index, parts) for split in (self.train, self.test))
-        return replace(self, train=train, test=test)
+    def num_test(self) -> int:
+        """Number of test examples."""
+        return len(self.test)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         return self.train.image_shape
 
-    def load(self, progress: Progress = lambda done, total: None) -> Dataset:
-        """The dataset in memory.
+    def take(self, num_examples: int) -> "RecordDataset":
+        """The dataset with only its first `num_examples` training examples; 0 keeps all.
+
+        Raises:
+          InputError: it has fewer.
+        """
+        check_num_examples(self.name, num_examples, self.num_train)
+        return replace(self, train=self.train.take(num_examples)) if num_examples else self
+
+    def head(self, max_examples: int) -> Dataset:
+        """The first examples of each split in memory, at most `max_examples` of each."""
+        train, test = (
+            split.take(min(max_examples, len(split))) for split in (self.train, self.test)
+        )
+        return replace(self, train=train, test=test).load()
+
+    def shard(self, index: int, num_shards: int) -> "RecordDataset":
+        """The dataset with one of `num_shards` shards of each split; see `Records.shard`."""
+        train, test = (split.shard(index, num_shards) for split in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
+    def load(self, progress: ProgressFn = lambda num_decoded, total: None) -> Dataset:
+        """Reads the dataset into memory.
 
         Args:
-          progress: called with the number of images decoded and the number there are.
+          progress: called with the number of images decoded and their total number.
 
         Raises:
           InputError: a file is damaged.
         """
-        before = len(self.train)
-        total = before + len(self.test)
+        total = self.num_train + self.num_test
         return Dataset(
             self.name,
             self.version,
-            self.train.load(lambda done: progress(done, total)),
-            self.test.load(lambda done: progress(before + done, total)),
+            self.train.load(lambda num_read: progress(num_read, total)),
+            self.test.load(lambda num_read: progress(self.num_train + num_read, total)),
             self.class_names,
             self.provenance,
             copy=False,
@@ -220,63 +245,63 @@ class RecordDataset:
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of records, each by its place."""
+    """The images of records, by index."""
 
     records: Records
 
-    def __getitem__(self, place: int) -> UInt8[np.ndarray, "height width channels"]:
-        return self.records[place][0]
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        return self.records[index][0]
 
 
 @dataclass(frozen=True)
-class _From:
-    """Reads from a place on."""
+class _OffsetReader:
+    """Adds an offset to the indices."""
 
-    reader: Callable[[Places], Examples]
-    start: int
+    reader: Callable[[Indices], Examples]
+    offset: int
 
-    def __call__(self, places: Places) -> Examples:
-        return self.reader(places + self.start)
+    def __call__(self, indices: Indices) -> Examples:
+        return self.reader(indices + self.offset)
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Reads from arrays."""
+class _ArrayReader:
+    """Reads from arrays in memory."""
 
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"]
 
-    def __call__(self, places: Places) -> Examples:
-        return Examples(self.images[places], self.labels[places])
+    def __call__(self, indices: Indices) -> Examples:
+        return Examples(self.images[indices], self.labels[indices])
 
 
-def _gives_away(reader: Callable[[Places], Examples]) -> bool:
-    """Whether the arrays that a reader returns are the caller's alone."""
-    if isinstance(reader, _From):
-        return _gives_away(reader.reader)
-    return isinstance(reader, _Held | _Stored)
+def _returns_new_arrays(reader: Callable[[Indices], Examples]) -> bool:
+    """Whether nobody else has the arrays that a reader returns."""
+    if isinstance(reader, _OffsetReader):
+        return _returns_new_arrays(reader.reader)
+    return isinstance(reader, _ArrayReader | _ArrayRecordReader)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """Reads and decodes what TFDS has prepared.
+class _ArrayRecordReader:
+    """Reads and decodes the records of a dataset that TFDS has prepared.
 
     Attributes:
-      source: TFDS's, which returns images encoded.
-      prepared: the folder, for error messages.
-      image_shape: of the images to return.
-      resized: whether to scale images to that shape, which they otherwise have already.
+      source: TFDS's data source, which returns encoded images.
+      folder: the dataset's folder, for error messages.
+      image_shape: height, width and channels of the images to return.
+      resize: whether to scale the images to that shape.
     """
 
     source: Any
-    prepared: Path
+    folder: Path
     image_shape: tuple[int, int, int]
-    resized: bool
+    resize: bool
 
-    def __call__(self, places: Places) -> Examples:
-        images = np.empty((len(places), *self.image_shape), np.uint8)
-        with _undamaged(self.prepared):
-            rows = self.source.__getitems__(places.tolist())
+    def __call__(self, indices: Indices) -> Examples:
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        with _reading(self.folder):
+            rows = self.source.__getitems__(indices.tolist())
             for image, row in zip(images, rows, strict=True):
                 image[:] = self._decode(row["image"])
         return Examples(images, np.array([row["label"] for row in rows], np.int32))
@@ -287,27 +312,26 @@ class _Stored:
 
         height, width, channels = self.image_shape
         picture: Image.Image = Image.open(io.BytesIO(encoded))
-        # Among ImageNet's colour images are grey ones and some for printing (CMYK).
+        # Some of ImageNet's images are grey or CMYK.
         if picture.mode != _MODES[channels]:
             picture = picture.convert(_MODES[channels])
-        if self.resized:
+        if self.resize:
             picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
         return np.asarray(picture).reshape(self.image_shape)
 
 
-def open_prepared(prepared: Path, image_size: int | None = None) -> RecordDataset:
+def open_prepared(folder: Path, image_size: int | None = None) -> RecordDataset:
     """Opens an image classification dataset that TFDS has prepared.
 
     Args:
-      prepared: the folder <data_dir>/<name>/<version> that TFDS wrote.
-      image_size: height and width in pixels of the images to return: each is scaled so that
-        its shorter side is that, and its central square is kept. By default images stay as
-        they are.
+      folder: <data_dir>/<name>/<version>, as TFDS wrote it.
+      image_size: height and width in pixels of the images to return: the shorter side is scaled
+        to it, and the central square is cut out. By default images keep their size.
 
     Raises:
       DatasetUnavailable: TFDS is not installed.
-      InputError: the folder is damaged, not in ArrayRecord format, or of something else than
-        labelled images; its images differ in size, and no size to return is given.
+      InputError: the files are damaged, in another format than ArrayRecord, or no labelled
+        images; or the images differ in size and no `image_size` is given.
     """
     try:
         import tensorflow_datasets as tfds
@@ -316,73 +340,73 @@ def open_prepared(prepared: Path, image_size: int | None = None) -> RecordDatase
             "reading prepared datasets needs TFDS; run: pip install tensorflow-datasets "
             "importlib_resources"
         ) from error
-    with _undamaged(prepared):
-        builder = tfds.builder_from_directory(prepared)
+    with _reading(folder):
+        builder = tfds.builder_from_directory(folder)
         info, features = builder.info, dict(builder.info.features.items())
-        _allow_files(sum(split.num_shards for split in info.splits.values()))
+        _raise_file_limit(sum(split.num_shards for split in info.splits.values()))
         file_format = info.file_format.value
     if file_format != "array_record":
         raise InputError(
-            f"the dataset in {str(prepared)!r} was prepared as {file_format}, which needs "
+            f"the dataset in {str(folder)!r} was prepared as {file_format}, which needs "
             "TensorFlow; name another --data-dir to prepare it there as array_record"
         )
-    shape = _image_shape(features, prepared, image_size)
+    shape = _image_shape(features, folder, image_size)
     return RecordDataset(
         name=info.name,
         version=str(info.version),
-        train=_split(builder, "train", prepared, shape, image_size is not None),
-        test=_test_split(builder, prepared, shape, image_size is not None),
+        train=_split(builder, "train", folder, shape, image_size is not None),
+        test=_test_split(builder, folder, shape, image_size is not None),
         class_names=tuple(features["label"].names),
-        provenance=f"TFDS {info.name} {info.version}, prepared in {prepared}",
+        provenance=f"TFDS {info.name} {info.version}, prepared in {folder}",
     )
 
 
 @contextmanager
-def _undamaged(prepared: Path) -> Iterator[None]:
-    """Blames damaged files for what goes wrong inside.
+def _reading(folder: Path) -> Iterator[None]:
+    """Raises any error inside as an `InputError` about damaged files.
 
-    TFDS, protobuf, ArrayRecord and Pillow each raise their own errors for them.
+    TFDS, protobuf, ArrayRecord and Pillow each raise errors of their own.
     """
     try:
         yield
     except Exception as error:
-        # ArrayRecord has no error of its own for this either.
+        # ArrayRecord has no error class for this.
         if os.strerror(errno.EMFILE) in str(error):
             raise InputError(
-                f"the files in {str(prepared)!r} are more than may be open at the same time; "
+                f"the files in {str(folder)!r} are more than may be open at the same time; "
                 "raise the limit (ulimit -n)"
             ) from error
         raise InputError(
-            f"the prepared dataset in {str(prepared)!r} is damaged "
+            f"the prepared dataset in {str(folder)!r} is damaged "
             f"({type(error).__name__}); delete that folder and run again to prepare it anew"
         ) from error
 
 
-def _allow_files(count: int) -> None:
-    """Lets this process have so many files open beside others, as far as it may.
+def _raise_file_limit(count: int) -> None:
+    """Raises the limit of open files to `count` and some more, as far as allowed.
 
-    ArrayRecord keeps those open that it has read from; ImageNet's are more than the usual limit.
+    ArrayRecord keeps files open, and ImageNet has more than the usual limit.
     """
     import resource
 
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _OTHER_FILES
-    if most != resource.RLIM_INFINITY:
-        wanted = min(wanted, most)
-    if limit != resource.RLIM_INFINITY and limit < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _image_shape(
-    features: dict[str, Any], prepared: Path, image_size: int | None
+    features: dict[str, Any], folder: Path, image_size: int | None
 ) -> tuple[int, int, int]:
-    """The shape of the images to return, if `features` are those of labelled images."""
+    """Shape of the images to return, after checking that the features are an image and a label."""
     import tensorflow_datasets as tfds
 
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     if not all(isinstance(features.get(name), kind) for name, kind in kinds.items()):
         raise InputError(
-            f"the dataset in {str(prepared)!r} has no 'image' with a class as its 'label' but "
+            f"the dataset in {str(folder)!r} has no 'image' with a class as its 'label' but "
             f"{', '.join(map(repr, features))}; name one for image classification"
         )
     if image_size is not None and image_size < 1:
@@ -392,36 +416,34 @@ def _image_shape(
         height = width = image_size
     if height is None or width is None:
         raise InputError(
-            f"the images in {str(prepared)!r} differ in size; give an image_size to scale "
+            f"the images in {str(folder)!r} differ in size; give an image_size to scale "
             "them to, such as 224"
         )
     return height, width, channels
 
 
 def _split(
-    builder: Any, split: str, prepared: Path, shape: tuple[int, int, int], resized: bool
+    builder: Any, split: str, folder: Path, shape: tuple[int, int, int], resize: bool
 ) -> Records:
     import tensorflow_datasets as tfds
 
     if split not in builder.info.splits:
         raise InputError(
-            f"the dataset in {str(prepared)!r} has no split {split!r} but "
+            f"the dataset in {str(folder)!r} has no split {split!r} but "
             f"{', '.join(map(repr, builder.info.splits))}; name another dataset"
         )
-    with _undamaged(prepared):
+    with _reading(folder):
         count = builder.info.splits[split].num_examples
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if len(source) != count:
             raise ValueError(f"{split}: {len(source)} records instead of {count}")
-    return Records(_Stored(source, prepared, shape, resized), count, shape)
+    return Records(_ArrayRecordReader(source, folder, shape, resize), count, shape)
 
 
-def _test_split(
-    builder: Any, prepared: Path, shape: tuple[int, int, int], resized: bool
-) -> Records:
-    """The split called test, or validation where its labels are kept secret, as ImageNet's."""
+def _test_split(builder: Any, folder: Path, shape: tuple[int, int, int], resize: bool) -> Records:
+    """The test split, or validation if there is none or its labels are secret, as ImageNet's."""
     if "test" in builder.info.splits:
-        test = _split(builder, "test", prepared, shape, resized)
+        test = _split(builder, "test", folder, shape, resize)
         if test[0][1] >= 0:
             return test
-    return _split(builder, "validation", prepared, shape, resized)
+    return _split(builder, "validation", folder, shape, resize)

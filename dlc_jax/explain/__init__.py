@@ -1,16 +1,16 @@
-"""What a trained network sees, and how it fails: pure functions of a network's view and pixels.
+"""Explanations of trained networks, one module for each method.
 
-A `View` is a network as a function of pixels from 0 to 1. What there is to ask of it:
+All methods are pure functions of an `ImageClassifier` and pixels from 0 to 1:
 
-- `filters`, `saliency`, `deconvnet`, `occlusion`, `class_activation`: what it sees in images;
-- `maximisation`, `dream`: what it would like to see (on `ascent`);
-- `adversarial`, `fooling`: how it fails.
+- on given images: `filters`, `saliency`, `deconvnet`, `occlusion`, `grad_cam`;
+- images made by gradient ascent: `activation_maximization`, `deep_dream`;
+- robustness: `adversarial`, `fooling`.
 
-Functions work under `jit`, `vmap` and `grad`; what they refuse (`checks`), they refuse before they
-compute anything. `rectifiers` and `jaxprs` change what happens inside a network without its help.
-`gallery` makes pictures, tables and a report of all this.
+They work inside `jax.jit`, and check their arguments before they compute anything. `explain_run`
+writes pictures, tables and an HTML report (`report`).
 """
 
-from dlc_jax.explain.view import View
+from dlc_jax.explain.classifier import ImageClassifier
+from dlc_jax.explain.explain_run import explain_run
 
-__all__ = ["View"]
+__all__ = ["ImageClassifier", "explain_run"]

@@ -1,9 +1,9 @@
-"""What in an image excites a feature map: the deconvnet (Zeiler and Fergus 2014, section 2.1).
+"""Projection of activations to pixels by a deconvnet (Zeiler and Fergus 2014, section 2.1).
 
-("Visualizing and understanding convolutional networks".) A deconvnet goes through the network
-backwards: it filters with the transposed kernels, unpools to where the maxima stood, and rectifies
-what it hands on. The first two are what gradients do, and so is here whatever else a network has,
-such as batch normalisation; the third is a rule for rectifiers (`rectifiers.with_rectifiers`).
+"Visualizing and understanding convolutional networks". A deconvnet runs a network backwards: it
+filters with the transposed kernels, unpools to the positions of the maxima, and rectifies the
+signal. The first two steps are what gradients do, and so are the backward passes of other layers,
+such as batch normalization; the third is a rule for rectifiers (`relu_rules`).
 """
 
 from functools import partial
@@ -16,191 +16,231 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Bool, Float, Int
 
 from dlc_jax import ops
-from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain import jaxprs
-from dlc_jax.explain.checks import check_choices, check_counts, check_pixels, check_stage
-from dlc_jax.explain.rectifiers import Rule, check_rule, with_rectifiers
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain import jaxpr_interpreter
+from dlc_jax.explain.argument_checks import check_indices, check_pixels, check_positive, check_stage
+from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
+from dlc_jax.explain.relu_rules import ReluRule, check_relu_rule, override_relu_gradient
+from dlc_jax.typing import AnyArray
 
 
 class Projection(NamedTuple):
-    """What in each image excited a feature map most, at one position.
+    """Projection of one activation of each image to pixels.
 
     Attributes:
-      pixels: the activation projected back to pixels; signed, on a scale of its own.
-      place: row and column of the activation.
-      value: the activation.
+      pixels: The projection; signed.
+      position: Row and column of the activation.
+      activation: The activation.
     """
 
     pixels: Float[Array, "batch height width channels"]
-    place: Int[Array, "batch 2"]
-    value: Float[Array, " batch"]
+    position: Int[Array, "batch 2"]
+    activation: Float[Array, " batch"]
 
 
-def project(
-    view: View,
+def project_activation(
+    classifier: ImageClassifier,
     pixels: Pixels,
     stage: str,
     maps: Int[AnyArray, " batch"],
     *,
-    rule: Rule = "deconvnet",
+    rule: ReluRule = "deconvnet",
 ) -> Projection:
-    """Projects a feature map's strongest activation in each image back to pixels.
+    """Projects the strongest activation of a feature map of each image to pixels.
 
-    All other activations of the stage are set to zero. A vector counts as feature maps of one
-    position.
+    All other activations of the stage are set to zero. The elements of a vector are feature maps
+    with one position.
 
     Args:
-      view: the network.
-      pixels: the images, from 0 to 1.
-      stage: whose feature maps, as `View.stages` has it.
-      maps: for each image a feature map, an index of the stage's last axis.
-      rule: what passes back through rectifiers; see `rectifiers.with_rectifiers`.
+      classifier: The classifier.
+      pixels: Images with pixels from 0 to 1.
+      stage: Name of the stage.
+      maps: Feature map of each image, as an index of the stage's last axis.
+      rule: Backward pass of rectifiers; see `relu_rules.override_relu_gradient`.
 
     Raises:
-      InputError: there is no such stage, map or rule, or the pixels do not suit the network.
+      InputError: There is no such stage, map or rule, or the pixels do not suit the network.
+
+    Example:
+      >>> import numpy as np
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> pixels = np.zeros((2, 8, 8, 1))
+      >>> pixels[:, 3, 4] = 1
+      >>> projection = project_activation(tiny_classifier(), pixels, "conv", np.array([0, 3]))
+      >>> projection.pixels.shape, projection.position.shape
+      ((2, 8, 8, 1), (2, 2))
     """
-    shape = check_stage(view, check_pixels(view, pixels), stage)
-    check_choices("map", maps, len(pixels), shape[-1])
-    check_rule(rule)
-    return _project(view, jnp.asarray(pixels), jnp.asarray(maps), stage=stage, rule=rule)
+    shape = check_stage(classifier, check_pixels(classifier, pixels), stage)
+    check_indices("map", maps, len(pixels), shape[-1])
+    check_relu_rule(rule)
+    return _project_activation(
+        classifier, jnp.asarray(pixels), jnp.asarray(maps), stage=stage, rule=rule
+    )
 
 
 @partial(jax.jit, static_argnames=("stage", "rule"))
-def _project(view: View, pixels: Array, maps: Array, *, stage: str, rule: Rule) -> Projection:
-    to_stage = with_rectifiers(lambda pixels: view.activations(pixels, stage), rule)
-    activations, back = jax.vjp(to_stage, pixels)
+def _project_activation(
+    classifier: ImageClassifier, pixels: Array, maps: Array, *, stage: str, rule: ReluRule
+) -> Projection:
+    to_stage = override_relu_gradient(lambda pixels: classifier.activations(pixels, stage), rule)
+    activations, vjp = jax.vjp(to_stage, pixels)
 
     images = jnp.arange(len(pixels))
     flat = activations.reshape(len(pixels), -1, activations.shape[-1])
-    of_maps = flat[images, :, maps]
-    positions = of_maps.argmax(1)
-    values = of_maps[images, positions]
-    alone = jnp.zeros_like(flat).at[images, positions, maps].set(values)
-    (projected,) = back(alone.reshape(activations.shape))
+    map_activations = flat[images, :, maps]
+    positions = map_activations.argmax(1)
+    strongest = map_activations[images, positions]
+    cotangent = jnp.zeros_like(flat).at[images, positions, maps].set(strongest)
+    (projected,) = vjp(cotangent.reshape(activations.shape))
     columns = activations.shape[2] if activations.ndim == 4 else 1
-    place = jnp.stack(jnp.divmod(positions, columns), 1)
-    return Projection(projected, place, values)
+    position = jnp.stack(jnp.divmod(positions, columns), 1)
+    return Projection(projected, position, strongest)
 
 
-def strongest(
-    view: View, pixels: Pixels, stage: str, *, count: int, batch_size: int = 100
+def top_activating_images(
+    classifier: ImageClassifier,
+    pixels: Pixels,
+    stage: str,
+    *,
+    count: int,
+    batch_size: int = 100,
 ) -> tuple[Int[Array, "maps count"], Float[Array, "maps count"]]:
-    """For every feature map the images with its strongest activations, the strongest first.
+    """The images with the strongest activations of each feature map, strongest first.
 
     Args:
-      view: the network.
-      pixels: as many images as fit in memory, from 0 to 1.
-      stage: whose feature maps, as `View.stages` has it.
-      count: how many images of each map.
-      batch_size: how many images go through the network at once.
+      classifier: The classifier.
+      pixels: Images with pixels from 0 to 1.
+      stage: Name of the stage.
+      count: Number of images for each map.
+      batch_size: Batch size.
 
     Returns:
-      The images' indices, and the activations: in each image the largest of all positions.
+      Indices of the images, and their activations: the largest of all positions.
 
     Raises:
-      InputError: there is no such stage, the pixels do not suit the network, there are fewer
-        than `count` images, or a number is below one.
+      InputError: There is no such stage, the pixels do not suit the network, there are fewer than
+        `count` images, or a number is below one.
+
+    Example:
+      >>> import numpy as np
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> pixels = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((5, 8, 8, 1))
+      >>> indices, activations = top_activating_images(
+      ...     tiny_classifier(), pixels, "conv", count=2
+      ... )
+      >>> indices.shape, activations.shape
+      ((4, 2), (4, 2))
     """
-    check_stage(view, check_pixels(view, pixels), stage)
+    check_stage(classifier, check_pixels(classifier, pixels), stage)
     if not 1 <= count <= len(pixels):
         raise InputError(f"count is {count}; choose from 1 to {len(pixels)}, the number of images")
-    check_counts(batch_size=batch_size)
-    return _strongest(view, jnp.asarray(pixels), stage=stage, count=count, batch_size=batch_size)
+    check_positive(batch_size=batch_size)
+    return _top_activating_images(
+        classifier, jnp.asarray(pixels), stage=stage, count=count, batch_size=batch_size
+    )
 
 
 @partial(jax.jit, static_argnames=("stage", "count", "batch_size"))
-def _strongest(
-    view: View, pixels: Array, *, stage: str, count: int, batch_size: int
+def _top_activating_images(
+    classifier: ImageClassifier, pixels: Array, *, stage: str, count: int, batch_size: int
 ) -> tuple[Array, Array]:
-    def largest(image: Array) -> Array:
-        activations = view.activations(image[None], stage)[0]
+    def map_maxima(image: Array) -> Array:
+        activations = classifier.activations(image[None], stage)[0]
         return activations.reshape(-1, activations.shape[-1]).max(0)
 
-    values = lax.map(largest, pixels, batch_size=batch_size)
+    values = lax.map(map_maxima, pixels, batch_size=batch_size)
     values, indices = lax.top_k(values.T, count)
     return indices, values
 
 
-def receptive_box(
-    view: View, image_shape: tuple[int, int, int], stage: str, row: int, column: int
+def receptive_field(
+    classifier: ImageClassifier, image_shape: ImageShape, stage: str, row: int, column: int
 ) -> tuple[int, int, int, int]:
-    """The smallest rectangle with all pixels that can influence an activation.
+    """The smallest rectangle that contains all pixels that can influence an activation.
 
-    What is not a number makes everything not a number that it takes part in. Rows and columns
-    of such pixels are added until the position sees them, in a search by halves from each of the
-    four sides: this finds the rectangle exactly, whatever the weights and the image. It takes
-    plain integers, and can not be jitted itself.
+    NaN pixels make all activations NaN that depend on them. From each of the four sides, a binary
+    search finds the number of rows or columns of NaN that the activation does not depend on. The
+    rectangle is exact, whatever the weights. The function takes plain integers and can't be
+    jitted itself.
 
     Args:
-      view: the network.
-      image_shape: height, width and channels of the images.
-      stage: as `View.stages` has it.
-      row: of the position among the stage's; of a vector 0.
-      column: likewise.
+      classifier: The classifier.
+      image_shape: Height, width and channels of the images.
+      stage: Name of the stage.
+      row: Row of the activation; 0 for a vector.
+      column: Column of the activation; 0 for a vector.
 
     Returns:
-      Its first row, the row after its last, its first column, the column after its last.
+      Top (inclusive), bottom (exclusive), left (inclusive) and right (exclusive), in pixels.
 
     Raises:
-      InputError: there is no such stage or position, or activations do not depend on pixels by
-        operations that keep what is not a number, as thresholds do not.
+      InputError: There is no such stage or position, or the network has operations that do not
+        propagate NaN, such as thresholds.
+
+    Example:
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> receptive_field(tiny_classifier(), (8, 8, 1), "conv", 0, 4)
+      (0, 2, 3, 6)
     """
-    shape = check_stage(view, image_shape, stage)
+    shape = check_stage(classifier, image_shape, stage)
     rows, columns = shape[:2] if len(shape) == 3 else (1, 1)
     if not (0 <= row < rows and 0 <= column < columns):
         raise InputError(
             f"there is no position ({row}, {column}); stage {stage!r} has {rows}x{columns}"
         )
-    unseen = _unseen(view, image_shape, stage, row, column)
-    above, below, left, right = (int(count) for count in unseen)
-    height, width, _ = image_shape
-    top, bottom, first, last = above, height - below, left, width - right
-    if top >= bottom or first >= last:
+    margins = _unseen_margins(classifier, image_shape, stage, row, column)
+    top, below, left, after = (int(margin) for margin in margins)
+    bottom, right = image_shape[0] - below, image_shape[1] - after
+    if top >= bottom or left >= right:
         raise InputError(f"no pixel reaches stage {stage!r}; choose a stage without thresholds")
-    return top, bottom, first, last
+    return top, bottom, left, right
 
 
 @partial(jax.jit, static_argnames=("image_shape", "stage"))
-def _unseen(
-    view: View, image_shape: tuple[int, int, int], stage: str, row: int, column: int
+def _unseen_margins(
+    classifier: ImageClassifier, image_shape: ImageShape, stage: str, row: int, column: int
 ) -> Int[Array, "4"]:
-    """From the top, the bottom, the left and the right, how many rows and columns are unseen."""
+    """Numbers of unseen rows and columns at the top, the bottom, the left and the right."""
     height, width, _ = image_shape
     images = jax.ShapeDtypeStruct((4, *image_shape), jnp.float32)
-    closed, _, _ = jaxprs.trace(lambda pixels: view.activations(pixels, stage), images)
+    closed, _, _ = jaxpr_interpreter.trace(
+        lambda pixels: classifier.activations(pixels, stage), images
+    )
 
-    def sees(counts: Int[Array, "4"]) -> Bool[Array, "4"]:
-        marked = _marked(height, width, counts)[..., None]
-        pixels = jnp.broadcast_to(jnp.where(marked, jnp.nan, 0.5), images.shape)
-        (activations,) = jaxprs.evaluate(closed, [pixels.astype(jnp.float32)], call=_call_plainly)
+    def is_seen(margins: Int[Array, "4"]) -> Bool[Array, "4"]:
+        mask = _margin_masks(height, width, margins)[..., None]
+        pixels = jnp.broadcast_to(jnp.where(mask, jnp.nan, 0.5), images.shape)
+        (activations,) = jaxpr_interpreter.eval_jaxpr(
+            closed, [pixels.astype(jnp.float32)], eval_equation=_eval_with_nan
+        )
         at_position = activations if activations.ndim == 2 else activations[:, row, column]
         return jnp.isnan(at_position).any(1)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def bisect(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         unseen, seen = bounds
         middle = (unseen + seen) // 2
-        now = sees(middle)
+        now = is_seen(middle)
         return jnp.where(now, unseen, middle), jnp.where(now, middle, seen)
 
     bounds = jnp.zeros(4, int), jnp.array([height, height, width, width])
-    return lax.fori_loop(0, max(height, width).bit_length(), halve, bounds)[0]
+    return lax.fori_loop(0, max(height, width).bit_length(), bisect, bounds)[0]
 
 
-def _marked(height: int, width: int, counts: Int[Array, "4"]) -> Bool[Array, "4 height width"]:
-    """In four images the first rows, the last rows, the first columns and the last columns."""
+def _margin_masks(
+    height: int, width: int, margins: Int[Array, "4"]
+) -> Bool[Array, "4 height width"]:
+    """Masks of the first rows, the last rows, the first columns and the last columns."""
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
-    above, below = rows < counts[0], rows >= height - counts[1]
-    left, right = columns < counts[2], columns >= width - counts[3]
-    sides = above, below, left, right
-    return jnp.stack([jnp.broadcast_to(side, (height, width)) for side in sides])
+    top, bottom = rows < margins[0], rows >= height - margins[1]
+    left, right = columns < margins[2], columns >= width - margins[3]
+    masks = top, bottom, left, right
+    return jnp.stack([jnp.broadcast_to(mask, (height, width)) for mask in masks])
 
 
-def _call_plainly(equation: JaxprEqn, args: list[Any]) -> list[Any]:
-    """The results of an equation by XLA's own convolution and pooling, which keep NaN in its place.
+def _eval_with_nan(equation: JaxprEqn, args: list[Any]) -> list[Any]:
+    """Evaluates an equation with XLA's convolution and pooling, which keep NaN local.
 
-    Products in the frequency domain would spread it over the whole image.
+    A product of Fourier transforms would spread NaN over the whole image.
     """
     params = equation.params
     match equation.primitive.name:
@@ -215,14 +255,15 @@ def _call_plainly(equation: JaxprEqn, args: list[Any]) -> list[Any]:
             window = params["strides"], params["padding"]
             return [ops.conv2d(x, kernel, *window, precision="default")]
         case "max" | "reduce_max" | "reduce_window_max" | "max_pool":
-            return _largest(equation, args)
+            return _max_with_nan(equation, args)
         case _:
-            return jaxprs.call_as_is(equation, args)
-    return jaxprs.evaluate(inner, args, call=_call_plainly)
+            return jaxpr_interpreter.bind_primitive(equation, args)
+    return jaxpr_interpreter.eval_jaxpr(inner, args, eval_equation=_eval_with_nan)
 
 
-def _largest(equation: JaxprEqn, args: list[Any]) -> list[Any]:
-    """Maxima, which are NaN wherever a part of them is: XLA:CPU's sometimes leave NaN out."""
-    (result,) = jaxprs.call_as_is(equation, args)
-    (marked,) = jaxprs.call_as_is(equation, [jnp.isnan(x).astype(result.dtype) for x in args])
-    return [jnp.where(marked > 0, jnp.nan, result)]
+def _max_with_nan(equation: JaxprEqn, args: list[Any]) -> list[Any]:
+    """Maxima that are NaN if one of their inputs is; XLA's on a CPU sometimes drop NaN."""
+    (result,) = jaxpr_interpreter.bind_primitive(equation, args)
+    is_nan = [jnp.isnan(x).astype(result.dtype) for x in args]
+    (any_nan,) = jaxpr_interpreter.bind_primitive(equation, is_nan)
+    return [jnp.where(any_nan > 0, jnp.nan, result)]

@@ -1,4 +1,4 @@
-"""A network's first filters, and its feature maps, as they are."""
+"""Filters of the first layer, and feature maps."""
 
 from collections import OrderedDict
 
@@ -8,52 +8,66 @@ from jax import Array
 from jaxtyping import Float
 
 from dlc_jax.errors import InputError
-from dlc_jax.explain.checks import check_pixels
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.argument_checks import check_pixels
+from dlc_jax.explain.classifier import ImageClassifier, Pixels
 
 
-def first_filters(view: View) -> Float[Array, "features height width channels"]:
-    """The kernels of the first convolution, that which reads the image's channels.
+def first_layer_filters(
+    classifier: ImageClassifier,
+) -> Float[Array, "features height width channels"]:
+    """Kernels of the first convolution, the one that reads the image's channels.
 
-    It need not be trained: airbench's is its whitening. Of several such convolutions it is the
-    first by name.
+    They may be fixed, as in airbench, whose first convolution is a whitening. Of several such
+    convolutions it is the first by name.
 
     Args:
-      view: the network.
+      classifier: The classifier.
 
     Returns:
-      The weights on normalised pixels.
+      Kernels, applied to normalized pixels.
 
     Raises:
-      InputError: no convolution reads the image.
+      InputError: No convolution reads the image.
+
+    Example:
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> first_layer_filters(tiny_classifier()).shape
+      (4, 3, 3, 1)
     """
-    channels = len(view.normalise.mean)
-    for variable in jax.tree.leaves(view.variables):
+    channels = len(classifier.normalize.mean)
+    for variable in jax.tree.leaves(classifier.variables):
         if variable.ndim == 4 and variable.shape[2] == channels:
             return variable.transpose(3, 0, 1, 2)
     raise InputError(
-        f"the network has no convolution that reads {channels} channels; look at one that has, "
-        "such as 'lecture'"
+        f"the network has no convolution that reads {channels} channels; use one that has, such "
+        "as 'lecture'"
     )
 
 
 def feature_maps(
-    view: View, pixels: Pixels
+    classifier: ImageClassifier, pixels: Pixels
 ) -> OrderedDict[str, Float[Array, "batch height width maps"]]:
-    """The activations of each stage that has positions, by its name, in their order.
+    """Activations of all stages with feature maps, by name and in order.
 
     Args:
-      view: the network.
-      pixels: the images, from 0 to 1.
+      classifier: The classifier.
+      pixels: Images with pixels from 0 to 1.
 
     Raises:
-      InputError: the pixels do not suit the network.
+      InputError: The pixels do not suit the network.
+
+    Example:
+      >>> import numpy as np
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> maps = feature_maps(tiny_classifier(), np.zeros((2, 8, 8, 1)))
+      >>> {name: maps[name].shape for name in maps}
+      {'conv': (2, 8, 8, 4)}
     """
-    check_pixels(view, pixels)
-    return _feature_maps(view, jnp.asarray(pixels))
+    check_pixels(classifier, pixels)
+    return _feature_maps(classifier, jnp.asarray(pixels))
 
 
 @jax.jit
-def _feature_maps(view: View, pixels: Array) -> OrderedDict[str, Array]:
-    stages = view.stages(pixels)
+def _feature_maps(classifier: ImageClassifier, pixels: Array) -> OrderedDict[str, Array]:
+    stages = classifier.stages(pixels)
     return OrderedDict((name, stage) for name, stage in stages.items() if stage.ndim == 4)

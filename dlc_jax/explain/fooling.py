@@ -1,4 +1,4 @@
-"""Images that are nothing to a person, and of which a network is sure that it knows their class.
+"""Fooling images: unrecognizable images that a network classifies with high confidence.
 
 Nguyen et al. 2015, "Deep neural networks are easily fooled: high confidence predictions for
 unrecognizable images": by evolution with two encodings of images (section 2), and by gradient
@@ -7,7 +7,7 @@ ascent (section 3).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,213 +15,264 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain import ascent
-from dlc_jax.explain.checks import check_choices, check_counts
-from dlc_jax.explain.view import Pixels, View
-from dlc_jax.losses import log_odds_against
+from dlc_jax.explain import gradient_ascent
+from dlc_jax.explain.argument_checks import check_image_shape, check_indices, check_positive
+from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
+from dlc_jax.nn.losses import log_odds_against
+from dlc_jax.typing import AnyArray
 
-Shape: TypeAlias = tuple[int, int, int]  # height, width and channels
+EncodingName: TypeAlias = Literal["direct", "cppn"]
 
-# Of the noise from which gradients ascend, the standard deviation.
-_CONTRAST = 0.1
-# The paper's rate at which pixels mutate, which halves again and again, and its strength.
-_RATE, _HALVED_EVERY, _STRENGTH = 0.1, 1000, 15
-# Of a pattern-producing network: nodes a layer, how often a weight and a node's function mutate,
-# the standard deviation of the first weights, and the least and the most of a child's mutations.
-_NODES, _WEIGHT_RATE, _FUNCTION_RATE, _FIRST, _CHANGES = 8, 0.4, 0.1, 2.0, (0.1, 8.0)
+# Standard deviation of the noise from which gradient ascent starts.
+_INITIAL_NOISE = 0.1
+# The paper's mutation rate of pixels, the generations after which it halves, and the strength.
+_PIXEL_RATE, _HALVING_GENERATIONS, _STRENGTH = 0.1, 1000, 15
+# CPPNs: nodes in a layer, mutation rates of weights and functions, standard deviation of the
+# initial weights, and range of the standard deviation of a child's mutations.
+_NODES, _WEIGHT_RATE, _FUNCTION_RATE, _INITIAL_STD, _MUTATION_STDS = 8, 0.4, 0.1, 2.0, (0.1, 8.0)
 
 
-def by_gradient(
-    view: View,
+def fooling_images_by_gradient(
+    classifier: ImageClassifier,
     labels: Int[AnyArray, " batch"],
     *,
     key: PRNGKeyArray,
-    image_shape: Shape,
+    image_shape: ImageShape,
     steps: int = 400,
     learning_rate: Float[AnyArray, ""] | float = 0.05,
 ) -> Float[Array, "batch height width channels"]:
-    """Images of which a network is sure, by gradient ascent from almost nothing (section 3).
+    """Fooling images by gradient ascent from noise (section 3).
 
-    Each begins with mid-grey and a little noise, of standard deviation 0.1. Each step adds the
-    gradient of its class's log-odds, scaled to a mean absolute value of 1, times a rate that goes
+    The ascent starts from gray with noise of standard deviation 0.1. Each step adds the gradient
+    of the label's log-odds, with mean absolute value 1, times the learning rate, which decreases
     linearly to zero; and clips the pixels to [0, 1].
 
     Args:
-      view: the network.
-      labels: for each image the class that it is to be taken for.
-      key: of the noise.
-      image_shape: height, width and channels of the images.
-      steps: how many, at least one.
-      learning_rate: of the first step; by how much a pixel changes on average.
+      classifier: The classifier to fool.
+      labels: Class of each image.
+      key: PRNG key of the noise.
+      image_shape: Height, width and channels of the images.
+      steps: Number of steps.
+      learning_rate: Mean change of a pixel in the first step.
 
     Returns:
-      The images, from 0 to 1.
+      Images with pixels from 0 to 1.
 
     Raises:
-      InputError: there are no labels or they are no classes of the network, which takes no such
-        images, or there are no steps.
+      InputError: There are no labels, they are no classes of the network, the network takes no
+        such images, or there are no steps.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> images = fooling_images_by_gradient(
+      ...     tiny_classifier(),
+      ...     np.arange(3),
+      ...     key=jax.random.key(0),
+      ...     image_shape=(8, 8, 1),
+      ...     steps=10,
+      ... )
+      >>> images.shape
+      (3, 8, 8, 1)
     """
-    classes = _check(view, image_shape, steps=steps)
+    check_positive(steps=steps)
+    check_image_shape(classifier, image_shape)
     if np.ndim(labels) != 1 or len(labels) == 0:
-        raise InputError(f"labels of shape {np.shape(labels)} name no classes; give [batch]")
-    check_choices("class", labels, len(labels), classes)
-    return _by_gradient(view, labels, key, learning_rate, image_shape=image_shape, steps=steps)
+        raise InputError(f"labels have shape {np.shape(labels)}; give [batch], at least one label")
+    num_classes = classifier.stage_shapes(image_shape)["logits"][-1]
+    check_indices("class", labels, len(labels), num_classes)
+    return _fooling_images_by_gradient(
+        classifier, labels, key, learning_rate, image_shape=image_shape, steps=steps
+    )
 
 
 @partial(jax.jit, static_argnames=("image_shape", "steps"))
-def _by_gradient(
-    view: View, labels: Array, key: PRNGKeyArray, rate: Array, *, image_shape: Shape, steps: int
+def _fooling_images_by_gradient(
+    classifier: ImageClassifier,
+    labels: Array,
+    key: PRNGKeyArray,
+    learning_rate: Array,
+    *,
+    image_shape: ImageShape,
+    steps: int,
 ) -> Array:
-    still = jax.random.key(0)  # of images that are not moved
+    unused_key = jax.random.key(0)  # without jitter
 
-    def odds(pixels: Array) -> Array:
-        return -log_odds_against(view.logits(pixels), labels)
+    def log_odds(pixels: Array) -> Array:
+        return -log_odds_against(classifier.logits(pixels), labels)
 
-    def step(pixels: Array, left: Array) -> tuple[Array, None]:
-        _, direction = ascent.slope(odds, pixels, still, jitter=0)
-        return (pixels + left * rate * direction).clip(0, 1), None
+    def step(pixels: Array, scale: Array) -> tuple[Array, None]:
+        _, direction = gradient_ascent.normalized_gradient(log_odds, pixels, unused_key, jitter=0)
+        return (pixels + scale * learning_rate * direction).clip(0, 1), None
 
     noise = jax.random.normal(key, (len(labels), *image_shape), jnp.float32).astype(float)
-    start = (0.5 + _CONTRAST * noise).clip(0, 1)
+    start = (0.5 + _INITIAL_NOISE * noise).clip(0, 1)
     return lax.scan(step, start, 1 - jnp.arange(steps) / steps)[0]
 
 
-class Evolved(NamedTuple):
-    """For each class the image of which the network is surest.
+class EvolutionResult(NamedTuple):
+    """The best image of each class.
 
     Attributes:
-      elites: the images, from 0 to 1.
-      confidences: the network's probability of each elite's class.
-      history: the confidences after each generation.
-      genomes: what the elites are made of.
-      generation: how many generations there have been.
+      images: The images, with pixels from 0 to 1.
+      confidences: Probability of each image's class.
+      history: Confidences after each generation.
+      genomes: Encodings of the images.
+      generation: Number of generations so far.
     """
 
-    elites: Float[Array, "classes height width channels"]
+    images: Float[Array, "classes height width channels"]
     confidences: Float[Array, " classes"]
     history: Float[Array, "generations classes"]
     genomes: Any
     generation: Int[Array, ""]
 
 
-def by_evolution(
-    view: View,
+def fooling_images_by_evolution(
+    classifier: ImageClassifier,
     *,
     key: PRNGKeyArray,
-    image_shape: Shape,
+    image_shape: ImageShape,
     generations: int = 1000,
-    population: int = 100,
-    encoding: str = "direct",
-    start: Evolved | None = None,
-) -> Evolved:
-    """Images of which a network is sure, by evolution that sees only its output (section 2).
+    population_size: int = 100,
+    encoding: EncodingName = "direct",
+    resume_from: EvolutionResult | None = None,
+) -> EvolutionResult:
+    """Fooling images by evolution, which uses only the network's output (section 2).
 
     The algorithm is MAP-Elites (Mouret and Clune 2015, "Illuminating search spaces by mapping
-    elites"): there is one elite for each class, at first the best of a random population. In
-    each generation every child is a mutation of a random elite, whatever its class, and the best
-    child for a class becomes its elite where the network is surer of it.
+    elites"). Each class has one elite, at first the best image of a random population. In each
+    generation, every child is a mutation of a random elite of any class, and the best child for a
+    class replaces its elite if the network's confidence is higher.
 
-    The encoding "direct" is an image's pixels, some of which mutate; see `polynomial_mutation`.
-    The paper's rate is 0.1 at first and halves every 1,000 generations. The encoding "cppn" is a
-    `PatternNetwork`, which makes images regular.
+    The encoding "direct" is the image's pixels, which mutate by `polynomial_mutation` at a rate of
+    0.1 that halves every 1,000 generations, as in the paper. The encoding "cppn" is a `CPPN`,
+    which produces regular images.
 
     Args:
-      view: the network.
-      key: of the first population and of all mutations.
-      image_shape: height, width and channels of the images.
-      generations: how many, at least one.
-      population: children a generation, at least one.
+      classifier: The classifier to fool.
+      key: PRNG key of the initial population and of all mutations.
+      image_shape: Height, width and channels of the images.
+      generations: Number of generations.
+      population_size: Number of children in each generation.
       encoding: "direct" or "cppn".
-      start: what to go on from, made with the same other arguments: the result is then, but for
-        the history, that of all generations at once.
+      resume_from: Result to continue from, of a call with the same other arguments. The result is
+        the same as that of all generations in one call, except for the history.
 
     Raises:
-      InputError: the network takes no such images, there is no such encoding, or there are no
+      InputError: The network takes no such images, there is no such encoding, or there are no
         generations or children.
+
+    Example:
+      >>> import jax
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> result = fooling_images_by_evolution(
+      ...     tiny_classifier(),
+      ...     key=jax.random.key(0),
+      ...     image_shape=(8, 8, 1),
+      ...     generations=5,
+      ...     population_size=10,
+      ... )
+      >>> result.images.shape, result.history.shape
+      ((3, 8, 8, 1), (5, 3))
     """
-    _check(view, image_shape, generations=generations, population=population)
+    check_positive(generations=generations, population_size=population_size)
+    check_image_shape(classifier, image_shape)
     if encoding not in _ENCODINGS:
         raise InputError(f"there is no encoding {encoding!r}; choose from {', '.join(_ENCODINGS)}")
-    evolution = partial(
-        _by_evolution,
-        view,
+    if resume_from is None:
+        # Separate, so that the evolution is compiled once, with or without a result to resume.
+        elites = _initial_elites(
+            classifier,
+            key,
+            image_shape=image_shape,
+            population_size=population_size,
+            encoding=encoding,
+        )
+        generation: Any = np.int32(0)
+    else:
+        elites = resume_from.genomes, resume_from.confidences
+        generation = resume_from.generation
+    return _evolve(
+        classifier,
         key,
+        elites,
+        generation,
         image_shape=image_shape,
         generations=generations,
-        population=population,
+        population_size=population_size,
         encoding=encoding,
     )
-    if start is None:
-        # Apart, so that what goes on from it is compiled once, from whatever it goes on.
-        first = _first_elites(
-            view, key, image_shape=image_shape, population=population, encoding=encoding
-        )
-        return evolution(first, np.int32(0))
-    return evolution((start.genomes, start.confidences), start.generation)
 
 
-def _best(view: View, images: Array, genomes: Any) -> tuple[Any, Array]:
-    """For each class the best genome, and its confidence."""
-    probabilities = jax.nn.softmax(view.logits(images).astype(jnp.float32))
+def _best(classifier: ImageClassifier, images: Array, genomes: Any) -> tuple[Any, Array]:
+    """The best genome of each class, and its confidence."""
+    probabilities = jax.nn.softmax(classifier.logits(images).astype(jnp.float32))
     return _take(genomes, probabilities.argmax(0)), probabilities.max(0)
 
 
-@partial(jax.jit, static_argnames=("image_shape", "population", "encoding"))
-def _first_elites(
-    view: View, key: PRNGKeyArray, *, image_shape: Shape, population: int, encoding: str
+@partial(jax.jit, static_argnames=("image_shape", "population_size", "encoding"))
+def _initial_elites(
+    classifier: ImageClassifier,
+    key: PRNGKeyArray,
+    *,
+    image_shape: ImageShape,
+    population_size: int,
+    encoding: EncodingName,
 ) -> tuple[Any, Array]:
-    """Of a random population."""
-    draw, _, render = _ENCODINGS[encoding]
-    first, _ = jax.random.split(key)
-    keys = jax.random.split(first, population)
+    """The best genomes of a random population."""
+    draw, _, decode = _ENCODINGS[encoding]
+    initial_key, _ = jax.random.split(key)
+    keys = jax.random.split(initial_key, population_size)
     genomes = jax.vmap(lambda key: draw(key, image_shape))(keys)
-    return _best(view, jax.vmap(lambda genome: render(genome, image_shape))(genomes), genomes)
+    images = jax.vmap(lambda genome: decode(genome, image_shape))(genomes)
+    return _best(classifier, images, genomes)
 
 
-@partial(jax.jit, static_argnames=("image_shape", "generations", "population", "encoding"))
-def _by_evolution(
-    view: View,
+@partial(jax.jit, static_argnames=("image_shape", "generations", "population_size", "encoding"))
+def _evolve(
+    classifier: ImageClassifier,
     key: PRNGKeyArray,
     elites: tuple[Any, Array],
-    past: Array,
+    start: Array,
     *,
-    image_shape: Shape,
+    image_shape: ImageShape,
     generations: int,
-    population: int,
-    encoding: str,
-) -> Evolved:
-    _, mutate, render = _ENCODINGS[encoding]
-    show = jax.vmap(lambda genome: render(genome, image_shape))
-    _, rest = jax.random.split(key)
+    population_size: int,
+    encoding: EncodingName,
+) -> EvolutionResult:
+    _, mutate, decode = _ENCODINGS[encoding]
+    decode_all = jax.vmap(lambda genome: decode(genome, image_shape))
+    _, evolution_key = jax.random.split(key)
 
-    def generation(state: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], Array]:
-        elites, confidences = state
-        choosing, mutating = jax.random.split(jax.random.fold_in(rest, number))
-        chosen = jax.random.randint(choosing, (population,), 0, len(confidences), jnp.int32)
-        keys = jax.random.split(mutating, population)
-        children = jax.vmap(mutate, (0, 0, None))(keys, _take(elites, chosen), number)
-        rivals, theirs = _best(view, show(children), children)
-        better = theirs > confidences
-        elites = jax.tree.map(partial(_where, better), rivals, elites)
-        confidences = jnp.where(better, theirs, confidences)
-        return (elites, confidences), confidences
+    def step(elites: tuple[Any, Array], generation: Array) -> tuple[tuple[Any, Array], Array]:
+        genomes, confidences = elites
+        parent_key, mutation_key = jax.random.split(jax.random.fold_in(evolution_key, generation))
+        parents = jax.random.randint(parent_key, (population_size,), 0, len(confidences), jnp.int32)
+        keys = jax.random.split(mutation_key, population_size)
+        children = jax.vmap(mutate, (0, 0, None))(keys, _take(genomes, parents), generation)
+        best, best_confidences = _best(classifier, decode_all(children), children)
+        is_better = best_confidences > confidences
+        genomes = jax.tree.map(partial(_where, is_better), best, genomes)
+        confidences = jnp.where(is_better, best_confidences, confidences)
+        return (genomes, confidences), confidences
 
-    numbers = past + jnp.arange(generations)
-    (genomes, confidences), history = lax.scan(generation, elites, numbers)
-    past = jnp.asarray(past + generations)
-    return Evolved(show(genomes), confidences, history, genomes, past)
+    (genomes, confidences), history = lax.scan(step, elites, start + jnp.arange(generations))
+    generation = jnp.asarray(start + generations)
+    return EvolutionResult(decode_all(genomes), confidences, history, genomes, generation)
 
 
-def _take(genomes: Any, places: Array) -> Any:
-    return jax.tree.map(lambda genes: genes[places], genomes)
+def _take(genomes: Any, indices: Array) -> Any:
+    return jax.tree.map(lambda genes: genes[indices], genomes)
 
 
 def _where(condition: Array, genes: Array, others: Array) -> Array:
     return jnp.where(condition.reshape(-1, *[1] * (genes.ndim - 1)), genes, others)
 
 
+@jax.jit
 def polynomial_mutation(
     key: PRNGKeyArray,
     pixels: Pixels,
@@ -229,45 +280,50 @@ def polynomial_mutation(
     rate: Float[AnyArray, ""] | float,
     strength: Float[AnyArray, ""] | float = _STRENGTH,
 ) -> Float[Array, "..."]:
-    """Changes some pixels, most of them a little (Deb 2001).
+    """Polynomial mutation (Deb 2001, "Multi-objective optimization using evolutionary algorithms").
 
-    A pixel changes by 1 - v^(1 / (strength + 1)), up or down, where v is uniform from 0 to 1, so
-    by 1 / (strength + 2) on average; and is clipped to [0, 1].
+    A pixel changes by 1 - v^(1 / (strength + 1)), up or down, where v is uniform from 0 to 1;
+    the mean change is 1 / (strength + 2). The result is clipped to [0, 1].
 
     Args:
-      key: of which pixels change, and of their changes.
-      pixels: from 0 to 1, of any shape.
-      rate: the probability that a pixel changes.
-      strength: the greater, the smaller the changes; the paper's is 15.
+      key: PRNG key.
+      pixels: Pixels from 0 to 1, of any shape.
+      rate: Probability that a pixel changes.
+      strength: The greater, the smaller the changes; 15 in Nguyen et al. 2015.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> polynomial_mutation(jax.random.key(0), jnp.array([0.25, 0.75]), rate=0.0).tolist()
+      [0.25, 0.75]
     """
-    changing, drawing = jax.random.split(key)
-    uniform = _uniform(drawing, np.shape(pixels), minval=-1, maxval=1)
+    rate_key, change_key = jax.random.split(key)
+    uniform = _uniform(change_key, np.shape(pixels), minval=-1, maxval=1)
     change = jnp.sign(uniform) * (1 - (1 - jnp.abs(uniform)) ** (1 / (strength + 1)))
-    changes = jax.random.bernoulli(changing, jnp.asarray(rate, jnp.float32), np.shape(pixels))
-    return (jnp.asarray(pixels) + jnp.where(changes, change, 0)).clip(0, 1)
+    is_changed = jax.random.bernoulli(rate_key, jnp.asarray(rate, jnp.float32), np.shape(pixels))
+    return (jnp.asarray(pixels) + jnp.where(is_changed, change, 0)).clip(0, 1)
 
 
 def _mutate_pixels(key: PRNGKeyArray, pixels: Array, generation: Array) -> Array:
-    rate = _RATE * 0.5 ** (generation // _HALVED_EVERY)
+    rate = _PIXEL_RATE * 0.5 ** (generation // _HALVING_GENERATIONS)
     return polynomial_mutation(key, pixels, rate=rate)
 
 
-class PatternNetwork(NamedTuple):
-    """A compositional pattern-producing network (Stanley 2007), which draws an image.
+class CPPN(NamedTuple):
+    """Compositional pattern-producing network, which draws an image (Stanley 2007).
 
-    It computes a pixel from its place alone: from x and y, which go from -1 to 1 across the
-    image, from the distance to the centre, and from 1. Two layers of nodes follow, each node with
-    a function of its own, and a sigmoid for each channel.
+    It computes a pixel from its coordinates x and y, which go from -1 to 1 across the image, its
+    distance to the center, and 1. Two layers follow, in which each node has its own activation
+    function, and a sigmoid for each channel.
 
-    The paper's networks are grown by NEAT (Stanley and Miikkulainen 2002): they begin without
-    hidden nodes, mutation adds nodes and connections anywhere, and they are selected alongside
-    their kind. Here all have the same nodes, each connected to all of the layer before it; only
-    weights and functions mutate.
+    The paper's networks evolve by NEAT (Stanley and Miikkulainen 2002), which starts without
+    hidden nodes, adds nodes and connections by mutation, and selects within species. Here all
+    networks have the same fully connected nodes, and only weights and functions mutate.
 
     Attributes:
-      weights: from the four inputs to the first layer, to the second, and to the channels.
-      functions: each node's: 0 for the sine, 1 for the sigmoid, 2 for the Gaussian exp(-x²), 3
-        for the identity.
+      weights: Weights of the two layers and of the channels.
+      functions: Activation function of each node: 0 for the sine, 1 for the sigmoid, 2 for the
+        Gaussian exp(-x²), 3 for the identity.
     """
 
     weights: tuple[
@@ -276,86 +332,91 @@ class PatternNetwork(NamedTuple):
     functions: Int[Array, "layers=2 nodes"]
 
     def render(self, height: int, width: int) -> Float[Array, "height width channels"]:
-        """The image that it draws, from 0 to 1.
+        """Draws the image, with pixels from 0 to 1.
 
         Args:
-          height: in pixels.
-          width: likewise.
+          height: Height of the image, in pixels.
+          width: Width of the image, in pixels.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> weights = jnp.zeros((4, 2)), jnp.zeros((2, 2)), jnp.zeros((2, 1))
+          >>> CPPN(weights, jnp.zeros((2, 2), int)).render(1, 3).ravel().tolist()
+          [0.5, 0.5, 0.5]
         """
-        y, x = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
-        values = jnp.stack([x, y, jnp.sqrt(x**2 + y**2), jnp.ones_like(x)], -1)
-        *hidden, last = self.weights
-        for weights, functions in zip(hidden, self.functions, strict=True):
-            values = _activate(values @ weights, functions)
-        return jax.nn.sigmoid(values @ last)
+        return _render(self, height=height, width=width)
+
+
+@partial(jax.jit, static_argnames=("height", "width"))
+def _render(network: CPPN, *, height: int, width: int) -> Array:
+    y, x = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
+    values = jnp.stack([x, y, jnp.sqrt(x**2 + y**2), jnp.ones_like(x)], -1)
+    *hidden, output = network.weights
+    for weights, functions in zip(hidden, network.functions, strict=True):
+        values = _activate(values @ weights, functions)
+    return jax.nn.sigmoid(values @ output)
 
 
 def _activate(x: Array, functions: Array) -> Array:
-    """Each node's own function of what it receives, [..., nodes]."""
-    of_x = [jnp.sin(x), jax.nn.sigmoid(x), jnp.exp(-jnp.square(x)), x]
-    return jnp.select([functions == number for number in range(len(of_x))], of_x)
+    """Applies each node's own activation function to its input, [..., nodes]."""
+    results = [jnp.sin(x), jax.nn.sigmoid(x), jnp.exp(-jnp.square(x)), x]
+    return jnp.select([functions == index for index in range(len(results))], results)
 
 
-def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], **bounds: Any) -> Array:
-    """Drawn in float32, so that x64 mode gives the same."""
-    return jax.random.uniform(key, shape, jnp.float32, **bounds).astype(float)
+def _uniform(
+    key: PRNGKeyArray, shape: tuple[int, ...], *, minval: Any = 0.0, maxval: Any = 1.0
+) -> Array:
+    """Uniform random numbers, drawn as float32 so that they are the same in x64 mode."""
+    return jax.random.uniform(key, shape, jnp.float32, minval, maxval).astype(float)
 
 
-def _draw_network(key: PRNGKeyArray, image_shape: Shape) -> PatternNetwork:
-    drawing, choosing = jax.random.split(key)
+def _draw_cppn(key: PRNGKeyArray, image_shape: ImageShape) -> CPPN:
+    weight_key, function_key = jax.random.split(key)
     sizes = 4, _NODES, _NODES, image_shape[2]
     weights = [
-        _FIRST * jax.random.normal(key, sizes[layer : layer + 2], jnp.float32).astype(float)
-        for layer, key in enumerate(jax.random.fold_in(drawing, layer) for layer in range(3))
+        _INITIAL_STD * jax.random.normal(key, sizes[layer : layer + 2], jnp.float32).astype(float)
+        for layer, key in enumerate(jax.random.fold_in(weight_key, layer) for layer in range(3))
     ]
-    functions = jax.random.randint(choosing, (2, _NODES), 0, 4, jnp.int32)
-    return PatternNetwork((weights[0], weights[1], weights[2]), functions)
+    functions = jax.random.randint(function_key, (2, _NODES), 0, 4, jnp.int32)
+    return CPPN((weights[0], weights[1], weights[2]), functions)
 
 
-def _mutate_network(key: PRNGKeyArray, network: PatternNetwork, _: Array) -> PatternNetwork:
-    changing, drawing, choosing, scaling = jax.random.split(key, 4)
-    # Children of coarse and of fine changes: the former find patterns, the latter tune them.
-    least, most = jnp.log(jnp.array(_CHANGES) / _FIRST)
-    scale = jnp.exp(_uniform(scaling, (), minval=least, maxval=most))
-    other = _draw_network(drawing, (0, 0, network.weights[-1].shape[1]))
-    keys = jax.random.split(choosing, len(network.weights))
+def _mutate_cppn(key: PRNGKeyArray, network: CPPN, generation: Array) -> CPPN:
+    del generation
+    function_key, noise_key, weight_key, scale_key = jax.random.split(key, 4)
+    # Children with large mutations find patterns, those with small mutations tune them.
+    low, high = jnp.log(jnp.array(_MUTATION_STDS) / _INITIAL_STD)
+    scale = jnp.exp(_uniform(scale_key, (), minval=low, maxval=high))
+    noise = _draw_cppn(noise_key, (0, 0, network.weights[-1].shape[1]))
+    keys = jax.random.split(weight_key, len(network.weights))
 
-    def change(key: PRNGKeyArray, weights: Array, noise: Array) -> Array:
-        changes = jax.random.bernoulli(key, jnp.float32(_WEIGHT_RATE), weights.shape)
-        return weights + jnp.where(changes, scale * noise, 0)
+    def mutate(key: PRNGKeyArray, weights: Array, noise: Array) -> Array:
+        is_changed = jax.random.bernoulli(key, jnp.float32(_WEIGHT_RATE), weights.shape)
+        return weights + jnp.where(is_changed, scale * noise, 0)
 
-    first, second, last = map(change, keys, network.weights, other.weights)
-    changes = jax.random.bernoulli(changing, jnp.float32(_FUNCTION_RATE), network.functions.shape)
-    return PatternNetwork(
-        (first, second, last), jnp.where(changes, other.functions, network.functions)
+    first, second, output = map(mutate, keys, network.weights, noise.weights)
+    is_changed = jax.random.bernoulli(
+        function_key, jnp.float32(_FUNCTION_RATE), network.functions.shape
     )
+    functions = jnp.where(is_changed, noise.functions, network.functions)
+    return CPPN((first, second, output), functions)
 
 
 class _Encoding(NamedTuple):
-    """What evolution needs to know of its genomes.
+    """An encoding of images as genomes.
 
     Attributes:
-      draw: a random genome, for images of a shape.
-      mutate: a child's genome, in a generation counted from 0.
-      render: the image of a shape.
+      draw: Draws a random genome for images of a shape.
+      mutate: Mutates a genome, in a generation counted from 0.
+      decode: Decodes a genome to an image of a shape.
     """
 
-    draw: Callable[[PRNGKeyArray, Shape], Any]
+    draw: Callable[[PRNGKeyArray, ImageShape], Any]
     mutate: Callable[[PRNGKeyArray, Any, Array], Any]
-    render: Callable[[Any, Shape], Array]
+    decode: Callable[[Any, ImageShape], Array]
 
 
 _ENCODINGS = {
     "direct": _Encoding(_uniform, _mutate_pixels, lambda pixels, _: pixels),
-    "cppn": _Encoding(
-        _draw_network, _mutate_network, lambda network, shape: network.render(*shape[:2])
-    ),
+    "cppn": _Encoding(_draw_cppn, _mutate_cppn, lambda network, shape: network.render(*shape[:2])),
 }
-
-
-def _check(view: View, image_shape: Shape, **counts: int) -> int:
-    """How many classes the network knows; raises an InputError where something does not fit."""
-    check_counts(**counts)
-    if not ascent.accepts(view, image_shape):
-        raise ascent.refused(image_shape)
-    return view.stage_shapes(image_shape)["logits"][-1]

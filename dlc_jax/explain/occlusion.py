@@ -1,6 +1,6 @@
-"""What a grey square hides (Zeiler and Fergus 2014, section 4.2).
+"""Occlusion sensitivity (Zeiler and Fergus 2014, section 4.2).
 
-("Visualizing and understanding convolutional networks".)
+"Visualizing and understanding convolutional networks".
 """
 
 from functools import partial
@@ -11,120 +11,134 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from dlc_jax.data.examples import AnyArray
 from dlc_jax.errors import InputError
-from dlc_jax.explain.checks import check_counts, check_labels
-from dlc_jax.explain.view import Pixels, View
+from dlc_jax.explain.argument_checks import check_labels, check_positive
+from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
+from dlc_jax.typing import AnyArray
 
 
-def occlusion(
-    view: View,
+def occlusion_sensitivity(
+    classifier: ImageClassifier,
     pixels: Pixels,
     labels: Int[AnyArray, " batch"],
     *,
-    size: int,
+    patch_size: int,
     stride: int,
-    fill: Float[AnyArray, ""] | float = 0.5,
+    fill_value: Float[AnyArray, ""] | float = 0.5,
     batch_size: int = 128,
 ) -> Float[Array, "batch rows columns"]:
-    """The probability of each image's label while a grey square hides a part of the image.
+    """Probability of each image's label while a gray square covers a part of the image.
 
     Args:
-      view: the network.
-      pixels: the images, from 0 to 1.
-      labels: the classes asked for.
-      size: height and width of the square in pixels.
-      stride: by how many pixels it is moved, at most its size.
-      fill: the square's brightness, from 0 to 1.
-      batch_size: how many squares go through the network at once.
+      classifier: The classifier.
+      pixels: Images with pixels from 0 to 1.
+      labels: Classes to explain.
+      patch_size: Height and width of the square, in pixels.
+      stride: Distance between squares, in pixels; at most `patch_size`.
+      fill_value: Brightness of the square, from 0 to 1.
+      batch_size: Number of covered images in a batch.
 
     Returns:
-      Probabilities from 0 to 1, for a square around each of `positions`.
+      Probabilities, for a square around each of `patch_centers`.
 
     Raises:
-      InputError: pixels or labels do not suit the network, or the square not the images.
+      InputError: Pixels or labels do not suit the network, or the square does not suit the images.
+
+    Example:
+      >>> import numpy as np
+      >>> from dlc_jax.explain.tiny_classifier import tiny_classifier
+      >>> pixels, labels = np.zeros((2, 8, 8, 1)), np.array([0, 2])
+      >>> occlusion_sensitivity(tiny_classifier(), pixels, labels, patch_size=3, stride=2).shape
+      (2, 4, 4)
     """
-    image_shape = check_labels(view, pixels, labels)
-    rows, columns = positions(image_shape, size=size, stride=stride)
-    check_counts(batch_size=batch_size)
-    indices = np.meshgrid(np.arange(len(pixels)), rows, columns, indexing="ij")
-    # One vmap over the squares of all images, as many at once as memory has room for.
-    squares = tuple(axis.reshape(-1) for axis in indices)
-    probabilities = _behind(
-        view,
+    image_shape = check_labels(classifier, pixels, labels)
+    rows, columns = patch_centers(image_shape, patch_size=patch_size, stride=stride)
+    check_positive(batch_size=batch_size)
+    images, rows, columns = np.meshgrid(np.arange(len(pixels)), rows, columns, indexing="ij")
+    probabilities = _occluded_probabilities(
+        classifier,
         jnp.asarray(pixels),
         jnp.asarray(labels),
-        squares,
-        fill,
-        size=size,
+        (images.reshape(-1), rows.reshape(-1), columns.reshape(-1)),
+        fill_value,
+        patch_size=patch_size,
         batch_size=batch_size,
     )
-    return probabilities.reshape(indices[0].shape)
+    return probabilities.reshape(images.shape)
 
 
-@partial(jax.jit, static_argnames=("size", "batch_size"))
-def _behind(
-    view: View,
+@partial(jax.jit, static_argnames=("patch_size", "batch_size"))
+def _occluded_probabilities(
+    classifier: ImageClassifier,
     pixels: Array,
     labels: Array,
-    squares: tuple[Array, Array, Array],
-    fill: Array | float,
+    patches: tuple[Array, Array, Array],
+    fill_value: Array | float,
     *,
-    size: int,
+    patch_size: int,
     batch_size: int,
-) -> Float[Array, " squares"]:
-    """The labels' probabilities behind squares, given as image, row and column of their centres."""
+) -> Float[Array, " patches"]:
+    """Probabilities of the labels, with patches given by image, row and column of the center."""
 
-    def of_square(index: Array, row: Array, column: Array) -> Array:
+    def probability(patch: tuple[Array, Array, Array]) -> Array:
+        index, row, column = patch
         image = pixels[index]
-        square = _square(pixels.shape[1:], jnp.stack([row, column]), size)
-        hidden = jnp.where(square, fill, image).astype(image.dtype)
-        return jax.nn.softmax(view.logits(hidden[None])[0])[labels[index]]
+        mask = _patch_mask(image.shape, row, column, patch_size)
+        occluded = jnp.where(mask, fill_value, image).astype(image.dtype)
+        return jax.nn.softmax(classifier.logits(occluded[None])[0])[labels[index]]
 
-    return lax.map(lambda square: of_square(*square), squares, batch_size=batch_size)
+    return lax.map(probability, patches, batch_size=batch_size)
 
 
-def positions(
-    image_shape: tuple[int, int, int], *, size: int, stride: int
+def patch_centers(
+    image_shape: ImageShape, *, patch_size: int, stride: int
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " columns"]]:
-    """The rows and the columns of the squares' centres, whose squares cover the whole image.
+    """Rows and columns of the centers of squares that cover the whole image.
 
-    A square of even size has one pixel more above and to the left of its centre than below and
-    to the right. At the borders squares reach beyond the image.
+    A square of even size has one pixel more above and to the left of its center than below and
+    to the right. Squares may reach beyond the image's borders.
 
     Args:
-      image_shape: height, width and channels.
-      size: height and width of the square in pixels.
-      stride: by how many pixels it is moved.
+      image_shape: Height, width and channels.
+      patch_size: Height and width of the squares, in pixels.
+      stride: Distance between squares, in pixels.
 
     Raises:
-      InputError: the square is larger than the image, or the stride than the square, or one of
-        them is below one.
+      InputError: The square is larger than the image, the stride is larger than the square, or one
+        of them is below one.
+
+    Example:
+      >>> rows, columns = patch_centers((8, 10, 1), patch_size=3, stride=2)
+      >>> rows.tolist(), columns.tolist()
+      ([0, 2, 4, 6], [0, 2, 4, 6, 8])
     """
     height, width, _ = image_shape
-    if not 1 <= size <= min(height, width):
+    if not 1 <= patch_size <= min(height, width):
         raise InputError(
-            f"a square of size {size} does not suit images of {height}x{width}; "
+            f"patch_size {patch_size} does not suit images of {height}x{width}; "
             f"choose from 1 to {min(height, width)}"
         )
-    if not 1 <= stride <= size:
+    if not 1 <= stride <= patch_size:
         raise InputError(
-            f"stride {stride} would leave out pixels; choose from 1 to the square's size, {size}"
+            f"stride {stride} leaves gaps between squares; choose from 1 to patch_size, "
+            f"{patch_size}"
         )
-    rows, columns = (_centres(length, size, stride) for length in (height, width))
+    rows, columns = (_centers(length, patch_size, stride) for length in (height, width))
     return rows, columns
 
 
-def _centres(length: int, size: int, stride: int) -> np.ndarray:
-    # What the strides leave over goes to both ends; an even square reaches further backwards.
-    left_over = (length - 1) % stride
-    return np.arange((left_over + 1 - size % 2) // 2, length, stride)
+def _centers(length: int, patch_size: int, stride: int) -> np.ndarray:
+    # The remainder is divided between both ends; an even square reaches further backwards.
+    remainder = (length - 1) % stride
+    return np.arange((remainder + 1 - patch_size % 2) // 2, length, stride)
 
 
-def _square(image_shape: tuple[int, ...], centre: Array, size: int) -> Array:
-    """Whether each pixel lies in the square, [height, width, 1]."""
-    inside = [
-        (first <= places) & (places < first + size)
-        for first, places in zip(centre - size // 2, map(jnp.arange, image_shape), strict=False)
-    ]
-    return (inside[0][:, None] & inside[1][None])[..., None]
+def _patch_mask(image_shape: tuple[int, ...], row: Array, column: Array, size: int) -> Array:
+    """Whether each pixel lies in the patch, [height, width, 1]."""
+
+    def inside(center: Array, length: int) -> Array:
+        first, positions = center - size // 2, jnp.arange(length)
+        return (first <= positions) & (positions < first + size)
+
+    rows, columns = inside(row, image_shape[0]), inside(column, image_shape[1])
+    return (rows[:, None] & columns[None])[..., None]

@@ -1,7 +1,6 @@
-"""The networks, one file each in the lecture's order of history, created by their names.
+"""The networks, one module each, in the order of their publication.
 
-`create("lecture", ...)` builds one, `names()` lists them, and `CATALOGUE` tells where each
-comes from.
+`names()` lists them, `create(name)` builds one, and `CATALOG` says where each is from.
 """
 
 import difflib
@@ -12,28 +11,49 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dlc_jax.errors import InputError
-from dlc_jax.models.catalogue import CATALOGUE, Entry
+from dlc_jax.models.catalog import CATALOG, Entry
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.network import Network
 
-__all__ = ["CATALOGUE", "Entry", "Lecture", "Network", "abstract", "create", "find", "names"]
+__all__ = [
+    "CATALOG",
+    "Entry",
+    "Lecture",
+    "Network",
+    "create",
+    "create_abstract",
+    "find",
+    "names",
+]
 
 
 def names() -> list[str]:
-    """The names that `create` knows, oldest first."""
-    return list(CATALOGUE)
+    """Returns the names of the networks, oldest first.
+
+    Example:
+      >>> names()[:3]
+      ['threshold-logic-unit', 'perceptron', 'neocognitron']
+    """
+    return list(CATALOG)
 
 
 def find(name: str) -> Entry:
-    """What is known of the network called `name`.
+    """Returns the catalog entry of a network.
+
+    Args:
+      name: One of `names()`.
 
     Raises:
-      InputError: no network has that name.
+      InputError: There is no such network.
+
+    Example:
+      >>> find("resnet18").year
+      2015
     """
-    if name not in CATALOGUE:
+    if name not in CATALOG:
         near = difflib.get_close_matches(name, names(), n=3) or names()
-        raise InputError(f"there is no network called {name!r}; did you mean {', '.join(near)}?")
-    return CATALOGUE[name]
+        raise InputError(f"there is no network {name!r}; did you mean {', '.join(near)}?")
+    return CATALOG[name]
 
 
 def create(
@@ -45,24 +65,28 @@ def create(
     dtype: Any = jnp.float32,
     **options: Any,
 ) -> Network:
-    """Builds the network called `name` with freshly drawn weights.
+    """Creates a network with initial weights.
 
     Args:
-      name: one of `names()`.
-      image_shape: height, width and channels of its images; by default its paper's.
-      num_classes: how many logits it returns for an image; by default as in its paper.
-      rngs: where its initial weights come from, as `nnx.Rngs(0)`.
-      dtype: what it computes in; its parameters are always float32.
-      **options: what else that network can be told, as `shortcut="A"` to a ResNet; see its
-        class.
+      name: One of `names()`.
+      image_shape: Height, width and channels of the images; by default, those of the paper.
+      num_classes: Number of logits; by default, that of the paper.
+      rngs: Random number generators of the initial weights, such as `nnx.Rngs(0)`.
+      dtype: Dtype of the computation; parameters are always float32.
+      **options: Further arguments of the network, such as `shortcut="A"` of `ResNet`.
 
     Returns:
-      A module that maps float images of shape [batch, *image_shape] to logits of shape
-      [batch, num_classes], and to its stages by name (`stages`).
+      A module that maps float images [batch, *image_shape] to logits [batch, num_classes]. Its
+      method `stages` returns the activations of its layers by name.
 
     Raises:
-      InputError: no network has that name, it knows no such option, or the images do not
-        suit it.
+      InputError: There is no such network or option, or the network does not support images of
+        that shape.
+
+    Example:
+      >>> model = create("tc", image_shape=(5, 5, 1), rngs=nnx.Rngs(0))
+      >>> model(jnp.zeros((7, 5, 5, 1))).shape
+      (7, 2)
     """
     entry = find(name)
     return entry.create(
@@ -74,32 +98,37 @@ def create(
     )
 
 
-class _OneKey(nnx.RngStream):
-    """Gives the same key again and again: to count keys takes most of an abstract creation."""
+class _ConstantKey(nnx.RngStream):
+    """Returns the same key every time: counting keys takes most of an abstract creation."""
 
     def __call__(self) -> jax.Array:
         key: jax.Array = self.key[...]
         return key
 
 
-def abstract(name: str, **arguments: Any) -> Network:
-    """The network called `name` with shapes and dtypes in place of arrays.
+def create_abstract(name: str, **arguments: Any) -> Network:
+    """Creates a network with `jax.ShapeDtypeStruct`s in place of arrays.
 
-    It is to be described, or filled with weights; it has no random numbers of its own, such as
-    dropout draws.
+    It has no random number generators for training, such as for dropout.
 
     Args:
-      name: one of `names()`.
-      **arguments: as for `create`, without `rngs`.
+      name: One of `names()`.
+      **arguments: As for `create`, without `rngs`.
 
     Raises:
-      InputError: as `create` does.
+      InputError: As for `create`.
+
+    Example:
+      >>> create_abstract("resnet50").fc.kernel.shape
+      (2048, 1000)
     """
 
-    def created() -> Network:
+    def init() -> Network:
         rngs = nnx.Rngs(0)
-        rngs.default = _OneKey(jax.random.key(0), tag="default")  # type: ignore[attr-defined]
+        rngs.default = _ConstantKey(  # type: ignore[attr-defined]
+            jax.random.key(0), tag="default"
+        )
         return create(name, rngs=rngs, **arguments)
 
-    network: Network = nnx.eval_shape(created)
+    network: Network = nnx.eval_shape(init)
     return network

@@ -1,14 +1,14 @@
 """AlexNet, which won the ImageNet challenge of 2012 (Krizhevsky, Sutskever and Hinton 2012).
 
-What was new: a convnet of 60 million parameters trained on two GPUs for a week, with ReLU
-instead of tanh, dropout, responses normalised over neighbouring channels, and pooling windows
-that overlap. Its error of 15.3 % (the next best: 26.2 %) made the field turn to deep learning.
+It was new in its size, 60 million parameters trained on two GPUs for a week, and in ReLU instead
+of tanh, dropout, local response normalization, and overlapping pooling. Its error of 15.3 % (the
+next best: 26.2 %) made the field turn to deep learning.
 
-The default is torchvision's network, that of Krizhevsky's later "one weird trick" (2014): fewer
-maps, no normalisation, no groups, so that published weights can be loaded. `original=True`
-builds the paper's: normalisation after the first two layers, and the layers that were split
-between the two GPUs in two groups. The paper's images of 224x224 do not fit its first layer,
-here as in torchvision they are padded by two pixels.
+The default is torchvision's network, that of Krizhevsky 2014 ("One weird trick"): fewer maps, no
+normalization, no groups; torchvision's weights can be loaded. `original=True` builds the paper's:
+normalization after the first two layers, and two groups in the layers that were split between the
+GPUs. Images of 224x224 do not fit the first layer; as in torchvision, they are padded by two
+pixels.
 """
 
 from collections import OrderedDict
@@ -19,28 +19,29 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
-_SMALLEST = 63
-# Maps of the five convolutions, and in how many groups each is computed.
+_MIN_SIZE = 63
+# Feature maps and groups of the five convolutions.
 _ONE_TOWER = (64, 192, 384, 256, 256), (1, 1, 1, 1, 1)
 _TWO_GPUS = (96, 256, 384, 384, 256), (1, 2, 1, 2, 2)
 
 
 class AlexNet(Network):
-    """Five convolutions, three of them pooled, then three layers of 4,096, 4,096 and classes.
+    """Five convolutions, three of them pooled, and three linear layers.
 
     Args:
-      image_shape: height, width and channels; the paper's are 224x224x3.
-      num_classes: the number of logits.
-      rngs: where initial weights and dropout come from.
-      dtype: what it computes in.
-      original: the paper's network instead of torchvision's.
+      image_shape: Height, width and channels of the images; 224x224x3 in the paper.
+      num_classes: Number of classes.
+      rngs: Random number generators of initial weights and dropout.
+      dtype: Dtype of the computation.
+      original: Whether to build the network of the paper instead of torchvision's.
 
     Raises:
-      InputError: the images are under 63x63, too small for the strides.
+      InputError: The images are smaller than 63x63.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class AlexNet(Network):
         original: bool = False,
     ) -> None:
         height, width, channels = image_shape
-        if min(height, width) < _SMALLEST:
+        if min(height, width) < _MIN_SIZE:
             raise InputError(
-                f"AlexNet needs images of at least {_SMALLEST}x{_SMALLEST}, not {height}x{width}; "
+                f"AlexNet needs images of at least {_MIN_SIZE}x{_MIN_SIZE}, not {height}x{width}; "
                 "resnet20 and lecture take small ones"
             )
         maps, groups = _TWO_GPUS if original else _ONE_TOWER
@@ -83,7 +84,7 @@ class AlexNet(Network):
         self.original = original
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The five convolutions, rectified, with what is pooled of them; then the layers."""
+        """Returns "conv1" to "conv5", "pool1", "pool2", "pool5", "fc6", "fc7" and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         for i, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), 1):
             x = stages[f"conv{i}"] = nnx.relu(conv(x))
@@ -98,7 +99,7 @@ class AlexNet(Network):
         return stages
 
     def torch_names(self) -> dict[str, str]:
-        """Torchvision's `features` and `classifier`."""
-        places = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
-        features = {name: f"features.{place}" for name, place in places.items()}
+        """Returns the names of torchvision's `features` and `classifier`."""
+        indices = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
+        features = {name: f"features.{index}" for name, index in indices.items()}
         return features | {"fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"}

@@ -1,13 +1,12 @@
-"""The network for which batch normalisation was invented (Ioffe and Szegedy 2015).
+"""BN-Inception, the network that introduced batch normalization (Ioffe and Szegedy 2015).
 
-("Batch normalization: accelerating deep network training by reducing internal covariate
-shift", figure 5.) What was new: activations normalised by the statistics of their mini-batch,
-with which a network learns fourteen times faster, at learning rates at which it diverged.
+("Batch normalization: accelerating deep network training by reducing internal covariate shift",
+figure 5.) Normalizing activations by the statistics of the mini-batch allowed higher learning
+rates, at which the network trained in fourteen times fewer steps.
 
-A GoogLeNet in which two 3x3 convolutions take the place of each 5x5, in which the pools between
-stages are part of modules of stride 2, and whose pools within modules are averages, but for
-the last. The stem's 7x7 convolution is an ordinary one; the paper's was separable, of depth 8.
-Averages count pixels beyond the border as zeros.
+It is a GoogLeNet with two 3x3 convolutions in place of each 5x5, modules of stride 2 in place of
+pools between stages, and average pooling in the modules except the last. The first convolution is
+an ordinary one, where the paper's is separable. Average pooling counts padding as zeros.
 """
 
 from collections import OrderedDict
@@ -18,14 +17,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.models.inception import ConvUnit
-from dlc_jax.models.network import Network
-from dlc_jax.models.stem import check_stem
+from dlc_jax.models.network import Network, check_stem
+from dlc_jax.nn import layers
 
 
 class _Sizes(NamedTuple):
-    """A row of figure 5. Modules of stride 2 have no maps of 1x1 kernels and of the pool."""
+    """A row of figure 5: feature maps of the branches. Modules of stride 2 lack two of them."""
 
     ones: int
     reduced: int
@@ -51,12 +50,12 @@ _MODULES = {
 
 
 class Inception(nnx.Module):
-    """Four branches side by side, or three, of stride 2.
+    """Inception module of four parallel branches, or of three with stride 2.
 
     Args:
-      inputs: channels of what it reads.
-      sizes: maps of the branches.
-      **options: of its `ConvUnit`s.
+      inputs: Number of input channels.
+      sizes: Feature maps of the branches.
+      **options: Further arguments of `ConvUnit`.
     """
 
     def __init__(self, inputs: int, sizes: _Sizes, **options: Any) -> None:
@@ -81,7 +80,7 @@ class Inception(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """The branches' maps, one after the other."""
+        """Returns the concatenated feature maps of the branches."""
         branches = [] if self.ones is None else [self.ones(x)]
         for units in (self.threes, self.threes_twice):
             y = x
@@ -95,19 +94,18 @@ class Inception(nnx.Module):
 
 
 class BNInception(Network):
-    """Three convolutions, ten inception modules, and a classifier on their averaged maps.
+    """Three convolutions, ten inception modules, global average pooling, and a linear layer.
 
     Args:
-      image_shape: height, width and channels; the paper's are 224x224x3.
-      num_classes: the number of logits.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
-      stem: "imagenet" (three convolutions and two pools, which leave an eighth of height and
-        width) or "small" (one 3x3 convolution of 192 maps, which leaves all of it).
+      image_shape: Height, width and channels of the images; 224x224x3 in the paper.
+      num_classes: Number of classes.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
+      stem: "imagenet" (three convolutions and two pools, output stride 8) or "small" (one 3x3
+        convolution of 192 maps, output stride 1).
 
     Raises:
-      InputError: the images are under 32x32 with the stem for ImageNet, or there is no such
-        stem.
+      InputError: There is no such stem, or the images are smaller than 32x32 with "imagenet".
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class BNInception(Network):
         self.stem = stem
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The stem, the modules, the average of the last maps, and the logits."""
+        """Returns the stem, the modules, "average" and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         pads = ((1, 1), (1, 1))
         x = stages["conv1"] = self.conv1(x)

@@ -1,15 +1,14 @@
 """GoogLeNet, which won the ImageNet challenge of 2014 (Szegedy et al. 2015).
 
-("Going deeper with convolutions".) What was new: modules in which kernels of several sizes read
-the same maps side by side, after 1x1 convolutions have reduced these; twelve times fewer
-parameters than AlexNet, the classifier being one layer on averaged maps; and two auxiliary
-classifiers, half-way, whose losses count 0.3 each in training (section 5).
+("Going deeper with convolutions".) It introduced inception modules, with parallel kernels of
+several sizes after 1x1 convolutions that reduce the channels; global average pooling before a
+single linear layer, for twelve times fewer parameters than AlexNet; and two auxiliary classifiers
+on intermediate maps, whose losses have a weight of 0.3 in training (section 5).
 
-The default is torchvision's network, whose published weights it takes: each convolution is
-batch-normalised, and where the paper has 5x5 kernels there are 3x3 ones (an oversight that was
-kept since weights had been trained with it). `original=True` builds the paper's table 1 instead:
-5x5 kernels, biases, and responses normalised over channels before and after the second
-convolution. The auxiliary classifiers average over 4x4 windows spread evenly, as torchvision's.
+The default is torchvision's network, whose weights can be loaded: convolutions have batch
+normalization, and kernels are 3x3 where the paper has 5x5. `original=True` builds table 1 of the
+paper: 5x5 kernels, biases, and local response normalization before and after the second
+convolution. Auxiliary classifiers use adaptive 4x4 average pooling, as torchvision's.
 """
 
 from collections import OrderedDict
@@ -21,18 +20,18 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
-from dlc_jax.losses import cross_entropy
+from dlc_jax import ops
 from dlc_jax.models.inception import ConvUnit
-from dlc_jax.models.network import Network
-from dlc_jax.models.stem import check_stem
+from dlc_jax.models.network import Network, check_stem
+from dlc_jax.nn import layers
+from dlc_jax.nn.losses import cross_entropy
+from dlc_jax.typing import AnyArray
 
 _AUXILIARY_WEIGHT = 0.3
 
 
 class _Sizes(NamedTuple):
-    """A row of table 1: maps of the four branches, and of what reduces the input before two."""
+    """A row of table 1: feature maps of the branches and of the reductions before two of them."""
 
     ones: int
     reduced_3: int
@@ -53,20 +52,20 @@ _MODULES = {
     "5a": _Sizes(256, 160, 320, 32, 128, 128),
     "5b": _Sizes(384, 192, 384, 48, 128, 128),
 }
-# What each auxiliary classifier reads: the name of a module, and its maps.
+# Module that each auxiliary classifier is attached to, and its number of feature maps.
 _AUXILIARY = {"aux1": ("4a", 512), "aux2": ("4d", 528)}
-# After which modules the maps are pooled, by windows of which size.
+# Pools after modules: name and window size.
 _POOLS = {"3b": ("pool3", 3), "4e": ("pool4", 2)}
 
 
 class Inception(nnx.Module):
-    """Four branches side by side (figure 2b).
+    """Inception module of four parallel branches (figure 2b).
 
     Args:
-      inputs: channels of what it reads.
-      sizes: maps of the branches.
-      large: height and width of the third branch's kernels in pixels.
-      **options: of its `ConvUnit`s.
+      inputs: Number of input channels.
+      sizes: Feature maps of the branches.
+      large: Height and width of the kernel of the third branch.
+      **options: Further arguments of `ConvUnit`.
     """
 
     def __init__(self, inputs: int, sizes: _Sizes, large: int, **options: Any) -> None:
@@ -80,7 +79,7 @@ class Inception(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch height width outputs"]:
-        """The branches' maps, one after the other."""
+        """Returns the concatenated feature maps of the branches."""
         pooled = ops.max_pool(x, (3, 3), (1, 1), "SAME")
         branches = [self.branch1(x)]
         for first, second in (self.branch2, self.branch3):
@@ -89,45 +88,44 @@ class Inception(nnx.Module):
 
 
 class AuxiliaryClassifier(nnx.Module):
-    """A classifier on maps half-way through the network (section 5).
+    """Auxiliary classifier on intermediate feature maps (section 5).
 
     Args:
-      inputs: channels of what it reads.
-      num_classes: the number of logits.
-      **options: of its `ConvUnit`.
+      inputs: Number of input channels.
+      num_classes: Number of classes.
+      **options: Further arguments of `ConvUnit`.
     """
 
     def __init__(self, inputs: int, num_classes: int, **options: Any) -> None:
-        of_linear = {name: options[name] for name in ("dtype", "rngs")}
+        linear_options = {name: options[name] for name in ("dtype", "rngs")}
         self.conv = ConvUnit(inputs, 128, 1, **options)
-        self.fc1 = layers.Linear(2048, 1024, kernel_init=options["init"], **of_linear)
-        self.fc2 = layers.Linear(1024, num_classes, kernel_init=options["init"], **of_linear)
+        self.fc1 = layers.Linear(2048, 1024, kernel_init=options["init"], **linear_options)
+        self.fc2 = layers.Linear(1024, num_classes, kernel_init=options["init"], **linear_options)
         self.dropout = layers.Dropout(0.7, rngs=options["rngs"])
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch classes"]:
-        """The logits."""
+        """Returns the logits."""
         x = self.conv(layers.adaptive_avg_pool(x, (4, 4)))
         return self.fc2(self.dropout(nnx.relu(self.fc1(layers.flatten(x)))))
 
 
 class GoogLeNet(Network):
-    """Three convolutions, nine inception modules, and a classifier on their averaged maps.
+    """Three convolutions, nine inception modules, global average pooling, and a linear layer.
 
     Args:
-      image_shape: height, width and channels; the paper's are 224x224x3.
-      num_classes: the number of logits.
-      rngs: where initial weights and dropout come from.
-      dtype: what it computes in.
-      auxiliary: whether it has the auxiliary classifiers.
-      original: the paper's network instead of torchvision's.
-      stem: "imagenet" (three convolutions and two pools, which leave an eighth of height and
-        width) or "small" (one 3x3 convolution of 192 maps, which leaves all of it).
+      image_shape: Height, width and channels of the images; 224x224x3 in the paper.
+      num_classes: Number of classes.
+      rngs: Random number generators of initial weights and dropout.
+      dtype: Dtype of the computation.
+      auxiliary: Whether it has auxiliary classifiers.
+      original: Whether to build the network of the paper instead of torchvision's.
+      stem: "imagenet" (three convolutions and two pools, output stride 8) or "small" (one 3x3
+        convolution of 192 maps, output stride 1).
 
     Raises:
-      InputError: the images are under 32x32 with the stem for ImageNet, or there is no such
-        stem.
+      InputError: There is no such stem, or the images are smaller than 32x32 with "imagenet".
     """
 
     def __init__(
@@ -142,7 +140,7 @@ class GoogLeNet(Network):
         stem: str = "imagenet",
     ) -> None:
         check_stem("GoogLeNet", stem, image_shape)
-        init = layers.as_matrix(nnx.initializers.truncated_normal(0.01), "fan_in")
+        init = layers.matrix_initializer(nnx.initializers.truncated_normal(0.01), "fan_in")
         options = {"batch_norm": not original, "init": init, "dtype": dtype, "rngs": rngs}
         channels = image_shape[2]
         if stem == "imagenet":
@@ -164,7 +162,7 @@ class GoogLeNet(Network):
         self.auxiliary, self.original, self.stem = auxiliary, original, stem
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The stem, the modules and pools, the auxiliary logits if any, and the logits."""
+        """Returns the stem, modules and pools, auxiliary logits if any, "average" and "logits"."""
         stages = self._stem(x)
         x = list(stages.values())[-1]
         for name in _MODULES:
@@ -183,11 +181,11 @@ class GoogLeNet(Network):
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = self.conv1(x)
         if self.stem == "imagenet":
-            normalise = layers.local_response_norm if self.original else lambda x: x
+            normalize = layers.local_response_norm if self.original else lambda x: x
             x = stages["pool1"] = _pool(x, 3)
-            x = stages["conv2"] = self.conv2(normalise(x))
+            x = stages["conv2"] = self.conv2(normalize(x))
             x = stages["conv3"] = self.conv3(x)
-            stages["pool2"] = _pool(normalise(x), 3)
+            stages["pool2"] = _pool(normalize(x), 3)
         return stages
 
     def loss(
@@ -195,8 +193,8 @@ class GoogLeNet(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """The mean cross-entropy, plus 0.3 times that of each auxiliary classifier."""
+    ) -> Float[Array, " batch"]:
+        """Returns the cross-entropy, plus 0.3 times that of each auxiliary classifier."""
         loss = cross_entropy(stages["logits"], labels, label_smoothing)
         for name in _AUXILIARY:
             if name in stages:
@@ -204,11 +202,11 @@ class GoogLeNet(Network):
         return loss
 
     def torch_names(self) -> dict[str, str]:
-        """In torchvision the fourth branch begins with a pool."""
+        """Returns names of fourth branches, which start with a pool in torchvision."""
         branches = [f"inception{name}.branch4" for name in _MODULES]
         return {branch: f"{branch}.1" for branch in branches}
 
 
 def _pool(x: Array, size: int) -> Array:
     window, strides = (size, size), (2, 2)
-    return ops.max_pool(x, window, strides, layers.reaching_beyond(x.shape, window, strides))
+    return ops.max_pool(x, window, strides, layers.ceil_mode_padding(x.shape, window, strides))

@@ -1,4 +1,4 @@
-"""What GoogLeNet and its successor with batch normalisation share."""
+"""The convolution of GoogLeNet and BN-Inception."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers
+from dlc_jax.nn import layers
 
 
 class ConvUnit(nnx.Module):
-    """A convolution, batch normalisation where it is wanted, and a rectifier.
+    """Convolution, optional batch normalization, and ReLU.
 
     Args:
-      inputs: channels of what it reads.
-      outputs: its feature maps.
-      size: height and width of its kernel in pixels.
-      stride: by how many pixels it moves.
-      batch_norm: whether it is normalised, instead of having biases.
-      init: where its initial kernel comes from.
-      dtype: what it computes in.
-      rngs: where its random numbers come from.
+      inputs: Number of input channels.
+      outputs: Number of feature maps.
+      size: Height and width of the kernel.
+      stride: Stride of the convolution.
+      batch_norm: Whether it has batch normalization instead of biases.
+      init: Initializer of the kernel.
+      dtype: Dtype of the computation.
+      rngs: Random number generators.
     """
 
     def __init__(
@@ -53,6 +53,6 @@ class ConvUnit(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch out_height out_width outputs"]:
-        """The feature maps, rectified."""
+        """Returns the feature maps after the rectifier."""
         y = self.conv(x)
         return nnx.relu(y if self.bn is None else self.bn(y))

@@ -1,4 +1,4 @@
-"""The lecture's network: what its MNIST example trains (Fleuret, EE-559, lecture 1a)."""
+"""The network of the lecture's MNIST example (Fleuret, EE-559, lecture 1a)."""
 
 from collections import OrderedDict
 from typing import Any
@@ -8,26 +8,25 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
 
 class Lecture(Network):
-    """Two 5x5 convolutions of 32 and 64 maps, then layers of 200 and `num_classes` units.
+    """Two 5x5 convolutions of 32 and 64 maps, then linear layers of 200 and `num_classes` units.
 
-    The lecture pools before it rectifies. That order is kept: the result is the same as
-    the other way round, since both keep the order of values, and nine (then four) times
-    fewer values are rectified.
+    As in the lecture, max-pooling comes before ReLU. Both orders give the same result, but ReLU
+    then applies to nine (four) times fewer values.
 
     Args:
-      image_shape: height, width and channels of the images; the lecture's are 28x28x1.
-      num_classes: the number of logits.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
+      image_shape: Height, width and channels of the images; 28x28x1 in the lecture.
+      num_classes: Number of classes.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
 
     Raises:
-      InputError: the images are under 22x22, too small for the two stages.
+      InputError: The images are smaller than 22x22.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Lecture(Network):
         self.fc2 = layers.Linear(200, num_classes, dtype=dtype, rngs=rngs)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """Both convolutions, the hidden layer, and the logits."""
+        """Returns "conv1" and "conv2" (pooled), "fc1", and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = nnx.relu(self.conv1(x))
         x = stages["conv2"] = nnx.relu(self.conv2(x))

@@ -1,27 +1,23 @@
-"""LeNet-5: the network that read handwritten digits and bank cheques.
+"""LeNet-5, the network that read handwritten digits and bank checks.
 
-LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document
-recognition", Proceedings of the IEEE 86(11), section II.B, with the loss of section II.C and
-the initial weights of appendix A. New was a convolutional network of this depth, trained from
-pixels to classes and put to commercial use; its data set, MNIST, came with it.
+LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
+Proceedings of the IEEE 86(11), section II.B, with the loss of section II.C and the initial weights
+of appendix A. The paper also introduced MNIST.
 
-Where it differs from the paper:
+Differences from the paper:
 
-- The paper trains by a stochastic diagonal Levenberg-Marquardt method, one image at a time.
-  Here the optimizer is whatever it is trained with.
-- The paper says of all units up to layer F6 that a squashing function is applied to their
-  weighted sums. It is taken at its word: C1, S2, C3, S4, C5 and F6 are all squashed.
-- The targets of the output units are bitmaps of 7x12 pixels. Ours are drawn anew; the paper
-  has the whole printable ASCII set, and here are the ten digits. For more than ten classes the
-  targets are random codes, as the paper considers in passing.
-- Biases are drawn like the weights of their units, from the fan-in without the bias itself.
-- The paper gives no value for the constant j of its loss. Ours, 5, was chosen on training
-  digits that were held out.
-- The paper scales pixels to -0.1 (background) and 1.175 (ink), so that their mean is roughly 0
-  and their variance roughly 1. Here images come as they are normalised: by `data.Normalise.fit`
-  they have that mean and variance exactly.
-- Images of 28x28 pixels are padded to 32x32 with the values at their edges: for digits, the
-  background. More than one channel is accepted, which the paper does not consider.
+- The paper trains with a stochastic diagonal Levenberg-Marquardt method. Here, any optimizer can be
+  used.
+- tanh is applied to C1, S2, C3, S4, C5 and F6, as the text says of all units up to F6.
+- The targets of the output units are our own 7x12 bitmaps of the ten digits, where the paper has
+  the printable ASCII characters. For more than ten classes they are random codes, an option that
+  the paper mentions.
+- Biases are initialized like the weights of their units; fan-in does not count the bias.
+- The constant j of the loss, which the paper does not state, is 5, chosen on held-out training
+  digits.
+- Images are normalized to mean 0 and variance 1 (`dlc_jax.data.Normalize`), where the paper scales
+  pixels to -0.1 (background) and 1.175 (ink).
+- Images of 28x28 pixels are edge-padded to 32x32, and may have several channels.
 """
 
 import math
@@ -36,14 +32,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
+from dlc_jax import ops
 from dlc_jax.errors import InputError
-from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.nn.losses import check_no_label_smoothing, mask_negative_labels
+from dlc_jax.typing import AnyArray
 
-# Which maps of S2 (rows) each map of C3 (columns) reads: table I of the paper.
+# Maps of S2 (rows) that each map of C3 (columns) reads: table I of the paper.
 _TABLE_I = """
 X...XXX..XXXX.XX
 XX...XXX..XXXX.X
@@ -79,30 +76,42 @@ GLYPHS: Float[np.ndarray, "digits=10 pixels=84"] = (
     .reshape(10, _CODE_SIZE)
 )
 
-_SIZE = 32  # pixels, of the side of an image
+_SIZE = 32  # height and width of images
 _AMPLITUDE, _SLOPE = 1.7159, 2 / 3
 
 
 def squash(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """1.7159 tanh(2a/3), by which 1 and -1 stay what they are (appendix A of the paper)."""
+    """Scaled tanh, 1.7159 tanh(2a/3), which maps 1 to 1 and -1 to -1 (appendix A of the paper).
+
+    Args:
+      a: Weighted sums of units.
+
+    Example:
+      >>> print(f"{squash(jnp.array(1.0)):.3f}")
+      1.000
+    """
     return _AMPLITUDE * jnp.tanh(_SLOPE * a)
 
 
 def uniform(fan_in: int) -> Any:
-    """The initialiser of appendix A: uniform on ±2.4/fan_in.
+    """Initializer of appendix A: uniform on ±2.4/fan_in.
 
     Args:
-      fan_in: how many inputs a unit has.
+      fan_in: Number of inputs of a unit.
+
+    Example:
+      >>> bool(abs(uniform(24)(jax.random.key(0), (5,))).max() <= 0.1)
+      True
     """
     return layers.uniform(2.4 / fan_in)
 
 
 class SubSampling(nnx.Module):
-    """The sum of each four touching pixels, times a coefficient, plus a bias, for each map.
+    """Sums over 2x2 windows, times a trainable coefficient, plus a bias, per feature map.
 
     Args:
-      maps: the number of feature maps; coefficient and bias are of shape [maps].
-      rngs: where the initial values come from.
+      maps: Number of feature maps; coefficient and bias have the shape [maps].
+      rngs: Random number generators of the initial values.
     """
 
     def __init__(self, maps: int, *, rngs: nnx.Rngs) -> None:
@@ -113,21 +122,20 @@ class SubSampling(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width maps"]
     ) -> Float[Array, "batch height//2 width//2 maps"]:
-        """The smaller maps, not yet squashed."""
+        """Returns the sub-sampled maps, before the tanh."""
         coefficient, bias = (p[...].astype(x.dtype) for p in (self.coefficient, self.bias))
         return 4 * ops.avg_pool(x, (2, 2)) * coefficient + bias
 
 
 class TableConv(nnx.Module):
-    """Layer C3: a 5x5 convolution in which each map reads only some of the maps before it.
+    """Layer C3: a 5x5 convolution with sparse connections between maps.
 
-    Its kernel holds the planes of the connections that there are, [5, 5, connections], in the
-    order of the table's rows; what is not connected has no weight.
+    Its kernel has the shape [5, 5, connections], in the order of the rows of the table.
 
     Args:
-      table: which inputs each map reads.
-      dtype: what it computes in.
-      rngs: where the initial weights come from; a map's depend on how many inputs it has.
+      table: The inputs that each map reads.
+      dtype: Dtype of the computation.
+      rngs: Random number generators of the initial weights, whose scale depends on the fan-in.
     """
 
     def __init__(
@@ -135,42 +143,41 @@ class TableConv(nnx.Module):
     ) -> None:
         self.dtype = dtype
         self.shape = table.shape
-        # Where each connection's plane goes among all pairs of an input and a map.
-        self.places = tuple(np.flatnonzero(table).tolist())
+        # Indices of the connections among all pairs of an input and a map.
+        self.connections = tuple(np.flatnonzero(table).tolist())
         fan_in = 25 * table.sum(0)
-        of_each_plane = fan_in[np.nonzero(table)[1]]
-        draws = uniform(1)(rngs.params(), (5, 5, len(self.places)))
-        self.kernel = nnx.Param(draws / of_each_plane)
+        fan_in_of_connections = fan_in[np.nonzero(table)[1]]
+        draws = uniform(1)(rngs.params(), (5, 5, len(self.connections)))
+        self.kernel = nnx.Param(draws / fan_in_of_connections)
         self.bias = nnx.Param(uniform(1)(rngs.params(), fan_in.shape) / fan_in)
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch height-4 width-4 maps"]:
-        """The maps, not yet squashed."""
+        """Returns the feature maps, before the tanh."""
         kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
         dense = jnp.zeros((5, 5, math.prod(self.shape)), self.dtype)
-        dense = dense.at[:, :, np.array(self.places)].set(kernel).reshape(5, 5, *self.shape)
+        dense = dense.at[:, :, np.array(self.connections)].set(kernel).reshape(5, 5, *self.shape)
         return ops.conv2d(x, dense, padding="VALID") + bias
 
 
 class LeNet5(Network):
-    """LeNet-5 as published, with 60,000 trainable parameters for ten classes of grey images.
+    """LeNet-5 as published, with 60,000 trainable parameters for ten classes of grayscale images.
 
-    Its logits are the penalties of the paper's Euclidean radial basis functions, with the
-    sign changed: the class of the largest logit is that of the nearest code.
+    Its logits are the negative penalties of the Euclidean radial basis function units, so the
+    largest logit is that of the nearest code.
 
     Args:
-      image_shape: height, width and channels of the images: 32x32, or 28x28 (padded).
-      num_classes: the number of output units. Up to ten their codes are bitmaps of the digits
-        from 0 on. More have random codes of ±1 from `rngs.params`, of which any two coincide
-        with a probability of 2^-84.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
-      rubbish: the constant j of the loss (equation 9): the penalty of a further class of
-        patterns that are no digits, above which the penalties of wrong classes do not matter.
+      image_shape: Height, width and channels of the images: 32x32, or 28x28 (padded).
+      num_classes: Number of output units. The codes of up to ten are bitmaps of the digits; more
+        have random codes of ±1, drawn from `rngs.params`.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
+      rubbish: Constant j of the loss (equation 9), the penalty of a class of patterns that are no
+        digits. Larger penalties of wrong classes have no effect.
 
     Raises:
-      InputError: the images are neither 28x28 nor 32x32.
+      InputError: The images are neither 28x28 nor 32x32.
     """
 
     def __init__(
@@ -198,7 +205,7 @@ class LeNet5(Network):
         self.f6 = layers.Linear(
             120, _CODE_SIZE, dtype=dtype, rngs=rngs, kernel_init=init, bias_init=init
         )
-        self.codes = Fixed(_codes(num_classes, rngs))
+        self.codes = Buffer(_codes(num_classes, rngs))
 
     @staticmethod
     def _conv(inputs: int, maps: int, dtype: Any, rngs: nnx.Rngs) -> layers.Conv:
@@ -207,9 +214,9 @@ class LeNet5(Network):
         return layers.Conv(inputs, maps, (5, 5), dtype=dtype, rngs=rngs, **options)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """All layers of the paper's figure 2, squashed, and the output units' penalties.
+        """Returns the layers of figure 2 after the tanh, the penalties, and the logits.
 
-        They are "c1" [batch, 28, 28, 6], "s2" [batch, 14, 14, 6], "c3" [batch, 10, 10, 16],
+        These are "c1" [batch, 28, 28, 6], "s2" [batch, 14, 14, 6], "c3" [batch, 10, 10, 16],
         "s4" [batch, 5, 5, 16], "c5" [batch, 120], "f6" [batch, 84], "penalties" and "logits"
         [batch, classes].
         """
@@ -231,30 +238,38 @@ class LeNet5(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """The mean of y_D + log(exp(-j) + sum_i exp(-y_i)): equation 9, the MAP criterion.
+    ) -> Float[Array, " batch"]:
+        """Returns y_D + log(exp(-j) + sum_i exp(-y_i)): equation 9, the MAP criterion.
 
-        y_i are the penalties, D is the right class, and j the rubbish class's penalty.
+        y_i are the penalties, D is the true class, and j the penalty of the rubbish class.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: none; the targets are the paper's.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: Not supported.
         """
-        refuse_label_smoothing(type(self).__name__, label_smoothing)
+        check_no_label_smoothing(type(self).__name__, label_smoothing)
         penalties = stages["penalties"]
-        # At least float32, since a mean over many examples would be lost in bfloat16.
+        # A mean over many examples would lose precision in bfloat16.
         penalties = penalties.astype(jnp.promote_types(penalties.dtype, jnp.float32))
-        labels = not_from_the_end(labels, penalties.shape[1])
-        right = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
+        labels = mask_negative_labels(labels, penalties.shape[1])
+        of_label = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
         competition = jnp.logaddexp(-self.rubbish, jax.nn.logsumexp(-penalties, 1))
-        return (right + competition).mean()
+        return of_label + competition
 
 
 def pad_to_32(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch 32 32 channels"]:
-    """Square images with the values at their edges repeated evenly on all sides."""
+    """Edge-pads square images to 32x32.
+
+    Args:
+      x: Images of at most 32x32 pixels.
+
+    Example:
+      >>> pad_to_32(jnp.ones((1, 28, 28, 1))).shape
+      (1, 32, 32, 1)
+    """
     margin = (_SIZE - x.shape[1]) // 2
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
 

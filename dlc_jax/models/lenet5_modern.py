@@ -1,18 +1,16 @@
-"""LeNet-5 as it is built today: its sizes, with the parts that later became usual.
+"""LeNet-5 with modern layers.
 
 The layers' sizes are those of LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning
 applied to document recognition", section II.B (see `dlc_jax.models.lenet5` for the network as
-published). This version has no paper of its own; the parts in which it differs are:
+published). It differs in:
 
-- max-pooling for sub-sampling with trainable coefficients;
-- ReLU for the squashing function, and none after the pooling, where it would change nothing;
-- a C3 in which every map reads all maps of S2, as no table of connections is needed to keep
-  the computation small or to tell the maps apart;
-- logits that are linear in F6, and softmax cross-entropy for loss, instead of distances to
-  fixed codes;
+- max-pooling instead of trainable sub-sampling;
+- ReLU instead of tanh;
+- C3 reads all maps of S2;
+- a linear output layer and softmax cross-entropy instead of distances to fixed codes;
 - PyTorch's initial weights.
 
-Images of 28x28 pixels are padded to 32x32 with the values at their edges.
+Images of 28x28 pixels are edge-padded to 32x32.
 """
 
 from collections import OrderedDict
@@ -23,25 +21,25 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers
 from dlc_jax.errors import InputError
 from dlc_jax.models.lenet5 import pad_to_32
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
 
 class LeNet5Modern(Network):
-    """Two 5x5 convolutions of 6 and 16 maps, each pooled, and layers of 120 and 84 units.
+    """Two 5x5 convolutions of 6 and 16 maps with max-pooling, and layers of 120 and 84 units.
 
-    It has 61,706 parameters for ten classes of grey images.
+    It has 61,706 parameters for ten classes of grayscale images.
 
     Args:
-      image_shape: height, width and channels of the images: 32x32, or 28x28 (padded).
-      num_classes: the number of logits.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
+      image_shape: Height, width and channels of the images: 32x32, or 28x28 (padded).
+      num_classes: Number of classes.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
 
     Raises:
-      InputError: the images are neither 28x28 nor 32x32.
+      InputError: The images are neither 28x28 nor 32x32.
     """
 
     def __init__(
@@ -66,9 +64,9 @@ class LeNet5Modern(Network):
         self.output = layers.Linear(84, num_classes, dtype=dtype, rngs=rngs)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The pooled maps, the hidden layers, and the logits.
+        """Returns the pooled maps, the hidden layers, and the logits.
 
-        They are "s2" [batch, 14, 14, 6], "s4" [batch, 5, 5, 16], "c5" [batch, 120], "f6"
+        These are "s2" [batch, 14, 14, 6], "s4" [batch, 5, 5, 16], "c5" [batch, 120], "f6"
         [batch, 84] and "logits" [batch, classes].
         """
         stages: OrderedDict[str, Array] = OrderedDict()

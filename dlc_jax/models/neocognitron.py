@@ -1,44 +1,42 @@
-"""The neocognitron: what convolutional networks descend from (Fukushima 1980).
+"""The neocognitron, the ancestor of convolutional networks (Fukushima 1980).
 
 K. Fukushima, "Neocognitron: A Self-organizing Neural Network Model for a Mechanism of Pattern
-Recognition Unaffected by Shift in Position", Biological Cybernetics 36, 193-202. New in it:
-cells in planes that share their weights, so that each plane finds one feature wherever it is;
-layers of such S-cells taking turns with layers of C-cells, which pool over neighbouring places;
-and a rule by which the S-cells' weights organise themselves from unlabelled images.
+Recognition Unaffected by Shift in Position", Biological Cybernetics 36, 193-202. It introduced
+planes of cells with shared weights; layers of such S-cells (convolution) alternating with layers of
+C-cells (pooling); and a rule by which the S-cells learn from unlabeled images.
 
-What follows the paper: the seven layers U0, S1, C1, S2, C2, S3, C3, S-cells that read 5x5 places
-and C3 with one cell a plane; the equations of S-cells, C-cells and the inhibitory cells beside
-them; and the rule. In each S-column (the cells of all planes around one place) the cell with the
-largest output becomes a candidate; of a plane's candidates the largest becomes its
-representative; and only a representative's input is learned, for its whole plane. (Fukushima's
-later papers call representatives "seed cells", and preset S1. Here it organises itself too.)
+As in the paper are the layers U0, S1, C1, S2, C2, S3, C3; S-cells with 5x5 receptive fields and C3
+with one cell per plane; the equations of S-cells, C-cells and inhibitory V-cells; and the learning
+rule. In each S-column (the cells of all planes around a position), the cell with the largest output
+is a candidate; the largest candidate of a plane is its representative; and the plane learns the
+input of its representative. (Later papers of Fukushima call it the "seed cell", and preset S1,
+which is learned here.)
 
-What is ours:
+Our choices:
 
-- Images are 28x28 digits and not 16x16; maps are 28, 14 and 7 cells wide.
-- Each image is first scaled to run from 0 to 1, since these cells know no negative activity.
-- 24, 48 and 128 planes; the paper has 24 in every layer, and its section on results expects
-  more planes to be needed for more patterns.
-- Selectivities 2, 1.5 and 0.8 (the paper's are 4, 1.5 and 1.5), one rate of reinforcement for
-  all layers, and all other constants below.
-- Layers organise one after the other, each seeing every image once.
-- The readout, a linear layer on all cells of C1, C2 and C3, which learns from labels by
-  gradients. The paper has none: there each cell of C3 comes to stand for one pattern.
+- Images are digits of 28x28 instead of 16x16 pixels; maps are 28, 14 and 7 cells wide.
+- Images are scaled to [0, 1], since activities are non-negative.
+- There are 24, 48 and 128 planes, where the paper has 24 per layer.
+- Selectivities are 2, 1.5 and 0.8 (4, 1.5 and 1.5 in the paper). There is one reinforcement rate
+  for all layers. The other constants below are ours, too.
+- Layers are trained one after the other, with one pass over the images each.
+- A linear readout of all cells of C1, C2 and C3 learns from labels by gradient descent. The paper
+  has none: there, each cell of C3 comes to represent one pattern.
 
-With 3,000 digits of `mnist-5k` seen without labels, the same linear readout errs on the 1,000
-test digits (in %, means over three runs of `examples/neocognitron.py`):
+With 3,000 unlabeled digits of `mnist-5k`, the test error of the linear readout on 1,000 digits is
+(in %, mean of three runs of `examples/neocognitron.py`):
 
-| labelled digits | pixels | C1 | C2 | C3 | all three |
+| labeled digits | pixels | C1 | C2 | C3 | all three |
 |---|---|---|---|---|---|
 | 100 | 26.9 | 12.1 | 11.2 | 18.6 | 11.1 |
 | 500 | 15.5 | 5.6 | 5.8 | 12.5 | 5.4 |
 | 1,000 | 12.5 | 4.4 | 4.3 | 10.3 | 4.1 |
 
-So most of what helps is in C1 and C2; C3, which no longer tells where things are, is somewhat
-better than pixels. Planes and selectivities were chosen on further training digits. There, from
-500 labelled digits, C3 alone erred on 10.8 %, on 24.4 % with the paper's selectivities, and on
-20.6 % with 24 planes in every layer and selectivities of 2, 1 and 0.8; pixels erred on about
-15 %. On all three layers it made little difference: 4.0, 4.5 and 4.1 %.
+C1 and C2 help most; C3, which has no positions, is somewhat better than pixels. Planes and
+selectivities were chosen on held-out training digits. There, with 500 labeled digits, the error of
+C3 alone was 10.8 %, 24.4 % with the paper's selectivities, and 20.6 % with 24 planes per layer and
+selectivities 2, 1 and 0.8, where pixels had about 15 %. With all three layers it made little
+difference: 4.0, 4.5 and 4.1 %.
 """
 
 import math
@@ -55,52 +53,51 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from dlc_jax import layers, ops
-from dlc_jax.data.examples import AnyArray
+from dlc_jax import ops
 from dlc_jax.errors import InputError
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.typing import AnyArray
 
-_FIELD = (5, 5)  # places that an S-cell reads
-_FIELD_FALLOFF = 0.9  # of c, by which V-cells and the rule weigh these places, for each place
-_POOL = (5, 5)  # places that a cell of C1 or C2 reads
-_POOL_FALLOFF = 0.8  # of d, by which C-cells weigh them
-_POOL_STRENGTH = 0.25  # d at the centre
-_SATURATION = 0.5  # what a C-cell is driven by when its output is one half
-_COLUMNS = (5, 5, 3)  # widths of the S-columns of S1, S2 and S3, in places
-_COLUMN_STEP = 3  # places between two S-columns; those of S1 and S2 overlap
-_RATE = 100.0  # how strongly a representative's input is reinforced
-_FIRST_WEIGHTS = 1e-3  # the largest first weight, as a part of c
-_SMALLEST = 16
-_AT_ONCE = 100  # images whose activities are computed together while layers organise
-
-# More images than this change little.
-_ENOUGH = 3000
+_FIELD = (5, 5)  # receptive field of S-cells
+_FIELD_FALLOFF = 0.9  # decay of the weights c with the distance from the center
+_POOL = (5, 5)  # receptive field of cells of C1 and C2
+_POOL_FALLOFF = 0.8  # decay of the weights d with the distance from the center
+_POOL_STRENGTH = 0.25  # d at the center
+_SATURATION = 0.5  # alpha, the input at which the output of a C-cell is 1/2
+_COLUMNS = (5, 5, 3)  # widths of the S-columns of S1, S2 and S3
+_COLUMN_STEP = 3  # distance of S-columns; those of S1 and S2 overlap
+_RATE = 100.0  # reinforcement rate q
+_INITIAL_SCALE = 1e-3  # largest initial weight, relative to c
+_MIN_SIZE = 16  # height and width of images
+_BATCH_SIZE = 100  # for computing activities in `self_organize`
+_MAX_IMAGES = 3000  # more images change little in `self_organize`
 
 
-class Learned(Fixed):
-    """Weights that `self_organise` learns: saved with a network, and unknown to gradients."""
+class Learned(Buffer):
+    """Weights that `self_organize` learns, which gradient descent does not change."""
 
 
 class SLayer(nnx.Module):
-    """Planes of S-cells before learning: without inhibition, and with small random weights.
+    """Planes of S-cells with small random weights and no inhibition.
 
     Args:
-      channels: planes of the layer that it reads.
-      planes: its own planes.
-      selectivity: r; once they have learned, cells respond to inputs whose cosine with what
-        they learned is over r / (1 + r).
-      column: width of an S-column in places.
-      rngs: where the initial weights come from.
+      channels: Number of input planes.
+      planes: Number of output planes.
+      selectivity: Selectivity r. Trained cells respond to inputs whose cosine similarity with the
+        learned input exceeds r / (1 + r).
+      column: Width of an S-column.
+      rngs: Random number generators of the initial weights.
     """
 
     def __init__(
         self, channels: int, planes: int, *, selectivity: float, column: int, rngs: nnx.Rngs
     ) -> None:
-        falling = np.repeat(_falling(_FIELD, _FIELD_FALLOFF)[..., None], channels, -1)
-        self.c = Fixed(jnp.asarray(falling / falling.sum(), jnp.float32))
+        decay = np.repeat(_decay(_FIELD, _FIELD_FALLOFF)[..., None], channels, -1)
+        self.c = Buffer(jnp.asarray(decay / decay.sum(), jnp.float32))
         first = jax.random.uniform(rngs.params(), (*_FIELD, channels, planes), jnp.float32)
-        self.a = Learned(_FIRST_WEIGHTS * self.c[..., None] * first)
+        self.a = Learned(_INITIAL_SCALE * self.c[..., None] * first)
         self.b = Learned(jnp.zeros(planes, jnp.float32))
         self.selectivity = selectivity
         self.column = column
@@ -108,51 +105,50 @@ class SLayer(nnx.Module):
     def __call__(
         self, u: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width planes"]:
-        """The S-cells' outputs."""
+        """Returns the outputs of the S-cells."""
         weights = self.a[...], self.b[...], self.c[...]
         return s_cells(u, *weights, selectivity=self.selectivity)
 
 
 class CLayer(nnx.Module):
-    """Planes of C-cells, each reading the plane of S-cells before it.
+    """Planes of C-cells, each of which reads one plane of S-cells.
 
     Args:
-      window: height and width of what a cell reads, in places.
-      step: places between two cells.
+      window: Height and width of the receptive field.
+      step: Stride.
       padding: "SAME" or "VALID".
     """
 
     def __init__(self, window: tuple[int, int], *, step: int, padding: str) -> None:
-        falling = _POOL_STRENGTH * _falling(window, _POOL_FALLOFF)
-        self.d = Fixed(jnp.asarray(falling, jnp.float32))
+        decay = _POOL_STRENGTH * _decay(window, _POOL_FALLOFF)
+        self.d = Buffer(jnp.asarray(decay, jnp.float32))
         self.step = step
         self.padding = padding
 
     def __call__(
         self, s: Float[Array, "batch height width planes"]
     ) -> Float[Array, "batch out_height out_width planes"]:
-        """The C-cells' outputs."""
+        """Returns the outputs of the C-cells."""
         return c_cells(s, self.d[...], step=self.step, padding=self.padding)
 
 
 class Neocognitron(Network):
-    """Three pairs of S- and C-layers, and a linear readout on the C-layers.
+    """Three pairs of S- and C-layers, and a linear readout of the C-layers.
 
-    Only the readout's weights are `nnx.Param`, so that `dlc_jax.training` trains it alone.
-    The S-cells' are `Learned`, by `self_organise`; before that they are small and random.
+    Only the weights of the readout are `nnx.Param`. Those of the S-cells are `Learned`, by
+    `self_organize`; initially they are small and random.
 
     Args:
-      image_shape: height, width and channels of the images; the paper's are 16x16x1.
-      num_classes: the number of logits.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
-      planes: cell planes of each S-layer, and of the C-layer after it.
-      selectivity: r of each S-layer: cells respond to inputs whose cosine with what they
-        learned is over r / (1 + r).
+      image_shape: Height, width and channels of the images; 16x16x1 in the paper.
+      num_classes: Number of classes.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
+      planes: Number of cell planes of each pair of layers.
+      selectivity: Selectivity r of each S-layer (see `SLayer`).
 
     Raises:
-      InputError: the images are under 16x16, or planes or selectivity are not three positive
-        numbers.
+      InputError: The images are smaller than 16x16, or planes or selectivity are not three
+        positive numbers.
     """
 
     def __init__(
@@ -174,20 +170,20 @@ class Neocognitron(Network):
         )
         halves, quarters = ((-(-height // step), -(-width // step)) for step in (2, 4))
         self.c1, self.c2 = (CLayer(_POOL, step=2, padding="SAME") for _ in range(2))
-        self.c3 = CLayer(quarters, step=1, padding="VALID")  # one cell reads all of its plane
+        self.c3 = CLayer(quarters, step=1, padding="VALID")  # one cell per plane
         cells = [math.prod(size) for size in (halves, quarters, (1, 1))]
         count = sum(map(operator.mul, planes, cells))
         self.readout = layers.Linear(count, num_classes, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def prepared(
+    def init_from_data(
         self, images: Float[Array, "images height width channels"], key: PRNGKeyArray
     ) -> "Neocognitron":
-        """The network after `self_organise` on the first 3,000 images."""
-        return self_organise(self, images[:_ENOUGH], key)
+        """Returns the network after `self_organize` on the first 3,000 images."""
+        return self_organize(self, images[:_MAX_IMAGES], key)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """S1, C1, S2, C2, S3 and C3 ("s1", "c1", ...), and the logits."""
+        """Returns "s1", "c1", "s2", "c2", "s3", "c3" and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         u = activity(x).astype(self.dtype)
         for number in (1, 2, 3):
@@ -200,10 +196,15 @@ class Neocognitron(Network):
 def features(
     stages: Mapping[str, Float[Array, "batch height width planes"]],
 ) -> Float[Array, "batch features"]:
-    """What the readout reads: the cells of C1, C2 and C3.
+    """Input of the readout: the cells of C1, C2 and C3.
 
     Args:
-      stages: what `Neocognitron.stages` returned.
+      stages: The result of `Neocognitron.stages`.
+
+    Example:
+      >>> cells = jnp.ones((1, 2, 2, 3))
+      >>> features({"c1": cells, "c2": cells, "c3": cells}).shape
+      (1, 36)
     """
     return jnp.concatenate([layers.flatten(stages[name]) for name in ("c1", "c2", "c3")], 1)
 
@@ -211,11 +212,19 @@ def features(
 def activity(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width channels"]:
-    """The input layer U0: each image moved and scaled to run from 0 to 1; 0 if it is blank."""
+    """Input layer U0: each image scaled to [0, 1]; constant images are 0.
+
+    Args:
+      x: Normalized images.
+
+    Example:
+      >>> activity(jnp.array([-1.0, 1.0, 3.0]).reshape(1, 1, 3, 1)).ravel()
+      Array([0. , 0.5, 1. ], dtype=float32)
+    """
     axes = (1, 2, 3)
-    raised = x - x.min(axes, keepdims=True)
-    largest = raised.max(axes, keepdims=True)
-    return raised / jnp.where(largest > 0, largest, 1)
+    shifted = x - x.min(axes, keepdims=True)
+    maximum = shifted.max(axes, keepdims=True)
+    return shifted / jnp.where(maximum > 0, maximum, 1)
 
 
 def s_cells(
@@ -226,17 +235,16 @@ def s_cells(
     *,
     selectivity: float,
 ) -> Float[Array, "batch height width planes"]:
-    """The outputs of S-cells, which are inhibited by division (Fukushima 1980, section 2).
+    """Outputs of S-cells, which have divisive inhibition (Fukushima 1980, section 2).
 
-    r max(0, (1 + sum a u) / (1 + 2r / (1 + r) b v) - 1), v the output of `v_cells`.
+    r max(0, (1 + sum a u) / (1 + 2r / (1 + r) b v) - 1), where v is the output of `v_cells`.
 
     Args:
-      u: what the C-cells (or the input layer) before them put out; non-negative. Beyond its
-        borders there is nothing.
-      a: excitatory weights, the same all over a plane.
-      b: the inhibitory weight, likewise.
-      c: the weights of the V-cells.
-      selectivity: r.
+      u: Non-negative outputs of the layer before, padded with zeros.
+      a: Excitatory weights of each plane.
+      b: Inhibitory weight of each plane.
+      c: Weights of the V-cells.
+      selectivity: Selectivity r.
     """
     strength = 2 * selectivity / (1 + selectivity) * b.astype(u.dtype)
     inhibition = strength * v_cells(u, c)
@@ -247,11 +255,11 @@ def s_cells(
 def v_cells(
     u: Float[Array, "batch height width channels"], c: Float[Array, "5 5 channels"]
 ) -> Float[Array, "batch height width 1"]:
-    """The inhibitory cells beside S-cells: the root of the weighted mean square of their inputs.
+    """Outputs of the inhibitory V-cells: the weighted root mean square of the inputs.
 
     Args:
-      u: what the S-cells there read.
-      c: weights that sum to 1, and fall off with the distance from the centre.
+      u: Inputs of the S-cells.
+      c: Weights, which sum to 1 and decay with the distance from the center.
     """
     return jnp.sqrt(_correlate(jnp.square(u), c[..., None].astype(u.dtype)))
 
@@ -263,15 +271,15 @@ def c_cells(
     step: int,
     padding: str,
 ) -> Float[Array, "batch out_height out_width planes"]:
-    """The outputs of C-cells, each reading one plane around a place (Fukushima 1980, section 2).
+    """Outputs of C-cells, each of which reads one plane (Fukushima 1980, section 2).
 
     psi((1 + sum d s) / (1 + v) - 1), where v is the mean over all planes of sum d s, and
     psi(x) = max(0, x) / (alpha + max(0, x)).
 
     Args:
-      s: what the S-cells before them put out.
-      d: weights that fall off with the distance from the centre.
-      step: places between two cells.
+      s: Outputs of the S-cells.
+      d: Weights, which decay with the distance from the center.
+      step: Stride.
       padding: "SAME" or "VALID".
     """
     planes = s.shape[-1]
@@ -284,28 +292,28 @@ def c_cells(
 def representatives(
     s: Float[Array, "height width planes"], *, column: int
 ) -> tuple[Int[Array, " planes"], Int[Array, " planes"], Bool[Array, " planes"]]:
-    """Which cell of each plane is to learn (Fukushima 1980, section 3).
+    """The cell of each plane that learns (Fukushima 1980, section 3).
 
-    The largest output of each S-column is a candidate, and a plane's largest candidate its
-    representative. Among equals the first is taken.
+    The largest output of each S-column is a candidate, and the largest candidate of a plane is its
+    representative. Among equals, it is the first.
 
     Args:
-      s: the S-cells' outputs for one image.
-      column: width of an S-column in places.
+      s: Outputs of the S-cells for one image.
+      column: Width of an S-column.
 
     Returns:
-      Its row and its column by plane, and whether the plane has a representative at all.
+      Row and column of the representative by plane, and whether the plane has one.
     """
     height, width, planes = s.shape
-    rows, columns = (_in_columns(size, column) for size in (height, width))
+    rows, columns = (_column_positions(size, column) for size in (height, width))
     cells = s[rows[:, None, :, None], columns[None, :, None, :]]
     across = cells.shape[3]
     cells = cells.reshape(len(rows) * len(columns), -1)
     best = cells.argmax(1)
-    place, plane = best // planes, best % planes
-    which = jnp.arange(len(cells))
-    row = jnp.asarray(rows)[which // len(columns), place // across]
-    col = jnp.asarray(columns)[which % len(columns), place % across]
+    position, plane = best // planes, best % planes
+    index = jnp.arange(len(cells))
+    row = jnp.asarray(rows)[index // len(columns), position // across]
+    col = jnp.asarray(columns)[index % len(columns), position % across]
     outputs = jnp.where(plane[:, None] == jnp.arange(planes), cells.max(1)[:, None], 0)
     first = outputs.argmax(0)
     return row[first], col[first], outputs.max(0) > 0
@@ -320,21 +328,21 @@ def reinforce(
     selectivity: float,
     column: int,
 ) -> tuple[Float[Array, "5 5 channels planes"], Float[Array, " planes"]]:
-    """What one layer learns from one image (Fukushima 1980, section 3).
+    """Updates the weights of one layer by one image (Fukushima 1980, section 3).
 
-    A plane whose representative is at place n learns a += q c(v) u(n + v) and
-    b += q/2 v(n); the others stay as they are.
+    A plane with its representative at position n learns a += q c(v) u(n + v) and b += q/2 v(n);
+    planes without one do not change.
 
     Args:
-      a: the planes' excitatory weights.
-      b: their inhibitory weights.
-      c: the weights of the V-cells.
-      u: the activity that the layer reads.
-      selectivity: r.
-      column: width of an S-column in places.
+      a: Excitatory weights.
+      b: Inhibitory weights.
+      c: Weights of the V-cells.
+      u: Input of the layer.
+      selectivity: Selectivity r.
+      column: Width of an S-column.
 
     Returns:
-      The weights afterwards.
+      The updated weights a and b.
     """
     s = s_cells(u[None], a, b, c, selectivity=selectivity)[0]
     rows, columns, found = representatives(s, column=column)
@@ -350,30 +358,30 @@ def reinforce(
     return a + rates * c[..., None] * inputs, b + rates / 2 * inhibition
 
 
-def self_organise(
+def self_organize(
     model: Neocognitron,
     images: Float[AnyArray, "images height width channels"],
     key: PRNGKeyArray,
 ) -> Neocognitron:
-    """The network after its S-layers have organised themselves, one after the other.
+    """Trains the S-layers one after the other, without labels.
 
-    Each layer sees every image once, in an order of its own. It computes in float32, and
-    keeps all images' activities of one C-layer (19 kB an image of 28x28 in C1).
+    Each layer is trained on every image once, in random order. The computation is in float32, and
+    holds the activities of one C-layer for all images (19 kB per image of 28x28 in C1).
 
     Args:
-      model: the network; it is not changed.
-      images: normalised images, without labels.
-      key: decides on the orders.
+      model: The network, which is not changed.
+      images: Normalized images.
+      key: PRNG key of the orders.
 
     Returns:
-      A copy of `model` with learned S-cells, and the readout that it had.
+      A copy of `model` with learned S-cells and an unchanged readout.
     """
     graphdef, learned, rest = nnx.split(model, Learned, ...)  # type: ignore[misc]
-    return nnx.merge(graphdef, _organised(graphdef, learned, rest, images, key), rest)
+    return nnx.merge(graphdef, _self_organized(graphdef, learned, rest, images, key), rest)
 
 
 @partial(jax.jit, static_argnums=0)
-def _organised(
+def _self_organized(
     graphdef: nnx.GraphDef[Neocognitron],
     learned: nnx.State[Any, Any],
     rest: nnx.State[Any, Any],
@@ -385,7 +393,7 @@ def _organised(
     for number, order in enumerate(jax.random.split(key, 3), 1):
         layer, pool = (getattr(model, f"{kind}{number}") for kind in "sc")
         layer.a[...], layer.b[...] = _learn(layer, jax.random.permutation(order, u))
-        u = lax.map(partial(_c_layer, layer, pool), u, batch_size=_AT_ONCE)
+        u = lax.map(partial(_c_layer, layer, pool), u, batch_size=_BATCH_SIZE)
     return nnx.state(model, Learned)
 
 
@@ -394,10 +402,10 @@ def _learn(
 ) -> tuple[Float[Array, "5 5 channels planes"], Float[Array, " planes"]]:
     rule = partial(reinforce, selectivity=layer.selectivity, column=layer.column)
 
-    def see(weights: tuple[Array, Array], u: Array) -> tuple[tuple[Array, Array], None]:
+    def step(weights: tuple[Array, Array], u: Array) -> tuple[tuple[Array, Array], None]:
         return rule(*weights, layer.c[...], u), None
 
-    return lax.scan(see, (layer.a[...], layer.b[...]), inputs)[0]
+    return lax.scan(step, (layer.a[...], layer.b[...]), inputs)[0]
 
 
 def _c_layer(
@@ -409,34 +417,34 @@ def _c_layer(
 def _correlate(
     u: Array, kernel: Array, step: int = 1, padding: str = "SAME", groups: int = 1
 ) -> Array:
-    # With exact zeros where there is no activity, which products in the frequency domain do
-    # not give: learned weights are large, and a square root magnifies what is near zero.
+    # XLA's own convolution has exact zeros where there is no activity; products in the frequency
+    # domain do not. Large weights and the square root would magnify small differences.
     highest = lax.Precision.HIGHEST
     return ops.conv2d(u, kernel, (step, step), padding, precision=highest, groups=groups)
 
 
-def _falling(window: tuple[int, int], factor: float) -> np.ndarray:
-    """`factor` to the power of the distance from a window's centre."""
+def _decay(window: tuple[int, int], factor: float) -> np.ndarray:
+    """`factor` to the power of the distance from the center of a window."""
     down, right = (np.arange(size) - (size - 1) / 2 for size in window)
     return factor ** np.hypot(down[:, None], right)
 
 
-def _in_columns(size: int, column: int) -> np.ndarray:
-    """The places of each S-column along one axis of a map, [columns, places]."""
+def _column_positions(size: int, column: int) -> np.ndarray:
+    """Positions of each S-column along one axis, [columns, positions]."""
     width = min(column, size)
-    firsts = [*range(0, size - width, _COLUMN_STEP), size - width]
-    return np.array(firsts)[:, None] + np.arange(width)
+    starts = [*range(0, size - width, _COLUMN_STEP), size - width]
+    return np.array(starts)[:, None] + np.arange(width)
 
 
 def _check(height: int, width: int, *, planes: Sequence[int], selectivity: Sequence[float]) -> None:
-    if min(height, width) < _SMALLEST:
+    if min(height, width) < _MIN_SIZE:
         raise InputError(
-            f"the neocognitron needs images of at least {_SMALLEST}x{_SMALLEST}, "
+            f"the neocognitron needs images of at least {_MIN_SIZE}x{_MIN_SIZE}, "
             f"not {height}x{width}"
         )
     for name, values in (("planes", planes), ("selectivity", selectivity)):
         if len(values) != 3 or min(values) <= 0:
             raise InputError(
-                f"the neocognitron's {name} must be three positive numbers, one an S-layer, "
+                f"the neocognitron's {name} must be three positive numbers, one per S-layer, "
                 f"not {values!r}"
             )

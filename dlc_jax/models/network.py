@@ -1,4 +1,4 @@
-"""What all networks here have in common."""
+"""Base class of the networks."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -7,34 +7,35 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray
-from dlc_jax.losses import cross_entropy
+from dlc_jax.errors import InputError
+from dlc_jax.nn.losses import cross_entropy
+from dlc_jax.typing import AnyArray
 
 
 class Network(nnx.Module):
-    """A network that shows its intermediate stages by name.
+    """A classifier of images that returns its intermediate activations by name.
 
-    A network defines `stages`; the rest follows from it. What an analysis does not use of the
-    stages, `jit` does not compute.
+    A subclass defines `stages`, and may override the other methods. Inside `jax.jit`, stages
+    that are not used are not computed.
     """
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The activations after each stage, in their order, by name.
+        """Returns the activations after each stage, in order, by name.
 
         Args:
-          x: normalised images.
+          x: Normalized images.
 
         Returns:
-          Feature maps [batch, height, width, channels] and vectors [batch, features]; the last
-          is "logits", [batch, classes]. (`jax.jit` keeps the order of an OrderedDict, while it
-          returns a dict in the order of its keys.)
+          Feature maps [batch, height, width, channels] and vectors [batch, features]. The last
+          is "logits", [batch, classes]. (`jax.jit` sorts the keys of a dict, but not those of an
+          OrderedDict.)
         """
         raise NotImplementedError
 
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        """The logits of a batch of normalised images."""
+        """Returns the logits of a batch of normalized images."""
         return self.stages(x)["logits"]
 
     def loss(
@@ -42,30 +43,42 @@ class Network(nnx.Module):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """What training minimises: unless a network says otherwise, the mean cross-entropy.
+    ) -> Float[Array, " batch"]:
+        """Returns the training loss of each example; by default, the cross-entropy.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: see `dlc_jax.losses.cross_entropy`.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: See `dlc_jax.nn.cross_entropy`.
         """
         return cross_entropy(stages["logits"], labels, label_smoothing)
 
-    def prepared(
+    def init_from_data(
         self, images: Float[Array, "images height width channels"], key: PRNGKeyArray
     ) -> "Network":
-        """The network with what it learns of images alone, before it is trained on labels.
+        """Returns the network with variables that are initialized from unlabeled images.
 
-        Most networks learn nothing so, and are returned as they are.
+        Most networks have none, and are returned unchanged.
 
         Args:
-          images: normalised training images.
-          key: of the random numbers that it needs.
+          images: Normalized training images.
+          key: PRNG key.
         """
         del images, key
         return self
 
     def torch_names(self) -> dict[str, str]:
-        """Where PyTorch's name of a layer differs: beginnings of our names, and of theirs."""
+        """Returns prefixes of parameter names, and the prefixes they have in PyTorch instead."""
         return {}
+
+
+def check_stem(network: str, stem: str, image_shape: tuple[int, int, int]) -> None:
+    """Raises an InputError if there is no such stem, or if the images are too small for it."""
+    if stem not in ("imagenet", "small"):
+        raise InputError(f"{network} has no stem {stem!r}; choose from imagenet, small")
+    height, width, _ = image_shape
+    if stem == "imagenet" and min(height, width) < 32:
+        raise InputError(
+            f"{network} with the ImageNet stem needs images of at least 32x32, not "
+            f'{height}x{width}; use stem="small"'
+        )

@@ -1,28 +1,25 @@
-"""The perceptron: the first network that learned from examples to tell figures apart.
+"""The perceptron (Rosenblatt 1958).
 
-Rosenblatt 1958, "The perceptron: a probabilistic model for information storage and organization
-in the brain", Psychological Review 65(6), and the machine that was built on it, the Mark I:
-a retina of 20x20 S-units (photocells) and 512 A-units (association units), each wired at random
-to some of the S-units, and R-units (responses) on top. New was that the connections from the
-A-units to the R-units change with experience; they alone do.
+"The perceptron: a probabilistic model for information storage and organization in the brain",
+Psychological Review 65(6), and its hardware, the Mark I: a retina of 20x20 S-units (sensory) and
+512 A-units (association), each wired at random to some of the S-units, and R-units (response) that
+read the A-units. Only the weights from A-units to R-units are learned.
 
-The rule of learning is error correction: nothing changes while the response is right; when it is
-wrong, the A-units that are active get more weight for the right response and less for the wrong
-one. On activities that can be told apart it comes to an end: Novikoff 1962, "On convergence
-proofs on perceptrons".
+The learning rule is error correction: if the response is wrong, the weights from active A-units
+increase for the correct response and decrease for the wrong one. It converges on linearly separable
+activities (Novikoff 1962, "On convergence proofs on perceptrons").
 
-What is ours:
+Our choices:
 
-- How an image becomes S-units: the 20x20 pixels at its centre, averaged over the channels, are on
-  where they are above the middle between the image's darkest and brightest pixel. (MNIST centres
-  digits of at most 20x20 pixels by their centre of mass, so that a few lose an edge.)
-- The numbers of excitatory and inhibitory connections of an A-unit and its threshold, which were
-  chosen on training digits that were held out; S-units are drawn without replacement.
-- Several classes: one R-unit a class, of which the one with the largest input responds. Of two
-  with the same the first does. At an error the right R-unit is reinforced, and the one that
-  responded weakened by as much. For two classes that is Rosenblatt's single R-unit, its weights
-  being the differences of ours.
-- R-units begin with weights of zero and have no thresholds.
+- S-units are the central 20x20 pixels, averaged over the channels and thresholded at the mean of
+  the darkest and the brightest of them. (MNIST digits of up to 20x20 pixels are centered by
+  mass, so a few lose an edge.)
+- The numbers of excitatory and inhibitory connections of an A-unit and its threshold were chosen on
+  held-out training digits; S-units are drawn without replacement.
+- There is one R-unit per class, and the one with the largest input responds (the first among
+  equals). After an error, the weights of the correct R-unit increase and those of the responding
+  one decrease. With two classes this is Rosenblatt's single R-unit, with the difference as weights.
+- The weights of R-units start at zero, and R-units have no thresholds.
 """
 
 from collections import OrderedDict
@@ -35,35 +32,36 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dlc_jax.data.examples import AnyArray, unshared
 from dlc_jax.errors import InputError
-from dlc_jax.losses import not_from_the_end, refuse_label_smoothing
-from dlc_jax.models.fixed import Fixed
 from dlc_jax.models.network import Network
+from dlc_jax.nn.buffer import Buffer
+from dlc_jax.nn.losses import check_no_label_smoothing, mask_negative_labels
+from dlc_jax.typing import AnyArray
+from dlc_jax.utils.arrays import owned_copy
 
-_RETINA = 20  # S-units, of a side
+_RETINA = 20  # height and width of the retina
 
 
 class Perceptron(Network):
-    """S-units, A-units wired to them at random, and an R-unit a class.
+    """S-units, A-units wired to them at random, and one R-unit per class.
 
-    `update` trains it as Rosenblatt did. Its `loss` makes of plain gradient descent at a
-    learning rate of 1, on one image at a time, the same.
+    `update` is Rosenblatt's learning rule. SGD on `loss`, on single images with a learning rate
+    of 1, is the same.
 
     Args:
-      image_shape: height, width and channels of the images, at least 20x20.
-      num_classes: the number of R-units.
-      rngs: where the wiring comes from.
-      dtype: what it computes in.
-      association_units: the number of A-units.
-      excitatory: to how many S-units an A-unit is connected that excite it.
-      inhibitory: to how many S-units it is connected that inhibit it.
-      threshold: by how many the S-units that excite must exceed those that inhibit, at least,
-        for an A-unit to be active.
+      image_shape: Height, width and channels of the images, at least 20x20.
+      num_classes: Number of R-units.
+      rngs: Random number generators of the wiring.
+      dtype: Dtype of the computation.
+      association_units: Number of A-units.
+      excitatory: Number of excitatory connections of an A-unit.
+      inhibitory: Number of inhibitory connections of an A-unit.
+      threshold: An A-unit is active if active excitatory connections exceed active inhibitory
+        ones by at least this number.
 
     Raises:
-      InputError: the images are under 20x20, or an A-unit has more connections than there are
-        S-units.
+      InputError: The images are smaller than 20x20, or an A-unit has more connections than there
+        are S-units.
     """
 
     def __init__(
@@ -92,14 +90,14 @@ class Perceptron(Network):
         self.dtype, self.threshold = dtype, threshold
         keys = jax.random.split(rngs.params(), association_units)
         draw = jax.vmap(_connections, in_axes=(0, None, None), out_axes=1)
-        self.wiring = Fixed(draw(keys, excitatory, inhibitory))
+        self.wiring = Buffer(draw(keys, excitatory, inhibitory))
         self.weights = nnx.Param(jnp.zeros((association_units, num_classes), jnp.float32))
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The three kinds of units.
+        """Returns the S-units, the A-units, and the inputs of the R-units.
 
-        They are "s" [batch, 20, 20, 1] and "a" [batch, association_units], 1 where a unit is
-        on and 0 elsewhere, and "logits" [batch, classes], the R-units' inputs.
+        These are "s" [batch, 20, 20, 1] and "a" [batch, association_units], 0 or 1, and "logits"
+        [batch, classes].
         """
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["s"] = retina(x).astype(self.dtype)
@@ -113,23 +111,23 @@ class Perceptron(Network):
         stages: Mapping[str, Array],
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
-    ) -> Float[Array, ""]:
-        """By how much the largest logit exceeds the right one, averaged over the batch.
+    ) -> Float[Array, " batch"]:
+        """Returns the largest logit less that of the label.
 
-        Its gradient is minus the correction that `update` makes (also averaged).
+        Its gradient is minus the correction that `update` makes.
 
         Args:
-          stages: what `stages` returned.
-          labels: the right classes.
-          label_smoothing: none; the targets are the paper's.
+          stages: The result of `stages`.
+          labels: The true classes.
+          label_smoothing: Not supported.
         """
-        refuse_label_smoothing(type(self).__name__, label_smoothing)
+        check_no_label_smoothing(type(self).__name__, label_smoothing)
         logits = stages["logits"]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        # Taken at an index, since the gradient of a maximum is shared among equal logits.
-        chosen = jnp.stack([logits.argmax(1), not_from_the_end(labels, logits.shape[1])], 1)
-        largest, right = jnp.take_along_axis(logits, chosen, 1).T
-        return (largest - right).mean()
+        # By index, since the gradient of a maximum is shared among equal logits.
+        chosen = jnp.stack([logits.argmax(1), mask_negative_labels(labels, logits.shape[1])], 1)
+        largest, of_label = jnp.take_along_axis(logits, chosen, 1).T
+        return largest - of_label
 
 
 @jax.jit
@@ -138,17 +136,22 @@ def update(
     images: Float[AnyArray, "images height width channels"],
     labels: Int[AnyArray, " images"],
 ) -> tuple[Perceptron, Int[Array, ""]]:
-    """Shows images one after the other, each followed by a correction if the response is wrong.
-
-    One call on a training split is one epoch; it is a scan on the device.
+    """Applies the error correction rule to each image in turn.
 
     Args:
-      model: the network; it is not changed.
-      images: normalised or not; see `retina`.
-      labels: the right classes.
+      model: The network, which is not changed.
+      images: Images, normalized or not.
+      labels: The true classes.
 
     Returns:
-      The network after the last image, and how many corrections were made.
+      The network after the last image, and the number of corrections.
+
+    Example:
+      >>> model = Perceptron(image_shape=(20, 20, 1), num_classes=2, rngs=nnx.Rngs(0))
+      >>> images = jnp.eye(20).reshape(1, 20, 20, 1)
+      >>> model, corrections = update(model, images, jnp.array([1]))
+      >>> int(corrections), int(model(images).argmax())
+      (1, 1)
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     activities = model.stages(jnp.asarray(images))["a"]
@@ -162,51 +165,58 @@ def correct(
     activities: Float[AnyArray, "images inputs"],
     labels: Int[AnyArray, " images"],
 ) -> tuple[Float[Array, "inputs classes"], Int[Array, ""]]:
-    """The rule of error correction, for each row of activities in turn.
+    """Applies the error correction rule to each row of activities in turn.
 
     Args:
-      weights: from A-units to R-units.
-      activities: of the A-units.
-      labels: the right classes.
+      weights: Weights from A-units to R-units.
+      activities: Activities of the A-units.
+      labels: The true classes.
 
     Returns:
-      The weights after the last row, and how many corrections were made.
+      The weights after the last row, and the number of corrections.
+
+    Example:
+      >>> weights, corrections = correct(jnp.zeros((1, 2)), jnp.ones((3, 1)), jnp.array([1, 1, 1]))
+      >>> weights, int(corrections)
+      (Array([[-1.,  1.]], dtype=float32), 1)
     """
 
-    def show(weights: Array, example: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(weights: Array, example: tuple[Array, Array]) -> tuple[Array, Array]:
         active, label = example
         response = (active @ weights).argmax()
         wrong = response != label
         change = jnp.where(wrong, active, 0)
         return weights.at[:, label].add(change).at[:, response].add(-change), wrong
 
-    labels = not_from_the_end(unshared(labels), weights.shape[1])
-    examples = jnp.asarray(unshared(activities), weights.dtype), labels
-    weights, wrong = lax.scan(show, weights, examples)
+    labels = mask_negative_labels(owned_copy(labels), weights.shape[1])
+    examples = jnp.asarray(owned_copy(activities), weights.dtype), labels
+    weights, wrong = lax.scan(step, weights, examples)
     return weights, wrong.sum()
 
 
 def retina(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch 20 20 1"]:
-    """The S-units: 1 where the centre of an image is brighter than its middle grey, else 0.
+    """S-units: the central 20x20 pixels, 1 above the mean of their minimum and maximum, else 0.
 
-    The middle is that between the darkest and the brightest of the 20x20 pixels at the centre;
-    so it does not matter how the image was normalised. An image of a single grey is all off.
+    The result does not depend on the normalization of the image. It is 0 for constant images.
 
     Args:
-      x: images of at least 20x20 pixels; of an odd margin the smaller half is cut off at the
-        top and on the left.
+      x: Images of at least 20x20 pixels.
+
+    Example:
+      >>> retina(jnp.eye(28).reshape(1, 28, 28, 1)).sum()
+      Array(20., dtype=float32)
     """
     top, left = ((size - _RETINA) // 2 for size in x.shape[1:3])
     grey = x[:, top : top + _RETINA, left : left + _RETINA].mean(3, keepdims=True)
-    darkest, brightest = (f((1, 2, 3), keepdims=True) for f in (grey.min, grey.max))
-    return (grey > (darkest + brightest) / 2).astype(x.dtype)
+    minimum, maximum = (f((1, 2, 3), keepdims=True) for f in (grey.min, grey.max))
+    return (grey > (minimum + maximum) / 2).astype(x.dtype)
 
 
 def _connections(
     key: PRNGKeyArray, excitatory: int, inhibitory: int
 ) -> Float[Array, " s_units=400"]:
-    """An A-unit's connections: 1 to some S-units, -1 to others."""
+    """Connections of an A-unit: 1 if excitatory, -1 if inhibitory, else 0."""
     signs = jnp.zeros(_RETINA**2, jnp.float32).at[:excitatory].set(1)
     return jax.random.permutation(key, signs.at[excitatory : excitatory + inhibitory].set(-1))

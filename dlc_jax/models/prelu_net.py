@@ -1,15 +1,14 @@
-"""PReLU-net, the first to beat a person on ImageNet (He, Zhang, Ren and Sun 2015).
+"""PReLU-net, the first network above human accuracy on ImageNet (He, Zhang, Ren and Sun 2015).
 
 ("Delving deep into rectifiers: surpassing human-level performance on ImageNet
-classification".) What was new: rectifiers with a trained slope for negative inputs, and initial
-weights whose variance, 2 / ((1 + slope^2) * inputs), keeps the signal's size through any depth.
+classification".) It introduced rectifiers with a trainable slope for negative inputs, and initial
+weights of variance 2 / ((1 + slope^2) * inputs), which keeps the scale of activations at any depth.
 
-The networks are models A, B and C of the paper's table 3: a 7x7 convolution, then three stages
-of 3x3 convolutions on maps of 56x56, 28x28 and 14x14, pooled by a spatial pyramid of 7x7, 3x3,
-2x2 and 1x1 windows for three fully connected layers. The default is C. Slopes are a channel's
-own (section 2.1). The pyramid's windows are those of He et al. 2014 ("Spatial pyramid pooling",
-section 3.1), max-pooled. The paper says nothing of dropout in its table; as in its
-predecessors, there is one of 0.5 on each of the two hidden layers.
+The networks are models A, B and C of the paper's table 3, by default C: a 7x7 convolution, three
+stages of 3x3 convolutions on maps of 56x56, 28x28 and 14x14, max-pooling over a spatial pyramid of
+7x7, 3x3, 2x2 and 1x1 windows (He et al. 2014, "Spatial pyramid pooling", section 3.1), and three
+linear layers. Slopes are per channel (section 2.1). The table does not mention dropout; as in its
+predecessors, both hidden layers have a rate of 0.5.
 """
 
 import math
@@ -21,29 +20,29 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
 from dlc_jax.models.network import Network
+from dlc_jax.nn import layers
 
-# Maps of the three stages, and how many convolutions each has (table 3).
+# Feature maps of the three stages, and convolutions per stage (table 3).
 _VARIANTS = {"A": ((256, 512, 512), 5), "B": ((256, 512, 512), 6), "C": ((384, 768, 896), 6)}
 _PYRAMID = (7, 3, 2, 1)
 _SLOPE = 0.25
 
 
 class PReLUNet(Network):
-    """Convolutions with trained rectifiers, a spatial pyramid, and three layers.
+    """Convolutions with PReLU, a spatial pyramid, and three linear layers.
 
     Args:
-      image_shape: height, width and channels; the paper's are 224x224x3.
-      num_classes: the number of logits.
-      rngs: where initial weights and dropout come from.
-      dtype: what it computes in.
-      variant: the paper's model "A", "B" or "C".
+      image_shape: Height, width and channels of the images; 224x224x3 in the paper.
+      num_classes: Number of classes.
+      rngs: Random number generators of initial weights and dropout.
+      dtype: Dtype of the computation.
+      variant: Model "A", "B" or "C" of the paper.
 
     Raises:
-      InputError: the images are under 112x112, too small for the pyramid, or there is no such
-        variant.
+      InputError: The images are smaller than 112x112, or there is no such variant.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class PReLUNet(Network):
         if variant not in _VARIANTS:
             raise InputError(f"there is no PReLU-net {variant!r}; choose from A, B, C")
         maps, depth = _VARIANTS[variant]
-        init = layers.as_matrix(
+        init = layers.matrix_initializer(
             nnx.initializers.variance_scaling(2 / (1 + _SLOPE**2), "fan_in", "normal"), "fan_in"
         )
         options: dict[str, Any] = {
@@ -91,14 +90,14 @@ class PReLUNet(Network):
         self.dropout = layers.Dropout(0.5, rngs=rngs)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """Each convolution, rectified ("conv2_1" and so on), the pyramid, and the layers."""
+        """Returns "conv1", "pool1", "conv2_1" and so on, "pyramid", "fc5", "fc6" and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = self.prelu1(self.conv1(x))
         for stage in (2, 3, 4):
             x = stages[f"pool{stage - 1}"] = ops.max_pool(x, (2, 2))
             convolutions = getattr(self, f"conv{stage}"), getattr(self, f"prelu{stage}")
-            for place, (conv, prelu) in enumerate(zip(*convolutions, strict=True), 1):
-                x = stages[f"conv{stage}_{place}"] = prelu(conv(x))
+            for index, (conv, prelu) in enumerate(zip(*convolutions, strict=True), 1):
+                x = stages[f"conv{stage}_{index}"] = prelu(conv(x))
         x = stages["pyramid"] = spatial_pyramid(x)
         x = stages["fc5"] = self.dropout(self.prelu5(self.fc5(x)))
         x = stages["fc6"] = self.dropout(self.prelu6(self.fc6(x)))
@@ -109,7 +108,7 @@ class PReLUNet(Network):
 def spatial_pyramid(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch windows*channels"]:
-    """The maxima of 7x7, 3x3, 2x2 and 1x1 windows that cover the maps, one after the other."""
+    """Max-pooling over 7x7, 3x3, 2x2 and 1x1 windows that cover the maps, concatenated."""
     levels = []
     for count in _PYRAMID:
         strides = tuple(math.floor(size / count) for size in x.shape[1:3])

@@ -1,16 +1,14 @@
 """Residual networks, which won the ImageNet challenge of 2015 (He, Zhang, Ren and Sun 2015).
 
-What was new: a block of layers learns what to add to its input instead of what to replace it
-by, so that a hundred layers and more train as easily as twenty. Where a block changes the
-shape of its input, the shortcut around it (section 4.1, "Identity vs. projection shortcuts") is
-A, every second pixel with zeros for the new maps; B, a 1x1 convolution; or C, a 1x1 convolution
-around every block.
+A block of layers adds to its input, so networks of a hundred layers and more can be trained.
+Where a block changes the shape of its input, the shortcut (section 4.1, "Identity vs. projection
+shortcuts") is A, every second pixel with zeros for the new maps; B, a 1x1 convolution; or C, a 1x1
+convolution in every block.
 
-The ImageNet networks are torchvision's, whose published weights they take: shortcut B, and in
-bottleneck blocks the stride in the 3x3 convolution, where the paper has it in the 1x1 before
-(4.1 billion multiply-adds for ResNet-50 instead of 3.8). The CIFAR-10 family (section 4.2) is
-the paper's: three stages of 16, 32 and 64 maps, shortcut A. `stem="small"` begins with a single
-3x3 convolution, which keeps images of 28x28 and 32x32 at their size.
+The ImageNet networks are torchvision's, whose weights can be loaded: shortcut B, and bottleneck
+blocks with the stride in the 3x3 convolution, where the paper has it in the first 1x1 (4.1 billion
+multiply-adds for ResNet-50 instead of 3.8). The CIFAR-10 networks (section 4.2) are the paper's:
+three stages of 16, 32 and 64 maps, shortcut A, and `stem="small"`.
 """
 
 from collections import OrderedDict
@@ -22,10 +20,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from dlc_jax import layers, ops
+from dlc_jax import ops
 from dlc_jax.errors import InputError
-from dlc_jax.models.network import Network
-from dlc_jax.models.stem import check_stem
+from dlc_jax.models.network import Network, check_stem
+from dlc_jax.nn import layers
 
 _SHORTCUTS = ("A", "B", "C")
 
@@ -44,15 +42,15 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1, **options: Any)
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions, with a shortcut around them (figure 5, left).
+    """Residual block of two 3x3 convolutions (figure 5, left).
 
     Args:
-      inputs: channels of what it reads.
-      maps: its feature maps.
-      stride: by how many pixels the first convolution moves.
-      shortcut: "A", "B" or "C".
-      dtype: what it computes in.
-      rngs: where the initial weights come from.
+      inputs: Number of input channels.
+      maps: Number of feature maps.
+      stride: Stride of the first convolution.
+      shortcut: Type of the shortcut, "A", "B" or "C".
+      dtype: Dtype of the computation.
+      rngs: Random number generators of the initial weights.
     """
 
     expansion = 1
@@ -71,22 +69,22 @@ class BasicBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch out_height out_width maps"]:
-        """The block's feature maps, rectified."""
+        """Returns the feature maps of the block."""
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return nnx.relu(y + _shortcut(x, self.downsample, self.maps, self.stride))
 
 
 class BottleneckBlock(nnx.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution, with a shortcut around them (figure 5, right).
+    """Residual block of a 1x1, a 3x3 and a 1x1 convolution (figure 5, right).
 
     Args:
-      inputs: channels of what it reads.
-      maps: feature maps of the 3x3 convolution; the block returns four times as many.
-      stride: by how many pixels the 3x3 convolution moves.
-      shortcut: "A", "B" or "C".
-      dtype: what it computes in.
-      rngs: where the initial weights come from.
+      inputs: Number of input channels.
+      maps: Feature maps of the 3x3 convolution; the block returns four times as many.
+      stride: Stride of the 3x3 convolution.
+      shortcut: Type of the shortcut, "A", "B" or "C".
+      dtype: Dtype of the computation.
+      rngs: Random number generators of the initial weights.
     """
 
     expansion = 4
@@ -108,7 +106,7 @@ class BottleneckBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch out_height out_width maps"]:
-        """The block's feature maps, rectified."""
+        """Returns the feature maps of the block."""
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = nnx.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -118,7 +116,7 @@ class BottleneckBlock(nnx.Module):
 def _projection(
     inputs: int, outputs: int, stride: int, shortcut: str, **options: Any
 ) -> nnx.List[Any]:
-    """The 1x1 convolution of a shortcut and its normalisation, or nothing."""
+    """The 1x1 convolution and normalization of a shortcut; an empty list if it has none."""
     changes = stride != 1 or inputs != outputs
     if shortcut == "A" or (shortcut == "B" and not changes):
         return nnx.List([])
@@ -136,23 +134,23 @@ def _shortcut(x: Array, projection: nnx.List[Any], maps: int, stride: int) -> Ar
 
 
 class ResNet(Network):
-    """A stem, stages of residual blocks, each with twice the maps of the last, and a classifier.
+    """A stem, stages of residual blocks with doubling feature maps, and a linear layer.
 
     Args:
-      image_shape: height, width and channels.
-      num_classes: the number of logits.
-      rngs: where the initial weights come from.
-      dtype: what it computes in.
-      stage_sizes: how many blocks each stage has.
+      image_shape: Height, width and channels of the images.
+      num_classes: Number of classes.
+      rngs: Random number generators of the initial weights.
+      dtype: Dtype of the computation.
+      stage_sizes: Number of blocks per stage.
       block: `BasicBlock` or `BottleneckBlock`.
-      maps: feature maps of the stem and of the first stage.
-      stem: "imagenet" (a 7x7 convolution and a pool, which leave a quarter of height and
-        width) or "small" (a 3x3 convolution, which leaves all of it).
-      shortcut: "A", "B" or "C"; see above.
+      maps: Feature maps of the stem and of the first stage.
+      stem: "imagenet" (a 7x7 convolution and a pool, output stride 4) or "small" (a 3x3
+        convolution, output stride 1).
+      shortcut: Type of the shortcut, "A", "B" or "C".
 
     Raises:
-      InputError: there is no such stem or shortcut, or the images are under 32x32 with the
-        stem for ImageNet.
+      InputError: There is no such stem or shortcut, or the images are smaller than 32x32 with
+        "imagenet".
     """
 
     def __init__(
@@ -189,7 +187,7 @@ class ResNet(Network):
         self.stem, self.depth = stem, len(stage_sizes)
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
-        """The stem, each stage, the average of its maps, and the logits."""
+        """Returns "conv1", "pool1", "layer1" and so on, "average" and "logits"."""
         stages: OrderedDict[str, Array] = OrderedDict()
         x = stages["conv1"] = nnx.relu(self.bn1(self.conv1(x)))
         if self.stem == "imagenet":

@@ -1,11 +1,11 @@
-"""What a network is made of: parameters, multiply-adds, depth, and its layers in order.
+"""Number of parameters, multiply-adds, depth and layers of a network.
 
-All of it is read off the network's computation as JAX traces it, without computing it.
+All are read off the jaxpr of the network, without computing it.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Jaxpr, Literal, Var
 
+from dlc_jax import models
 from dlc_jax.models.network import Network
 
 
@@ -21,12 +22,11 @@ class Layer:
     """A layer with parameters, or a stage without.
 
     Attributes:
-      name: its place in the network, or the stage's name.
-      kind: what it computes.
-      shape: of its result for one image.
-      parameters: how many numbers training changes in it.
-      multiply_adds: products that it adds up for one image, in convolutions and matrix
-        products.
+      name: Path of the module in the network, or name of the stage.
+      kind: Type of the layer, such as "3x3 convolution".
+      shape: Shape of its output for one image.
+      parameters: Number of trainable parameters.
+      multiply_adds: Multiply-adds per image in convolutions and matrix products.
     """
 
     name: str
@@ -38,14 +38,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network is made of.
+    """Size of a network.
 
     Attributes:
-      parameters: how many numbers training changes.
-      multiply_adds: products that it adds up for one image, to get its logits.
-      depth: convolutions and matrix products one after the other, on the longest way from
-        image to logits.
-      layers: in the order in which they are first used.
+      parameters: Number of trainable parameters.
+      multiply_adds: Multiply-adds per image to compute the logits.
+      depth: Convolutions and matrix products on the longest path from the image to the logits.
+      layers: Layers in the order in which they are first used.
     """
 
     parameters: int
@@ -54,12 +53,54 @@ class Summary:
     layers: tuple[Layer, ...]
 
 
-def summarise(model: Network, image_shape: tuple[int, int, int]) -> Summary:
-    """What the network is made of, and what it does with images of a shape.
+def describe(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns what the catalog says of a network and its summary, as plain Python values.
 
     Args:
-      model: the network; one of `dlc_jax.models.abstract` suffices.
-      image_shape: height, width and channels.
+      name: One of `dlc_jax.models.names()`.
+      image_shape: Height, width and channels; by default, those of the paper.
+      num_classes: By default, that of the paper.
+      **options: Further arguments of the network.
+
+    Raises:
+      InputError: See `dlc_jax.models.create`.
+
+    Example:
+      >>> describe("tc")["parameters"]
+      23
+    """
+    entry = models.find(name)
+    shape = image_shape or entry.image_shape
+    classes = num_classes or entry.num_classes
+    model = models.create_abstract(name, image_shape=shape, num_classes=classes, **options)
+    return {
+        "name": name,
+        "year": entry.year,
+        "source": entry.source,
+        "image_shape": list(shape),
+        "num_classes": classes,
+        "options": options,
+        **asdict(summarize(model, shape)),
+    }
+
+
+def summarize(model: Network, image_shape: tuple[int, int, int]) -> Summary:
+    """Counts the parameters and multiply-adds of a network, in all and by layer.
+
+    Args:
+      model: The network, which may be abstract (see `dlc_jax.models.create_abstract`).
+      image_shape: Height, width and channels of the images.
+
+    Example:
+      >>> summary = summarize(models.create_abstract("tc"), (6, 6, 1))
+      >>> summary.parameters, summary.multiply_adds, summary.depth
+      (23, 1154, 2)
     """
     graphdef, state = nnx.split(model)
     names: list[str] = []
@@ -111,7 +152,7 @@ def _module(path: tuple[Any, ...]) -> str:
 
 
 def _parameters(model: Network) -> dict[str, int]:
-    """How many parameters each module has of its own."""
+    """Number of parameters of each module, without those of its submodules."""
     counts: dict[str, int] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         counts[_module(path)] = counts.get(_module(path), 0) + math.prod(variable.shape)
@@ -119,7 +160,7 @@ def _parameters(model: Network) -> dict[str, int]:
 
 
 def _needed(jaxpr: Jaxpr, result: Any) -> list[Any]:
-    """The equations on which a result depends."""
+    """Returns the equations on which a result depends."""
     wanted, needed = {result}, []
     for equation in reversed(jaxpr.eqns):
         if wanted & set(equation.outvars):
@@ -132,10 +173,10 @@ class _Value(NamedTuple):
     """What is known of an intermediate result.
 
     Attributes:
-      owner: the module of whose variables it is made; "" for constants, None for what
-        depends on the image.
-      depth: convolutions and matrix products before it.
-      time: when it was computed, in operations.
+      owner: The module whose variables it is computed from; "" for constants, None if it depends
+        on the image.
+      depth: Convolutions and matrix products before it.
+      time: Number of operations before it.
     """
 
     owner: str | None = ""
@@ -145,7 +186,7 @@ class _Value(NamedTuple):
 
 @dataclass
 class _Use:
-    """Where a module's variables meet the image, and what comes of it."""
+    """The operation in which a module's variables are applied to the image."""
 
     time: int
     kind: str
@@ -153,7 +194,7 @@ class _Use:
     multiply_adds: int = 0
 
 
-# Operations that run a computation of their own, and where it is found.
+# Operations that call another jaxpr, and the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -164,7 +205,7 @@ _CALLS = {
 
 
 class _Walk:
-    """Follows a computation from its inputs to its results."""
+    """Interpreter of a jaxpr that counts multiply-adds and depth."""
 
     def __init__(self) -> None:
         self.uses: dict[str, _Use] = {}
@@ -172,17 +213,17 @@ class _Walk:
         self.time = self.multiply_adds = 0
 
     def run(self, jaxpr: Jaxpr, inputs: Sequence[_Value]) -> list[_Value]:
-        """What is known of the results of a computation."""
+        """Returns what is known of the results of a jaxpr."""
         known = dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def look_up(variables: Sequence[Any]) -> list[_Value]:
+        def lookup(variables: Sequence[Any]) -> list[_Value]:
             return [known.get(v, _Value()) for v in variables if not isinstance(v, Literal)]
 
         for equation in jaxpr.eqns:
             before = self.multiply_adds
             call = _CALLS.get(equation.primitive.name)
             if call is None:
-                value = self._apply(equation, look_up(equation.invars))
+                value = self._apply(equation, lookup(equation.invars))
                 results = [value] * len(equation.outvars)
             else:
                 results = self._call(equation.params[call], equation, known)
@@ -191,7 +232,7 @@ class _Walk:
         return [known.get(v, _Value()) if isinstance(v, Var) else _Value() for v in jaxpr.outvars]
 
     def _call(self, inner: Any, equation: Any, known: dict[Any, _Value]) -> list[_Value]:
-        # Of several branches the last is the one for any platform: XLA's own operations.
+        # The last branch is the one for any platform, which uses XLA's own operations.
         inner = inner[-1] if isinstance(inner, tuple) else inner
         jaxpr = getattr(inner, "jaxpr", inner)  # closed or not
         variables = equation.invars[len(equation.invars) - len(jaxpr.invars) :]
@@ -199,7 +240,6 @@ class _Walk:
         return self.run(jaxpr, inputs)
 
     def _apply(self, equation: Any, arguments: list[_Value]) -> _Value:
-        """A single operation."""
         self.time += 1
         owners = {argument.owner for argument in arguments if argument.owner != ""}
         if None not in owners:
@@ -217,7 +257,7 @@ class _Walk:
 
 
 def _kind_and_cost(equation: Any) -> tuple[str, int]:
-    """What a convolution or matrix product is called, and its multiply-adds."""
+    """Name and multiply-adds of a convolution or matrix product; "" and 0 of others."""
     out = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "conv_general_dilated":
         kernel, layout = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec

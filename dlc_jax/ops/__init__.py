@@ -1,11 +1,11 @@
-"""Convolution and pooling whose gradients are fast on a CPU.
+"""Convolution and pooling with gradients that are fast on CPUs.
 
-XLA:CPU computes these operations' values quickly and their gradients slowly, and inside
-`lax.scan` several times more slowly again. Each function here computes XLA's values and
-chooses the formulation of itself and of its gradient when it is lowered: ours on a CPU,
-XLA's own elsewhere. These modules need nothing but JAX.
+XLA:CPU computes the gradients of these operations slowly, and inside `lax.scan` several times more
+slowly again. The functions here have the values of XLA's operations. When they are lowered, they
+choose their formulation by platform and shape: ours on CPUs, XLA's own or ours on GPUs, XLA's own
+elsewhere. These modules depend only on JAX.
 
-Layouts are Flax's: images are NHWC (batch, height, width, channels), kernels are HWIO
+Layouts are those of Flax: images are NHWC (batch, height, width, channels), kernels are HWIO
 (height, width, input channels, output channels).
 """
 

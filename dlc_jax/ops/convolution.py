@@ -10,25 +10,25 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from dlc_jax.ops import columns, patches, spectral, strided, winograd
-from dlc_jax.ops.differentiation import Parts, differentiable
-from dlc_jax.ops.patches import out_shape
+from dlc_jax.ops import fourier, im2col, im2col_gpu, winograd, winograd_strided
+from dlc_jax.ops.differentiation import Formulation, differentiable_conv2d
+from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.windows import (
     Padding,
     Pads,
+    call_with_auto_axes,
     check_window,
-    covered,
-    equally_varying,
     explicit_padding,
-    integers,
-    over_batches,
+    int_pair,
+    is_supported,
+    match_varying_axes,
 )
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), _NHWC)
 
-# Each group is a convolution of its own, which pays while they are few.
-_MOST_GROUPS = 4
+# Each group is a separate convolution, which is slow for many groups.
+_MAX_GROUPS = 4
 
 
 def conv2d(
@@ -39,34 +39,39 @@ def conv2d(
     precision: lax.PrecisionLike = None,
     groups: int = 1,
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Cross-correlates images with kernels, as deep learning's "convolution" does.
+    """Convolution (cross-correlation) of images with kernels.
 
-    On a CPU it takes the formulation that was measured to be fastest for such shapes: matrix
-    products over patches, products in the frequency domain, Winograd's algorithms, rows of strided
-    layers in pairs, or XLA's own. All are as near to the exact result as XLA's.
+    On a CPU it uses the formulation that was measured to be fastest for the shapes: im2col,
+    products in the frequency domain, one of Winograd's algorithms, or XLA's own. All are as
+    accurate as XLA's.
 
     Args:
-      x: the images.
-      kernel: the weights, of the same dtype as `x`.
-      strides: steps between output positions, along height and width.
-      padding: "SAME", "SAME_LOWER" or "VALID" as JAX has them, in upper or lower case, or
-        ((top, bottom), (left, right)) in pixels, of which negative ones crop the images.
-      precision: the switch to XLA's own convolution and gradients, with their rounding, on
-        every platform: anything but None, as `jax.lax.Precision.HIGHEST`.
-      groups: into how many parts channels and features are split, each part of the features
-        reading its own part of the channels. Many small groups are left to XLA.
+      x: Images.
+      kernel: Weights, of the same dtype as `x`.
+      strides: Steps between output positions, along height and width.
+      padding: "SAME", "SAME_LOWER" or "VALID", in upper or lower case, or ((top, bottom),
+        (left, right)) in pixels; negative padding crops the images.
+      precision: If not None, XLA's own convolution of that `jax.lax.Precision` is used on every
+        platform.
+      groups: Number of groups of channels and features (`feature_group_count` in JAX). More than
+        four groups are left to XLA.
 
     Returns:
-      The feature maps; equal to `jax.lax.conv_general_dilated` on the same arguments, up to
-      rounding. Integers and complex numbers are left to XLA, and equal.
+      The feature maps: those of `jax.lax.conv_general_dilated`, up to rounding. Integers and
+      complex numbers are left to XLA.
 
     Raises:
-      ValueError: the shapes, dtypes, strides, padding or groups do not fit together.
+      ValueError: The shapes, dtypes, strides, padding or groups do not fit together.
+
+    Example:
+      >>> conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1)), padding="VALID")[0, :, :, 0]
+      Array([[4., 4.],
+             [4., 4.]], dtype=float32)
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     _check(x, kernel, groups)
     _, steps, pads = check_window("conv2d", x, kernel.shape[:2], strides, padding)
-    if precision is not None or groups > _MOST_GROUPS or not covered(x, kernel, pads=pads):
+    if precision is not None or groups > _MAX_GROUPS or not is_supported(x, kernel, pads=pads):
         return _xla_conv2d(x, kernel, steps, pads, precision, groups)
     return _conv2d(x, kernel, steps, pads, int(groups))
 
@@ -85,12 +90,17 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> Array:
-    """`jax.lax.conv_general_dilated` with `conv2d`'s gradients where `conv2d` covers the case.
+    """Drop-in replacement of `jax.lax.conv_general_dilated` that uses `conv2d` where it can.
 
-    It takes the same arguments, so that it can be handed to Flax:
-    `nnx.Conv(..., conv_general_dilated=ops.conv_general_dilated)`. Whatever `conv2d` does
-    not cover (dilation, other layouts, other ranks, integers) goes to XLA unchanged, and so
-    does what JAX refuses.
+    Flax accepts it: `nnx.Conv(..., conv_general_dilated=ops.conv_general_dilated)`. Arguments that
+    `conv2d` does not support (dilation, other layouts or ranks, integers) are passed to JAX
+    unchanged, as are invalid ones.
+
+    Example:
+      >>> layout = ("NHWC", "HWIO", "NHWC")
+      >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+      >>> conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
+      Array([[[[9.]]]], dtype=float32)
     """
     plain = (
         batch_group_count == 1
@@ -123,41 +133,41 @@ def conv_general_dilated(
 
 
 def _all_ones(dilation: Any) -> bool:
-    return dilation is None or integers(dilation) == (1, 1)
+    return dilation is None or int_pair(dilation) == (1, 1)
 
 
 def _plain_window(
     lhs: Any, rhs: Any, window_strides: Any, padding: Any, dimension_numbers: Any
 ) -> tuple[tuple[int, int], Pads] | None:
-    """Strides and padding where `_conv2d` covers images, kernel and layout, else None."""
+    """Strides and padding if `_conv2d` supports images, kernel and layout, else None."""
     arrays = isinstance(lhs, (Array, np.ndarray)) and isinstance(rhs, (Array, np.ndarray))
     if not arrays or not lhs.ndim == rhs.ndim == 4 or dimension_numbers is None:
         return None
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    steps = integers(window_strides)
+    steps = int_pair(window_strides)
     if layout != _LAYOUT or steps is None or min(steps) < 1:
         return None
     images, kernel = jax.typeof(lhs), jax.typeof(rhs)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], steps, padding)
-    if pads is None or not covered(images, kernel, pads=pads) or images.dtype != kernel.dtype:
+    if pads is None or not is_supported(images, kernel, pads=pads) or images.dtype != kernel.dtype:
         return None
-    # Where JAX wants to be told how the result is spread over devices, it is to say so itself.
-    spread = any((*images.sharding.spec[1:], *kernel.sharding.spec))
+    # JAX raises an error for these shardings unless out_sharding is given.
+    sharded = any((*images.sharding.spec[1:], *kernel.sharding.spec))
     fits = min(out_shape(lhs.shape, rhs.shape, steps, pads)) > 0
-    return (steps, pads) if fits and not spread else None
+    return (steps, pads) if fits and not sharded else None
 
 
 def _divides(groups: Any, channels: int, kernel_channels_and_features: Sequence[int]) -> bool:
-    """Whether these are few enough groups, and the right number for the channels."""
-    if not isinstance(groups, (int, np.integer)) or not 1 <= groups <= _MOST_GROUPS:
+    """Whether there are few groups, which divide the channels and features."""
+    if not isinstance(groups, (int, np.integer)) or not 1 <= groups <= _MAX_GROUPS:
         return False
-    of_kernel, features = kernel_channels_and_features
-    return of_kernel * groups == channels and features % groups == 0
+    kernel_channels, features = kernel_channels_and_features
+    return kernel_channels * groups == channels and features % groups == 0
 
 
-def _same_dtype(asked: Any, dtype: Any) -> bool:
+def _same_dtype(requested: Any, dtype: Any) -> bool:
     try:
-        return bool(jnp.dtype(asked) == dtype)
+        return bool(jnp.dtype(requested) == dtype)
     except TypeError:
         return False
 
@@ -184,13 +194,15 @@ def _check(x: Array, kernel: Array, groups: int) -> None:
 
 def _conv2d(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int) -> Array:
     if groups > 1:
-        return _grouped(x, kernel, strides, pads, groups)
-    return over_batches(partial(_convolve, strides=strides, padding=pads), x, kernel)
+        return _conv2d_in_groups(x, kernel, strides, pads, groups)
+    return call_with_auto_axes(partial(_convolve, strides=strides, padding=pads), x, kernel)
 
 
-# Inlined where it is traced; called eagerly, it is one program.
+# A single program when called eagerly.
 @partial(jax.jit, static_argnames=("strides", "pads", "groups"), inline=True)
-def _grouped(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int) -> Array:
+def _conv2d_in_groups(
+    x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int
+) -> Array:
     parts = zip(jnp.split(x, groups, 3), jnp.split(kernel, groups, 3), strict=True)
     return jnp.concatenate([_conv2d(*part, strides, pads, 1) for part in parts], 3)
 
@@ -218,7 +230,7 @@ def _xla_input_gradient(
     kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> Array:
     convolve = partial(_xla_conv2d, kernel=kernel, strides=strides, pads=pads)
-    return _transposed(convolve, x_shape, grad)
+    return _transpose(convolve, x_shape, grad)
 
 
 def _xla_kernel_gradient(
@@ -227,11 +239,11 @@ def _xla_kernel_gradient(
     def convolve(kernel: Array) -> Array:
         return _xla_conv2d(x, kernel, strides, pads)
 
-    return _transposed(convolve, kernel_shape, grad)
+    return _transpose(convolve, kernel_shape, grad)
 
 
-def _transposed(convolve: Callable[[Array], Array], shape: Sequence[int], grad: Array) -> Array:
-    like = equally_varying(jnp.zeros(shape, grad.dtype), grad)[0]
+def _transpose(convolve: Callable[[Array], Array], shape: Sequence[int], grad: Array) -> Array:
+    like = match_varying_axes(jnp.zeros(shape, grad.dtype), grad)[0]
     (result,) = jax.linear_transpose(convolve, like)(grad)
     return result
 
@@ -243,82 +255,96 @@ def _xla_gradients(
     return grad_x, _xla_kernel_gradient(x, grad, kernel.shape, strides, pads)
 
 
-def _on_cpu(
+def _choose_on_cpu(
     x_shape: Sequence[int],
     kernel_shape: Sequence[int],
     strides: tuple[int, int],
     pads: Pads,
     *,
     dtype: Any,
-    apart: bool,
+    jointly_mapped: bool,
 ) -> Any:
-    """The module whose functions are fastest on a CPU; None for XLA's own operations."""
-    del apart
+    """The module with the fastest formulation on a CPU; None for XLA's own operations."""
+    del jointly_mapped
     shapes = (x_shape, kernel_shape, strides, pads)
-    if spectral.pays(*shapes):
-        return spectral
-    if winograd.pays(*shapes):
+    if fourier.is_fastest(*shapes):
+        return fourier
+    if winograd.is_fastest(*shapes):
         return winograd
-    if strided.pays(*shapes):
-        return strided
-    if patches.pays(*shapes, itemsize=jnp.dtype(dtype).itemsize):
-        return patches
+    if winograd_strided.is_fastest(*shapes):
+        return winograd_strided
+    if im2col.is_fastest(*shapes, itemsize=jnp.dtype(dtype).itemsize):
+        return im2col
     return None
 
 
-def _on_gpu(
+def _choose_on_gpu(
     x_shape: Sequence[int],
     kernel_shape: Sequence[int],
     strides: tuple[int, int],
     pads: Pads,
     *,
     dtype: Any,
-    apart: bool,
+    jointly_mapped: bool,
 ) -> Any:
-    """The same on a GPU."""
+    """The module with the fastest formulation on a GPU; None for XLA's own operations."""
     shapes = (x_shape, kernel_shape, strides, pads)
     return (
-        columns if columns.pays(*shapes, itemsize=jnp.dtype(dtype).itemsize, apart=apart) else None
+        im2col_gpu
+        if im2col_gpu.is_fastest(
+            *shapes, itemsize=jnp.dtype(dtype).itemsize, jointly_mapped=jointly_mapped
+        )
+        else None
     )
 
 
-def _parts(choose: Callable[..., Any]) -> Parts:
-    """The parts of a convolution by the formulation that is chosen for each of its shapes.
+def _chosen_formulation(choose: Callable[..., Any]) -> Formulation:
+    """A formulation that delegates to the one that `choose` returns for the shapes.
 
     Args:
-      choose: as `_on_cpu`.
+      choose: A function like `_choose_on_cpu`.
     """
 
-    def convolve(x: Array, kernel: Array, strides: Any, pads: Pads, apart: bool) -> Array:
-        chosen = choose(x.shape, kernel.shape, strides, pads, dtype=x.dtype, apart=apart)
+    def convolve(x: Array, kernel: Array, strides: Any, pads: Pads, jointly_mapped: bool) -> Array:
+        chosen = choose(
+            x.shape, kernel.shape, strides, pads, dtype=x.dtype, jointly_mapped=jointly_mapped
+        )
         return (chosen.convolve if chosen else _xla_conv2d)(x, kernel, strides, pads)
 
     def input_gradient(
-        kernel: Array, grad: Array, x_shape: Any, strides: Any, pads: Pads, apart: bool
+        kernel: Array, grad: Array, x_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
     ) -> Array:
-        chosen = choose(x_shape, kernel.shape, strides, pads, dtype=grad.dtype, apart=apart)
+        chosen = choose(
+            x_shape, kernel.shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
+        )
         function = chosen.input_gradient if chosen else _xla_input_gradient
         return function(kernel, grad, x_shape, strides, pads)
 
     def kernel_gradient(
-        x: Array, grad: Array, kernel_shape: Any, strides: Any, pads: Pads, apart: bool
+        x: Array, grad: Array, kernel_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
     ) -> Array:
-        chosen = choose(x.shape, kernel_shape, strides, pads, dtype=grad.dtype, apart=apart)
+        chosen = choose(
+            x.shape, kernel_shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
+        )
         function = chosen.kernel_gradient if chosen else _xla_kernel_gradient
         return function(x, grad, kernel_shape, strides, pads)
 
     def gradients(
-        x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, apart: bool
+        x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, jointly_mapped: bool
     ) -> tuple[Array, Array]:
-        chosen = choose(x.shape, kernel.shape, strides, pads, dtype=grad.dtype, apart=apart)
+        chosen = choose(
+            x.shape, kernel.shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
+        )
         function = chosen.gradients if chosen else _xla_gradients
         return function(x, kernel, grad, strides, pads)
 
-    return Parts(convolve, input_gradient, kernel_gradient, gradients)
+    return Formulation(convolve, input_gradient, kernel_gradient, gradients)
 
 
-# What a formulation makes of its arguments is not kept for the backward pass: on a CPU XLA finds
-# that the latter makes the same of them, and does it once.
-_convolve = differentiable(
-    cpu=_parts(_on_cpu), gpu=_parts(_on_gpu), elsewhere=_parts(lambda *shapes, dtype, apart: None)
+# Transformed arguments are not saved for the backward pass: XLA:CPU finds that it computes them
+# again, and computes them once.
+_convolve = differentiable_conv2d(
+    cpu=_chosen_formulation(_choose_on_cpu),
+    gpu=_chosen_formulation(_choose_on_gpu),
+    default=_chosen_formulation(lambda *shapes, dtype, jointly_mapped: None),
 )

@@ -8,8 +8,7 @@ A convolution is linear in the images and in the kernel, and so are its two grad
 
 Two primitives are closed under differentiation. "conv2d" is a sum of convolutions: that of
 tangents is convolution(dx, kernel) + convolution(x, dkernel). "conv2d_gradients" is one of the
-two gradients or both, as many as are asked for; both at once share what they make of the
-gradient of the result.
+two gradients or both; computed together, they share intermediate results.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,21 +18,21 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from dlc_jax.ops.patches import out_shape
+from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.primitives import Mapped, add, bind, is_zero, primitive, select, summed, zero_like
 from dlc_jax.ops.windows import Pads
 
 
-class Parts(NamedTuple):
-    """The three parts of the form; all take strides and padding as keywords, and `apart`.
+class Formulation(NamedTuple):
+    """A way to compute a convolution and its gradients.
 
-    The latter tells whether there are several networks, each with operands of its own.
+    All functions take the keywords `strides`, `pads` and `jointly_mapped` (see `primitive`).
 
     Attributes:
-      convolve: (x, kernel).
-      input_gradient: (kernel, grad, x_shape).
-      kernel_gradient: (x, grad, kernel_shape).
-      gradients: (x, kernel, grad), the latter two at once.
+      convolve: Function of (x, kernel).
+      input_gradient: Function of (kernel, grad, x_shape).
+      kernel_gradient: Function of (x, grad, kernel_shape).
+      gradients: Function of (x, kernel, grad) that returns both gradients.
     """
 
     convolve: Callable[..., Array]
@@ -42,11 +41,19 @@ class Parts(NamedTuple):
     gradients: Callable[..., tuple[Array, Array]]
 
 
-def differentiable(cpu: Parts, gpu: Parts, elsewhere: Parts) -> Callable[..., Array]:
-    """A convolution (x, kernel, strides, padding) with the parts given for each platform."""
-    conv2d = primitive("conv2d", _conv2d_shapes, *map(_sum, (cpu, gpu, elsewhere)))
+def differentiable_conv2d(
+    cpu: Formulation, gpu: Formulation, default: Formulation
+) -> Callable[..., Array]:
+    """A differentiable convolution (x, kernel, strides, padding).
+
+    Args:
+      cpu: Formulation on CPUs.
+      gpu: Formulation on GPUs.
+      default: Formulation on other platforms.
+    """
+    conv2d = primitive("conv2d", _conv2d_shapes, *map(_sum_of_convolutions, (cpu, gpu, default)))
     gradients = primitive(
-        "conv2d_gradients", _gradients_shapes, *map(_asked, (cpu, gpu, elsewhere))
+        "conv2d_gradients", _gradients_shapes, *map(_requested_gradients, (cpu, gpu, default))
     )
     rules = _Rules(conv2d, gradients)
     ad.primitive_jvps[conv2d] = rules.conv2d_jvp
@@ -65,36 +72,38 @@ def _conv2d_shapes(*shapes: Any, strides: Any, padding: Pads) -> list[tuple[int,
 
 
 def _gradients_shapes(
-    *shapes: Any, x_shape: Any, kernel_shape: Any, asked: Any, **params: Any
+    *shapes: Any, x_shape: Any, kernel_shape: Any, requested: Any, **params: Any
 ) -> list[tuple[int, ...]]:
     del shapes, params
-    return [shape for shape, wanted in zip((x_shape, kernel_shape), asked, strict=True) if wanted]
+    return [
+        shape for shape, wanted in zip((x_shape, kernel_shape), requested, strict=True) if wanted
+    ]
 
 
-def _sum(parts: Parts) -> Callable[..., list[Array]]:
-    def conv2d(*operands: Array, strides: Any, padding: Pads, apart: bool) -> list[Array]:
+def _sum_of_convolutions(parts: Formulation) -> Callable[..., list[Array]]:
+    def conv2d(*operands: Array, strides: Any, padding: Pads, jointly_mapped: bool) -> list[Array]:
         pairs = zip(operands[::2], operands[1::2], strict=True)
-        window = {"strides": strides, "pads": padding, "apart": apart}
+        window = {"strides": strides, "pads": padding, "jointly_mapped": jointly_mapped}
         terms = [parts.convolve(*pair, **window) for pair in pairs]
         return [add(*terms)]
 
     return conv2d
 
 
-def _asked(parts: Parts) -> Callable[..., list[Array]]:
+def _requested_gradients(parts: Formulation) -> Callable[..., list[Array]]:
     def gradients(
         *operands: Array,
         x_shape: Any,
         kernel_shape: Any,
-        asked: Any,
+        requested: Any,
         strides: Any,
         padding: Pads,
-        apart: bool,
+        jointly_mapped: bool,
     ) -> list[Array]:
-        window = {"strides": strides, "pads": padding, "apart": apart}
-        if all(asked):
+        window = {"strides": strides, "pads": padding, "jointly_mapped": jointly_mapped}
+        if all(requested):
             return list(parts.gradients(*operands, **window))
-        if asked[0]:
+        if requested[0]:
             return [parts.input_gradient(*operands, x_shape=x_shape, **window)]
         return [parts.kernel_gradient(*operands, kernel_shape=kernel_shape, **window)]
 
@@ -102,11 +111,11 @@ def _asked(parts: Parts) -> Callable[..., list[Array]]:
 
 
 class _Rules(NamedTuple):
-    """The rules of differentiation of the two primitives, each of which needs the other.
+    """Differentiation rules of the two primitives, each of which needs the other.
 
-    The operands of "conv2d" are pairs of images and kernels. Those of "conv2d_gradients" are
-    the images if the kernel's gradient is asked for, the kernel if that of the images is, and
-    the gradient of the result.
+    The operands of "conv2d" are pairs of images and kernels. Those of "conv2d_gradients" are the
+    images if the kernel's gradient is requested, the kernel if that of the images is, and the
+    gradient of the result.
     """
 
     conv2d: Primitive
@@ -137,14 +146,19 @@ class _Rules(NamedTuple):
             return [ad.Zero(x.aval) if i in linear else None for i, x in enumerate(operands)]
         images, kernels = ([i for i in linear if i % 2 == kind] for kind in (0, 1))
         while images or kernels:
-            # One of each is computed together.
-            image, kernel = (some.pop() if some else None for some in (images, kernels))
-            ours = _given(image, kernel)
-            given = [operands[i] for i in ours]
+            # The gradients of one image and one kernel are computed together.
+            image, kernel = (group.pop() if group else None for group in (images, kernels))
+            indices = _given_operands(image, kernel)
+            given = [operands[i] for i in indices]
             shapes = _shapes(operands, mapped, image, kernel)
-            asked = image is not None, kernel is not None
+            requested = image is not None, kernel is not None
             found = self.gradients.bind(
-                *given, grad, mapped=select(mapped, [*ours, None]), asked=asked, **shapes, **params
+                *given,
+                grad,
+                mapped=select(mapped, [*indices, None]),
+                requested=requested,
+                **shapes,
+                **params,
             )
             wanted = [i for i in (image, kernel) if i is not None]
             for i, cotangent in zip(wanted, found, strict=True):
@@ -157,25 +171,25 @@ class _Rules(NamedTuple):
         tangents: Sequence[Any],
         *,
         mapped: Mapped,
-        asked: tuple[bool, bool],
+        requested: tuple[bool, bool],
         **params: Any,
     ) -> tuple[list[Any], list[Any]]:
-        results = self.gradients.bind(*primals, mapped=mapped, asked=asked, **params)
+        results = self.gradients.bind(*primals, mapped=mapped, requested=requested, **params)
         totals = [zero_like(result) for result in results]
-        places = _places(asked)
+        positions = _operand_positions(requested)
         last = len(primals) - 1
         if not is_zero(tangents[last]):
             totals = self.gradients.bind(
-                *primals[:last], tangents[last], mapped=mapped, asked=asked, **params
+                *primals[:last], tangents[last], mapped=mapped, requested=requested, **params
             )
-        for name, place in places.items():
-            if not is_zero(tangents[place]):
-                alone = (name == "kernel", name == "x")
+        for name, position in positions.items():
+            if not is_zero(tangents[position]):
+                requested_alone = (name == "kernel", name == "x")
                 (found,) = self.gradients.bind(
-                    tangents[place],
+                    tangents[position],
                     primals[last],
-                    mapped=select(mapped, [place, last]),
-                    asked=alone,
+                    mapped=select(mapped, [position, last]),
+                    requested=requested_alone,
                     **params,
                 )
                 result = 0 if name == "kernel" else len(results) - 1
@@ -187,51 +201,51 @@ class _Rules(NamedTuple):
         cotangents: Sequence[Any],
         *operands: Any,
         mapped: Mapped,
-        asked: tuple[bool, bool],
+        requested: tuple[bool, bool],
         x_shape: Any,
         kernel_shape: Any,
         **params: Any,
     ) -> list[Any]:
-        of_input = cotangents[0] if asked[0] else None
-        of_kernel = cotangents[-1] if asked[1] else None
-        places = _places(asked)
+        of_input = cotangents[0] if requested[0] else None
+        of_kernel = cotangents[-1] if requested[1] else None
+        positions = _operand_positions(requested)
         last = len(operands) - 1
         results: list[Any] = [None] * len(operands)
 
-        def undefined(place: int) -> bool:
-            return ad.is_undefined_primal(operands[place])
+        def undefined(position: int) -> bool:
+            return ad.is_undefined_primal(operands[position])
 
-        def put(place: int, cotangent: Any) -> None:
-            results[place] = summed(cotangent, mapped, place)
+        def put(position: int, cotangent: Any) -> None:
+            results[position] = summed(cotangent, mapped, position)
 
         if undefined(last):
             pairs: list[Any] = []
             chosen: list[int | None] = []
-            if asked[0] and not is_zero(of_input):
-                pairs += [of_input, operands[places["kernel"]]]
-                chosen += [None, places["kernel"]]
-            if asked[1] and not is_zero(of_kernel):
-                pairs += [operands[places["x"]], of_kernel]
-                chosen += [places["x"], None]
+            if requested[0] and not is_zero(of_input):
+                pairs += [of_input, operands[positions["kernel"]]]
+                chosen += [None, positions["kernel"]]
+            if requested[1] and not is_zero(of_kernel):
+                pairs += [operands[positions["x"]], of_kernel]
+                chosen += [positions["x"], None]
             if pairs:
                 put(last, self.conv2d.bind(*pairs, mapped=select(mapped, chosen), **params)[0])
             else:
                 results[last] = ad.Zero(operands[last].aval)
-        # In images or kernel alone each gradient is linear by itself.
+        # Each gradient is linear in the images and in the kernel.
         for name, cotangent in (("kernel", of_input), ("x", of_kernel)):
-            place = places.get(name)
-            if place is None or not undefined(place):
+            position = positions.get(name)
+            if position is None or not undefined(position):
                 continue
             if is_zero(cotangent):
-                results[place] = ad.Zero(operands[place].aval)
+                results[position] = ad.Zero(operands[position].aval)
                 continue
             put(
-                place,
+                position,
                 self.gradients.bind(
                     cotangent,
                     operands[last],
                     mapped=select(mapped, [None, last]),
-                    asked=(name == "x", name == "kernel"),
+                    requested=(name == "x", name == "kernel"),
                     x_shape=x_shape,
                     kernel_shape=kernel_shape,
                     **params,
@@ -240,14 +254,14 @@ class _Rules(NamedTuple):
         return results
 
 
-def _places(asked: tuple[bool, bool]) -> dict[str, int]:
-    """Where the images and the kernel are among the operands of "conv2d_gradients"."""
-    names = [name for name, there in (("x", asked[1]), ("kernel", asked[0])) if there]
-    return {name: place for place, name in enumerate(names)}
+def _operand_positions(requested: tuple[bool, bool]) -> dict[str, int]:
+    """Positions of the images and the kernel among the operands of "conv2d_gradients"."""
+    names = [name for name, present in (("x", requested[1]), ("kernel", requested[0])) if present]
+    return {name: position for position, name in enumerate(names)}
 
 
-def _given(image: int | None, kernel: int | None) -> list[int]:
-    """The images beside a kernel, and the kernel beside images, of the pairs of "conv2d"."""
+def _given_operands(image: int | None, kernel: int | None) -> list[int]:
+    """Indices of the other operand in the pairs of an image and of a kernel of "conv2d"."""
     images = [] if kernel is None else [kernel - 1]
     return images + ([] if image is None else [image + 1])
 
@@ -255,12 +269,12 @@ def _given(image: int | None, kernel: int | None) -> list[int]:
 def _shapes(
     operands: Sequence[Any], mapped: Mapped, image: int | None, kernel: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of images and kernel without the axes of `jax.vmap`."""
+    """Shapes of images and kernel without the axes of `jax.vmap`."""
 
-    def shape(place: int) -> tuple[int, ...]:
-        operand = operands[place]
+    def shape(index: int) -> tuple[int, ...]:
+        operand = operands[index]
         aval = operand.aval if ad.is_undefined_primal(operand) else operand
-        return tuple(aval.shape[sum(flags[place] for _, flags in mapped) :])
+        return tuple(aval.shape[sum(flags[index] for _, flags in mapped) :])
 
     pair = image if image is not None else (kernel or 1) - 1
     return {"x_shape": shape(pair), "kernel_shape": shape(pair + 1)}

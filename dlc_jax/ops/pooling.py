@@ -13,13 +13,20 @@ from jax.interpreters import ad
 from jaxtyping import Float
 
 from dlc_jax.ops.primitives import Mapped, bind, is_zero, primitive, select, summed, zero_like
-from dlc_jax.ops.windows import Padding, Pads, check_window, covered, over_batches, slices
+from dlc_jax.ops.windows import (
+    Padding,
+    Pads,
+    call_with_auto_axes,
+    check_window,
+    is_supported,
+    slices,
+)
 
-# Each place of a window is compared by an operation of its own; past this many, compiling
+# The gradient takes an operation per position in the window. For larger windows, compilation
 # takes longer than the gradient saves.
-_MOST_PLACES = 32
-# With fewer, XLA's own gradient is faster on a GPU.
-_FEWEST_BYTES = 12 * 2**20
+_MAX_WINDOW_SIZE = 32
+# For smaller inputs, XLA's own gradient is faster on a GPU.
+_MIN_BYTES = 12 * 2**20
 
 
 def max_pool(
@@ -28,31 +35,31 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """The largest value of each window.
+    """Max-pooling, with the values of `flax.nnx.max_pool`.
 
-    Where several values of a window are equally large, the gradient goes to the first of
-    them in row-major order, as PyTorch's does.
+    If several values of a window are equal to the maximum, the first in row-major order receives
+    the gradient, as in PyTorch.
 
     Args:
-      x: feature maps.
-      window: height and width of a window in pixels.
-      strides: steps between windows; by default the windows touch and do not overlap.
-      padding: "VALID" (rows and columns that fill no window are left out), "SAME" or
-        "SAME_LOWER" as JAX has them, in upper or lower case, or ((top, bottom), (left, right))
-        in pixels.
-
-    Returns:
-      The maxima; equal to those of `flax.nnx.max_pool` on the same arguments.
+      x: Feature maps.
+      window: Height and width of a window.
+      strides: Steps between windows; by default, the size of the window.
+      padding: "VALID", "SAME" or "SAME_LOWER", in upper or lower case, or ((top, bottom),
+        (left, right)) in pixels.
 
     Raises:
-      ValueError: the window does not fit, or strides or padding are malformed.
+      ValueError: The window does not fit, or strides or padding are malformed.
+
+    Example:
+      >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2))
+      Array([[[[3.]]]], dtype=float32)
     """
     x = jnp.asarray(x)
     sizes, steps, pads = _window("max_pool", x, window, strides, padding)
-    if not covered(x, pads=pads):
+    if not is_supported(x, pads=pads):
         return _xla_max_pool(x, sizes, steps, pads)
     function = partial(_max_pool, window=sizes, strides=steps, padding=pads)
-    return over_batches(function, x)
+    return call_with_auto_axes(function, x)
 
 
 def avg_pool(
@@ -61,32 +68,32 @@ def avg_pool(
     strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """The mean of each window, in which padding counts as zeros.
+    """Average pooling, with the values of `flax.nnx.avg_pool`. Padding counts as zeros.
 
     Args:
-      x: feature maps.
-      window: height and width of a window in pixels.
-      strides: steps between windows; by default the windows touch and do not overlap.
-      padding: "VALID" (rows and columns that fill no window are left out), "SAME" or
-        "SAME_LOWER" as JAX has them, in upper or lower case, or ((top, bottom), (left, right))
-        in pixels.
-
-    Returns:
-      The means; equal to those of `flax.nnx.avg_pool` on the same arguments.
+      x: Feature maps.
+      window: Height and width of a window.
+      strides: Steps between windows; by default, the size of the window.
+      padding: "VALID", "SAME" or "SAME_LOWER", in upper or lower case, or ((top, bottom),
+        (left, right)) in pixels.
 
     Raises:
-      ValueError: the window does not fit, or strides or padding are malformed.
+      ValueError: The window does not fit, or strides or padding are malformed.
+
+    Example:
+      >>> avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2))
+      Array([[[[1.5]]]], dtype=float32)
     """
     x = jnp.asarray(x)
     return _avg_pool(x, *_window("avg_pool", x, window, strides, padding))
 
 
-# Inlined where it is traced; called eagerly, it is one program.
+# A single program when called eagerly.
 @partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _avg_pool(x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads) -> Array:
-    if covered(x, pads=pads):
+    if is_supported(x, pads=pads):
         total = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        # Sums of slices, whose gradients XLA:CPU computes faster than those of its own windows.
+        # XLA:CPU computes gradients of sums of slices faster than those of reduce_window.
         for axis, size, stride in zip((1, 2), window, strides, strict=True):
             count = (total.shape[axis] - size) // stride + 1
             total = sum(slices(total, axis, size, count, stride), start=jnp.zeros((), x.dtype))
@@ -102,7 +109,7 @@ def _window(
     strides: Sequence[int] | None,
     padding: Padding,
 ) -> tuple[tuple[int, int], tuple[int, int], Pads]:
-    """What both poolings make of their arguments; a ValueError names what does not fit."""
+    """Window, strides and padding as integers; a ValueError names arguments that don't fit."""
     if x.ndim != 4:
         raise ValueError(f"{name} takes feature maps of 4 dimensions (NHWC), not {x.shape}")
     return check_window(name, x, window, window if strides is None else strides, padding)
@@ -117,13 +124,13 @@ def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], paddi
 
 
 def _cpu_max_pool(x: Array, window: tuple[int, int], strides: Any, padding: Pads) -> Array:
-    if _touch(window, strides, padding):
-        return _max_of_tiles(x, window)
+    if _is_tiling(window, strides, padding):
+        return _max_over_tiles(x, window)
     return _xla_max_pool(x, window, strides, padding)
 
 
-def _touch(window: Any, strides: Any, padding: Pads) -> bool:
-    """Whether windows neither overlap nor reach beyond the images."""
+def _is_tiling(window: Any, strides: Any, padding: Pads) -> bool:
+    """Whether the windows tile the images: they neither overlap nor extend beyond them."""
     return window == strides and padding == ((0, 0), (0, 0))
 
 
@@ -149,35 +156,35 @@ def _xla_gradient(
 def _cpu_gradient(
     x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
 ) -> Array:
-    if window[0] * window[1] > _MOST_PLACES:
+    if window[0] * window[1] > _MAX_WINDOW_SIZE:
         return _xla_gradient(x, maxima, grad, window, strides, padding)
-    places = _places(x, maxima, window, strides, padding)
-    if _touch(window, strides, padding):
-        return _to_tiles(places, grad, window, x.shape)
-    return _to_windows(places, grad, window, strides, padding, x.shape)
+    positions = _positions(x, maxima, window, strides, padding)
+    if _is_tiling(window, strides, padding):
+        return _scatter_to_tiles(positions, grad, window, x.shape)
+    return _scatter_to_windows(positions, grad, window, strides, padding, x.shape)
 
 
 def _gpu_gradient(
     x: Array, maxima: Array, grad: Array, window: Any, strides: Any, padding: Pads
 ) -> Array:
-    # XLA's own adds up gradients by atomic operations, which are slow for numbers of 16 bits; of
-    # little it makes fewer kernels.
-    small = x.size * x.dtype.itemsize < _FEWEST_BYTES
-    if small or window[0] * window[1] > _MOST_PLACES:
+    # XLA's own gradient uses atomic additions, which are slow for 16-bit numbers; on small inputs
+    # it launches fewer kernels.
+    small = x.size * x.dtype.itemsize < _MIN_BYTES
+    if small or window[0] * window[1] > _MAX_WINDOW_SIZE:
         return _xla_gradient(x, maxima, grad, window, strides, padding)
-    if _touch(window, strides, padding):
-        return _to_own_tiles(x, maxima, grad, window)
+    if _is_tiling(window, strides, padding):
+        return _gather_from_tiles(x, maxima, grad, window)
     fast = _xla_gradient if x.dtype.itemsize > 2 else _cpu_gradient
     return fast(x, maxima, grad, window, strides, padding)
 
 
-def _to_own_tiles(x: Array, maxima: Array, grad: Array, window: tuple[int, int]) -> Array:
-    """The gradient where windows touch, each pixel of which looks at its own window."""
+def _gather_from_tiles(x: Array, maxima: Array, grad: Array, window: tuple[int, int]) -> Array:
+    """The gradient for windows that tile the images, as a gather from each pixel's window."""
     rows, columns = window
     taps = _taps(x, window, maxima.shape, window)
-    places = jnp.full(maxima.shape, len(taps) - 1, jnp.int32)
-    for place in reversed(range(len(taps) - 1)):
-        places = jnp.where(taps[place] == maxima, place, places)
+    positions = jnp.full(maxima.shape, len(taps) - 1, jnp.int32)
+    for position in reversed(range(len(taps) - 1)):
+        positions = jnp.where(taps[position] == maxima, position, positions)
 
     def enlarged(array: Array, rest: Array) -> Array:
         batch, height, width, channels = array.shape
@@ -191,24 +198,24 @@ def _to_own_tiles(x: Array, maxima: Array, grad: Array, window: tuple[int, int])
     down, across = (jnp.arange(x.shape[1 + axis]) % window[axis] for axis in (0, 1))
     own = (down[:, None] * columns + across)[None, :, :, None]
     zero = jnp.zeros((), grad.dtype)
-    return jnp.where(enlarged(places, jnp.int32(-1)) == own, enlarged(grad, zero), zero)
+    return jnp.where(enlarged(positions, jnp.int32(-1)) == own, enlarged(grad, zero), zero)
 
 
-def _at_maxima(
+def _values_at_maxima(
     x: Array, maxima: Array, values: Array, window: Any, strides: Any, padding: Pads
 ) -> Array:
-    """What stands among the values where the maxima stand in x: the transpose of the gradient."""
-    if window[0] * window[1] > _MOST_PLACES:
-        (at,) = jax.linear_transpose(
+    """The values at the positions of the maxima of x: the transpose of the gradient."""
+    if window[0] * window[1] > _MAX_WINDOW_SIZE:
+        (result,) = jax.linear_transpose(
             lambda grad: _xla_gradient(x, maxima, grad, window, strides, padding), maxima
         )(values)
-        return at
-    places = _places(x, maxima, window, strides, padding)
-    return _from_windows(places, values, window, strides, padding)
+        return result
+    positions = _positions(x, maxima, window, strides, padding)
+    return _gather_at_maxima(positions, values, window, strides, padding)
 
 
-def _max_of_tiles(x: Array, window: tuple[int, int]) -> Array:
-    """Max-pooling over windows that touch: a reduction, which XLA runs on both axes at once."""
+def _max_over_tiles(x: Array, window: tuple[int, int]) -> Array:
+    """Max-pooling over windows that tile the images, as a single reduction."""
     rows, columns = window
     height, width = x.shape[1] // rows, x.shape[2] // columns
     tiles = x[:, : height * rows, : width * columns].reshape(
@@ -217,30 +224,29 @@ def _max_of_tiles(x: Array, window: tuple[int, int]) -> Array:
     return tiles.max((2, 4))
 
 
-def _places(
+def _positions(
     x: Array, maxima: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads
 ) -> Array:
-    """Where in its window each maximum stands first, counted in row-major order.
+    """Position of the first maximum in each window, counted in row-major order.
 
-    As floats, since XLA vectorises a choice between two arrays of one width. And by way of a
-    square root, which is exact here: XLA computes an operation again for each of its readers
-    unless it counts as expensive, as square roots do, and each place has as many readers as
-    its window has pixels.
+    Positions are floats, since XLA vectorizes a select between arrays of the same width. They
+    are computed as square roots of their squares, which is exact: XLA recomputes cheap operations
+    for each use, here for each pixel of the window, but not square roots.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
     taps = _taps(padded, window, maxima.shape, strides)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     squares = jnp.full(maxima.shape, (len(taps) - 1) ** 2, dtype)
-    for place in reversed(range(len(taps) - 1)):
-        squares = jnp.where(taps[place] == maxima, jnp.array(place**2, dtype), squares)
+    for position in reversed(range(len(taps) - 1)):
+        squares = jnp.where(taps[position] == maxima, jnp.array(position**2, dtype), squares)
     return lax.optimization_barrier(jnp.sqrt(squares))
 
 
 def _taps(
     padded: Array, window: Sequence[int], out: Sequence[int], strides: Sequence[int]
 ) -> list[Array]:
-    """For each place in a window, in row-major order, what stands there in all windows."""
+    """The values of all windows at each position in the window, in row-major order."""
     return [
         tap
         for row in slices(padded, 1, window[0], out[1], strides[0])
@@ -248,34 +254,36 @@ def _taps(
     ]
 
 
-def _to_tiles(places: Array, grad: Array, window: tuple[int, int], shape: Sequence[int]) -> Array:
-    """Each gradient at its maximum's place, where windows touch and do not overlap."""
+def _scatter_to_tiles(
+    positions: Array, grad: Array, window: tuple[int, int], shape: Sequence[int]
+) -> Array:
+    """Scatters gradients to the maxima, for windows that tile the images."""
     batch, height, width, channels = grad.shape
     rows, columns = window
-    own = jnp.arange(rows * columns, dtype=places.dtype).reshape(1, 1, rows, 1, columns, 1)
-    tiles = jnp.where(own == places[:, :, None, :, None], grad[:, :, None, :, None], 0)
+    own = jnp.arange(rows * columns, dtype=positions.dtype).reshape(1, 1, rows, 1, columns, 1)
+    tiles = jnp.where(own == positions[:, :, None, :, None], grad[:, :, None, :, None], 0)
     covered = tiles.reshape(batch, height * rows, width * columns, channels)
     covered = lax.optimization_barrier(covered.astype(grad.dtype))
-    left_out = ((0, 0), *((0, shape[i] - covered.shape[i]) for i in (1, 2)), (0, 0))
-    return jnp.pad(covered, left_out)
+    remainder = ((0, 0), *((0, shape[i] - covered.shape[i]) for i in (1, 2)), (0, 0))
+    return jnp.pad(covered, remainder)
 
 
-def _to_windows(
-    places: Array,
+def _scatter_to_windows(
+    positions: Array,
     grad: Array,
     window: tuple[int, int],
     strides: tuple[int, int],
     pads: Pads,
     shape: Sequence[int],
 ) -> Array:
-    """Each gradient at its maximum's place, summed where windows overlap."""
+    """Scatters gradients to the maxima, summed where windows overlap."""
     total: Any = 0
-    zero = jnp.zeros((), places.dtype)
-    for place, tap in enumerate(product(*map(range, window))):
-        own = jnp.where(places == place, grad.astype(places.dtype), zero)
+    zero = jnp.zeros((), positions.dtype)
+    for position, tap in enumerate(product(*map(range, window))):
+        own = jnp.where(positions == position, grad.astype(positions.dtype), zero)
         config = [(0, 0, 0)] * 4
         for axis in (0, 1):
-            # Where the first and the last window read with this tap, in unpadded pixels.
+            # The pixels that the first and the last window read with this tap.
             first = tap[axis] - pads[axis][0]
             last = first + (grad.shape[1 + axis] - 1) * strides[axis]
             config[1 + axis] = (first, shape[1 + axis] - 1 - last, strides[axis] - 1)
@@ -283,18 +291,18 @@ def _to_windows(
     return total.astype(grad.dtype)
 
 
-def _from_windows(
-    places: Array,
+def _gather_at_maxima(
+    positions: Array,
     values: Array,
     window: tuple[int, int],
     strides: tuple[int, int],
     pads: Pads,
 ) -> Array:
-    """The value at each maximum's place."""
+    """Gathers the values at the maxima."""
     padded = jnp.pad(values, ((0, 0), *pads, (0, 0)))
-    chosen = jnp.zeros(places.shape, values.dtype)
-    for place, tap in enumerate(_taps(padded, window, places.shape, strides)):
-        chosen = jnp.where(places == place, tap, chosen)
+    chosen = jnp.zeros(positions.shape, values.dtype)
+    for position, tap in enumerate(_taps(padded, window, positions.shape, strides)):
+        chosen = jnp.where(positions == position, tap, chosen)
     return chosen
 
 
@@ -310,7 +318,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
 def _linear_jvp(
     own: Primitive, primals: Sequence[Any], tangents: Sequence[Any], **params: Any
 ) -> tuple[Any, Any]:
-    # Where the maxima stand does not change with x, but from one place to another.
+    # The positions of the maxima are piecewise constant in x.
     results = own.bind(*primals, **params)
     if is_zero(tangents[2]):
         return results, [zero_like(result) for result in results]
@@ -329,7 +337,7 @@ def _linear_transpose(
 
 
 def _listed(function: Callable[..., Array]) -> Callable[..., list[Array]]:
-    return lambda *operands, apart, **params: [function(*operands, **params)]
+    return lambda *operands, jointly_mapped, **params: [function(*operands, **params)]
 
 
 _max_pool_p = primitive(
@@ -337,21 +345,21 @@ _max_pool_p = primitive(
     lambda x, **window: [_pooled_shape(x, **window)],
     cpu=_listed(_cpu_max_pool),
     gpu=_listed(_xla_max_pool),
-    elsewhere=_listed(_xla_max_pool),
+    default=_listed(_xla_max_pool),
 )
 _gradient_p = primitive(
     "max_pool_gradient",
     lambda x, maxima, grad, **window: [x],
     cpu=_listed(_cpu_gradient),
     gpu=_listed(_gpu_gradient),
-    elsewhere=_listed(_xla_gradient),
+    default=_listed(_xla_gradient),
 )
 _at_maxima_p = primitive(
     "max_pool_tangent",
     lambda x, maxima, values, **window: [maxima],
-    cpu=_listed(_at_maxima),
-    gpu=_listed(_at_maxima),
-    elsewhere=_listed(_at_maxima),
+    cpu=_listed(_values_at_maxima),
+    gpu=_listed(_values_at_maxima),
+    default=_listed(_values_at_maxima),
 )
 ad.primitive_jvps[_max_pool_p] = _jvp
 for _own, _other in ((_gradient_p, _at_maxima_p), (_at_maxima_p, _gradient_p)):

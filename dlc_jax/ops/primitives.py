@@ -1,9 +1,8 @@
-"""What operations of our own need to be operations for JAX: primitives.
+"""JAX primitives with an implementation per platform.
 
-A primitive is one equation of a jaxpr. It is lowered by one function on a CPU, by another on a GPU
-and by a third elsewhere; an eager call of it compiles a single program. `jax.vmap` of it is the
-same primitive, which remembers which of its operands have gained an axis, so that its rules of
-differentiation hold for it as well.
+A primitive is one equation of a jaxpr; an eager call compiles a single program. `jax.vmap` of a
+primitive is the same primitive, with a parameter that records which operands have an additional
+axis, so its differentiation rules still apply.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding, PartitionSpec
 
-# For each `jax.vmap` around a primitive, the outermost first: how many examples there are, and
-# which of the operands have an axis for them. It comes first in these, and in every result.
+# For each `jax.vmap` around a primitive, the outermost first: the size of the mapped axis, and
+# which operands have it. It is the first axis of these operands and of every result.
 Mapped: TypeAlias = tuple[tuple[int, tuple[bool, ...]], ...]
 
 
@@ -27,20 +26,20 @@ def primitive(
     shapes: Callable[..., Sequence[tuple[int, ...]]],
     cpu: Callable[..., Sequence[Array]],
     gpu: Callable[..., Sequence[Array]],
-    elsewhere: Callable[..., Sequence[Array]],
+    default: Callable[..., Sequence[Array]],
 ) -> Primitive:
-    """A primitive without rules of differentiation.
+    """Defines a primitive without differentiation rules. Apply it with `bind`.
 
-    Bind it by `bind`.
+    The functions take the operands, and the parameters of the primitive as keywords.
+    Implementations also take `jointly_mapped`: whether a `jax.vmap` maps over several operands, as
+    over the images and kernels of several networks.
 
     Args:
-      name: as it is shown in a jaxpr.
-      shapes: the results' shapes, from those of the operands.
-      cpu: the results on a CPU, from the operands.
-      gpu: likewise on a GPU.
-      elsewhere: the results on other platforms.
-      All take the primitive's parameters as keywords; those of results also `apart`, whether
-        they are mapped over several operands at once.
+      name: Name in a jaxpr.
+      shapes: Shapes of the results, from those of the operands.
+      cpu: Implementation on CPUs.
+      gpu: Implementation on GPUs.
+      default: Implementation on other platforms.
     """
     new = Primitive(name)
     new.multiple_results = True
@@ -62,15 +61,17 @@ def primitive(
 
     def lowered(function: Callable[..., Any]) -> Any:
         def run(*operands: Array, mapped: Mapped, precision: Any, **params: Any) -> list[Array]:
-            apart = any(sum(flags) > 1 for _, flags in mapped)
+            jointly_mapped = any(sum(flags) > 1 for _, flags in mapped)
             with jax.default_matmul_precision(precision):
-                return _over_examples(partial(function, apart=apart, **params), mapped)(*operands)
+                return _over_examples(
+                    partial(function, jointly_mapped=jointly_mapped, **params), mapped
+                )(*operands)
 
         return mlir.lower_fun(run, multiple_results=True)
 
     new.def_impl(partial(xla.apply_primitive, new))
     new.def_abstract_eval(abstract)
-    mlir.register_lowering(new, lowered(elsewhere))
+    mlir.register_lowering(new, lowered(default))
     mlir.register_lowering(new, lowered(cpu), platform="cpu")
     mlir.register_lowering(new, lowered(gpu), platform="gpu")
     batching.primitive_batchers[new] = partial(_batched, new)
@@ -78,34 +79,33 @@ def primitive(
 
 
 def bind(new: Primitive, *operands: Any, **params: Any) -> list[Array]:
-    """The primitive's results.
+    """Applies a primitive.
 
-    The precision of matrix products that the user has set holds where it is bound, not where it
-    is compiled.
+    It uses `jax_default_matmul_precision` as set now, not as set when it is compiled.
     """
     precision = jax.config.jax_default_matmul_precision
     return new.bind(*operands, mapped=(), precision=precision, **params)
 
 
 def select(mapped: Mapped, chosen: Sequence[int | None]) -> Mapped:
-    """As `mapped`, for another list of operands.
+    """The parameter `mapped` of another list of operands.
 
     Args:
-      mapped: for the operands of one primitive.
-      chosen: for each operand of another primitive, which of those it is like; None for what is
-        like a result, which has all axes.
+      mapped: That of the operands of a primitive.
+      chosen: For each new operand, the index of an operand with the same mapped axes, or None if
+        it has all of them, as results have.
     """
     return tuple((size, tuple(i is None or flags[i] for i in chosen)) for size, flags in mapped)
 
 
 def summed(x: Any, mapped: Mapped, operand: int) -> Any:
-    """The sum over examples that share an operand: from a result's axes to the operand's."""
+    """Sums a result over the mapped axes that an operand does not have."""
     axes = tuple(i for i, (_, flags) in enumerate(mapped) if not flags[operand])
     return x.sum(axes) if axes else x
 
 
 def add(*terms: Any) -> Any:
-    """The sum of tangents, or of cotangents, some of which may be symbolic zeros."""
+    """The sum of tangents or cotangents, which may be symbolic zeros."""
     total = terms[0]
     for term in terms[1:]:
         total = ad.add_tangents(total, term)

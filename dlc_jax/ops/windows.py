@@ -1,4 +1,4 @@
-"""What convolution and pooling have in common: windows, strides and padding."""
+"""Windows, strides and padding of convolution and pooling."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -14,8 +14,7 @@ Padding: TypeAlias = str | Sequence[Sequence[int]] | np.ndarray
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 
 _PADDINGS = ("SAME", "SAME_LOWER", "VALID")
-# The dtypes for which there are formulations of our own. They round as floating-point numbers
-# do, so that whole numbers are left to XLA; so are complex numbers.
+# Our formulations round, so integers are left to XLA, and so are complex numbers.
 _FLOATS = frozenset(map(jnp.dtype, ("float16", "bfloat16", "float32", "float64")))
 
 
@@ -25,12 +24,12 @@ def check_window(
     """Window, strides and padding as integers.
 
     Raises:
-      ValueError: they do not fit the images; it names what does not.
+      ValueError: They are malformed, or do not fit the images.
     """
-    sizes, steps = integers(window), integers(strides)
+    sizes, steps = int_pair(window), int_pair(strides)
     if sizes is None or steps is None or min(*sizes, *steps) < 1:
         raise ValueError(
-            f"{name}: window {_shown(window)} and strides {_shown(strides)} must each be two "
+            f"{name}: window {_readable(window)} and strides {_readable(strides)} must each be two "
             "integers of at least 1"
         )
     pads = explicit_padding(x.shape[1:3], sizes, steps, padding)
@@ -38,7 +37,7 @@ def check_window(
         raise ValueError(f'{name}: padding {padding!r} is none of "SAME", "SAME_LOWER" and "VALID"')
     if pads is None:
         raise ValueError(
-            f"{name}: padding {padding!r} is not ((top, bottom), (left, right)) in whole pixels"
+            f"{name}: padding {padding!r} is not ((top, bottom), (left, right)) in integers"
         )
     if any(size + sum(pad) < w for size, w, pad in zip(x.shape[1:3], sizes, pads, strict=True)):
         raise ValueError(
@@ -51,19 +50,19 @@ def check_window(
 def explicit_padding(
     shape: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Any
 ) -> Pads | None:
-    """The padding in pixels, ((top, bottom), (left, right)); None if it is not one."""
+    """The padding in pixels, ((top, bottom), (left, right)); None if it is malformed."""
     if isinstance(padding, str):
         if padding.upper() not in _PADDINGS:
             return None
         padding = lax.padtype_to_pads(shape, window, strides, padding)
     if not isinstance(padding, (tuple, list, np.ndarray)) or len(padding) != 2:
         return None
-    vertical, horizontal = map(integers, padding)
+    vertical, horizontal = map(int_pair, padding)
     return None if vertical is None or horizontal is None else (vertical, horizontal)
 
 
-def integers(values: Any) -> tuple[int, int] | None:
-    """A pair of integers as Python's own; None if it is anything else."""
+def int_pair(values: Any) -> tuple[int, int] | None:
+    """A pair of integers as Python integers; None if it is anything else."""
     if not isinstance(values, (tuple, list, np.ndarray)) or len(values) != 2:
         return None
     if not all(isinstance(value, (int, np.integer)) for value in values):
@@ -71,32 +70,30 @@ def integers(values: Any) -> tuple[int, int] | None:
     return int(values[0]), int(values[1])
 
 
-def _shown(values: Any) -> Any:
+def _readable(values: Any) -> Any:
     return tuple(values) if isinstance(values, (list, np.ndarray)) else values
 
 
-def covered(*arrays: Array, pads: Pads) -> bool:
-    """Whether the formulations here cover arrays of these shapes and dtypes, and such padding.
+def is_supported(*arrays: Array, pads: Pads) -> bool:
+    """Whether our formulations support arrays of these shapes and dtypes, and this padding.
 
-    They want numbers of a floating point and sizes that are known and not zero. Padding that
-    crops is left to XLA.
+    They need floating-point numbers, static positive sizes, and padding that does not crop.
     """
     known = all(type(size) is int and size > 0 for array in arrays for size in array.shape)
     floats = all(array.dtype in _FLOATS for array in arrays)
     return known and floats and min(*pads[0], *pads[1]) >= 0
 
 
-def over_batches(function: Callable[..., Array], *arguments: Array) -> Array:
-    """`function(*arguments)`, where the first of them may be sharded along its batch.
+def call_with_auto_axes(function: Callable[..., Array], *arguments: Array) -> Array:
+    """Calls a function of arrays of which the first may be sharded along its batch.
 
-    The formulations reshape batches, which JAX refuses where a mesh has explicit axes. There
-    the compiler shards what is inside, and only the result's sharding is stated: that of the
-    first argument.
+    JAX refuses to reshape a sharded batch on a mesh with explicit axes. There, the function runs
+    with automatic axes, and its result is sharded like the first argument.
 
-    Inside `jax.shard_map`, what is the same on all devices is marked as differing where
-    another argument differs, so that its gradient is summed over them.
+    Inside `jax.shard_map`, arguments are marked as varying over the same axes, so that the
+    gradient of one that is equal on all devices is summed over these.
     """
-    x, *others = equally_varying(*arguments)
+    x, *others = match_varying_axes(*arguments)
     sharding = jax.typeof(x).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return function(x, *others)
@@ -105,8 +102,8 @@ def over_batches(function: Callable[..., Array], *arguments: Array) -> Array:
     return wrapped(x, *others)
 
 
-def equally_varying(*arrays: Array) -> list[Array]:
-    """The arrays, marked as differing over the same devices inside `jax.shard_map`."""
+def match_varying_axes(*arrays: Array) -> list[Array]:
+    """Marks arrays as varying over the same mesh axes inside `jax.shard_map`."""
     axes = frozenset().union(*map(varying_axes, arrays))
     missing = [tuple(axes - varying_axes(array)) for array in arrays]
     return [
@@ -116,48 +113,48 @@ def equally_varying(*arrays: Array) -> list[Array]:
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """The mesh axes along which, inside `jax.shard_map`, devices hold different values."""
-    # Releases of JAX name them differently.
+    """Mesh axes over which an array varies inside `jax.shard_map`."""
+    # The attribute depends on the JAX release.
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)
     return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
 
 
 def slices(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Array]:
-    """For each tap of a window along `axis`, the `count` values of `x` that it reads."""
+    """The `count` values of `x` along `axis` that each tap of a window reads."""
     last = (count - 1) * stride + 1
     return [lax.slice_in_dim(x, tap, tap + last, stride, axis) for tap in range(taps)]
 
 
-def over_chunks(
-    function: Callable[..., tuple[Any, Any]], most: int, *arrays: Array
+def map_chunks(
+    function: Callable[..., tuple[Any, Any]], max_images: int, *arrays: Array
 ) -> tuple[Any, Any]:
-    """`function(*arrays)`, computed for at most so many images at a time.
+    """Computes `function(*arrays)` on chunks of the batch, to bound the memory it takes.
 
     Args:
-      function: of batches; its first result is made of an array an image, its second is a sum
-        over images.
-      most: how many images at a time.
-      *arrays: batches of the same length.
+      function: A function of batches. Its first result has one entry per image; its second is a
+        sum over images.
+      max_images: Largest size of a chunk.
+      *arrays: Batches of the same size.
 
     Returns:
-      The first result, of the whole batch, and the second, added up in at least float32, for
-      many small terms would be lost in bfloat16.
+      Both results for the whole batch; the second is summed in at least float32, since small
+      terms would be lost in bfloat16.
     """
     batch = len(arrays[0])
-    images = max(count for count in range(1, max(1, most) + 1) if batch % count == 0)
+    images = max(count for count in range(1, max(1, max_images) + 1) if batch % count == 0)
     if images == batch:
         return function(*arrays)
     chunks = [array.reshape(-1, images, *array.shape[1:]) for array in arrays]
 
     def zeros(part: Any) -> Array:
         dtype = jnp.promote_types(part.dtype, jnp.float32)
-        return equally_varying(jnp.zeros(part.shape, dtype), arrays[0])[0]
+        return match_varying_axes(jnp.zeros(part.shape, dtype), arrays[0])[0]
 
     def add(total: Any, chunk: list[Array]) -> tuple[Any, Any]:
-        of_images, part = function(*chunk)
-        return jax.tree.map(operator.add, total, part), of_images
+        per_image, part = function(*chunk)
+        return jax.tree.map(operator.add, total, part), per_image
 
     _, parts = jax.eval_shape(function, *(chunk[0] for chunk in chunks))
-    total, of_images = lax.scan(add, jax.tree.map(zeros, parts), chunks)
-    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), of_images), total
+    total, per_image = lax.scan(add, jax.tree.map(zeros, parts), chunks)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), per_image), total

@@ -1,13 +1,12 @@
-"""Convolution of 3x3 kernels by Winograd's minimal filtering algorithms.
+"""Winograd's minimal filtering algorithms for 3x3 kernels, on CPUs.
 
-They compute a tile of the result from fewer multiplications than it has terms: transform the
-tile's patch of the image, multiply it by the transformed kernel, transform back. Over channels
-the multiplications become matrix products, and two axes take an algorithm along each (Lavin
-and Gray 2015, section 4.1). The transforms of the two algorithms here contain 0, 1 and -1
-only, with which they are as exact as the direct computation.
+A tile of the result is computed in three steps, with fewer multiplications than the direct sum:
+transform the tile's patch of the image, multiply by the transformed kernel, transform back (Lavin
+and Gray 2015, section 4.1). Over channels the multiplications are matrix products. The transforms
+of the two algorithms here contain only 0, 1 and -1, so they are as accurate as the direct sum.
 
-It runs over a few images at a time, so that what it makes of them stays in the processor's
-cache. The transforms are sums and differences of strided slices, along the rows first.
+Images are processed in chunks that fit the cache. The transforms are sums and differences of
+strided slices, along the rows first.
 """
 
 import functools
@@ -19,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dlc_jax.ops.patches import out_shape
-from dlc_jax.ops.windows import Pads, over_chunks, slices
+from dlc_jax.ops.im2col import out_shape
+from dlc_jax.ops.windows import Pads, map_chunks, slices
 
 
 class _Algorithm(NamedTuple):
@@ -39,7 +38,7 @@ class _Algorithm(NamedTuple):
         return len(self.inverse)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tiles that cover so many pixels."""
+        """Rows and columns of tiles that cover a result of that size."""
         return -(-height // self.tile), -(-width // self.tile)
 
 
@@ -50,9 +49,9 @@ _TWO = _Algorithm(
     kernel=np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
     inverse=np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
 )
-# F(4, 3), from the points 0, 1, -1, i, -i and infinity: 7 products instead of 12. Those at i
-# and -i are each other's conjugate and made of three real products, as Karatsuba does. The
-# usual points 2 and -2 instead take 6 products and lose most of the accuracy.
+# F(4, 3), from the points 0, 1, -1, i, -i and infinity: 7 products instead of 12. Those at i and
+# -i are conjugate and take three real products (Karatsuba). The usual points 2 and -2 instead
+# take 6 products, but lose most of the accuracy.
 _FOUR = _Algorithm(
     image=np.array(
         [
@@ -79,41 +78,41 @@ _FOUR = _Algorithm(
     ),
 )
 
-# With fewer channels the transforms cost more than the products that they save.
-_FEWEST_CHANNELS = 16
-# From so many channels on, the larger kernels of F(4, 3) take longer than its products save.
-_MANY_CHANNELS = 128
-# So many positions of the result make products large enough to gain anything, and so many at
-# a time make products of nearly their full rate.
-_FEWEST_POSITIONS, _POSITIONS = 256, 1024
+# With fewer channels, the transforms cost more than they save.
+_MIN_CHANNELS = 16
+# With this many channels, the larger kernels of F(4, 3) cost more than they save.
+_F4_MAX_CHANNELS = 128
+# With fewer output positions, products are too small to gain anything. With the second number
+# per chunk, they run at nearly full rate.
+_MIN_POSITIONS, _POSITIONS = 256, 1024
 
 
-def pays(
+def is_fastest(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
     """Whether this formulation is the fastest on a CPU."""
     batch, height, width, _ = out_shape(x_shape, kernel_shape, strides, pads)
     fits = tuple(kernel_shape[:2]) == (3, 3) and tuple(strides) == (1, 1)
-    large = batch * height * width >= _FEWEST_POSITIONS and min(height, width) >= 4
-    return fits and large and min(kernel_shape[2:]) >= _FEWEST_CHANNELS
+    large = batch * height * width >= _MIN_POSITIONS and min(height, width) >= 4
+    return fits and large and min(kernel_shape[2:]) >= _MIN_CHANNELS
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
     """The convolution, computed in at least float32."""
     out = out_shape(x.shape, kernel.shape, strides, pads)
-    algorithm, most = _choice(kernel.shape, out)
+    algorithm, max_images = _choose(kernel.shape, out)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     taps = kernel.astype(dtype).reshape(9, *kernel.shape[2:])
     spectrum = _product(_in_two_dimensions(algorithm.kernel), taps)
 
-    def some(x: Array) -> tuple[Array, None]:
+    def on_chunk(x: Array) -> tuple[Array, None]:
         images = _padded(algorithm, x.astype(dtype), 1, out, pads)
         images = _transform(algorithm.image, images, 1, algorithm.tile)
         products = _by_position(images.reshape(len(spectrum), -1, x.shape[3]), spectrum)
         tiles = _product(_in_two_dimensions(algorithm.inverse), products)
         return _joined(algorithm, tiles, (len(x), *out[1:])).astype(x.dtype), None
 
-    y, _ = over_chunks(some, most, x)
+    y, _ = map_chunks(on_chunk, max_images, x)
     return y
 
 
@@ -136,7 +135,7 @@ def kernel_gradient(
 def gradients(
     x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
 ) -> tuple[Array, Array]:
-    """Both gradients, which share what is made of the result's, for a few images at a time."""
+    """Both gradients, which share the transformed gradient of the result, in chunks."""
     del strides
     return _gradients(x, kernel, grad, x.shape, kernel.shape, pads)
 
@@ -149,8 +148,8 @@ def _gradients(
     kernel_shape: Sequence[int],
     pads: Pads,
 ) -> tuple[Any, Any]:
-    """That of the images if there is a kernel, and that of the kernel if there are images."""
-    algorithm, most = _choice(kernel_shape, grad.shape)
+    """The gradient of the images if `kernel` is given, that of the kernel if `x` is given."""
+    algorithm, max_images = _choose(kernel_shape, grad.shape)
     dtype = jnp.promote_types(grad.dtype, jnp.float32)
     kernel_matrix = _in_two_dimensions(algorithm.kernel)
     spectrum = None
@@ -158,11 +157,11 @@ def _gradients(
         taps = kernel.astype(dtype).reshape(9, *kernel_shape[2:]).transpose(0, 2, 1)
         spectrum = _product(kernel_matrix, lax.optimization_barrier(taps))
 
-    def some(grad: Array, x: Array | None = None) -> tuple[Any, Any]:
-        grad_x = of_spectrum = None
-        # A product over tiles wants its first factor transposed. Transposing the images is
-        # cheaper than transposing what they are transformed to, and within a pixel they then
-        # come last. The other factor's tiles have to lie in the same order.
+    def on_chunk(grad: Array, x: Array | None = None) -> tuple[Any, Any]:
+        grad_x = grad_spectrum = None
+        # A product over tiles needs its first factor transposed. Transposing the images is cheaper
+        # than transposing their transforms; images then are the last axis. The tiles of the other
+        # factor have to be in the same order.
         products = lax.optimization_barrier(grad.astype(dtype).transpose(1, 2, 0, 3))
         products = _grad_of_inverse(algorithm, products)
         of_products = products.reshape(len(kernel_matrix), -1, grad.shape[3])
@@ -171,23 +170,23 @@ def _gradients(
             images = _padded(algorithm, images, 1, grad.shape, pads)
             images = _transform(algorithm.image, images, 1, algorithm.tile)
             of_images = images.reshape(len(kernel_matrix), x.shape[3], -1)
-            of_spectrum = _by_position(of_images, of_products)
+            grad_spectrum = _by_position(of_images, of_products)
         if spectrum is not None:
             tiles = _by_position(of_products, spectrum)
             tiles = tiles.reshape(*products.shape[:-1], x_shape[3])
             grad_x = _grad_of_images(algorithm, tiles, x_shape, pads).astype(grad.dtype)
-        return grad_x, of_spectrum
+        return grad_x, grad_spectrum
 
-    grad_x, of_spectrum = over_chunks(some, most, grad, *([] if x is None else [x]))
-    if of_spectrum is None:
+    grad_x, grad_spectrum = map_chunks(on_chunk, max_images, grad, *([] if x is None else [x]))
+    if grad_spectrum is None:
         return grad_x, None
-    grad_kernel = _product(kernel_matrix.T, of_spectrum).reshape(kernel_shape)
+    grad_kernel = _product(kernel_matrix.T, grad_spectrum).reshape(kernel_shape)
     return grad_x, grad_kernel.astype(grad.dtype)
 
 
-def _choice(kernel_shape: Sequence[int], out: Sequence[int]) -> tuple[_Algorithm, int]:
-    """The fastest algorithm, and the most images that it should take at a time."""
-    few_channels = min(kernel_shape[2:]) < _MANY_CHANNELS
+def _choose(kernel_shape: Sequence[int], out: Sequence[int]) -> tuple[_Algorithm, int]:
+    """The fastest algorithm, and the size of its chunks in images."""
+    few_channels = min(kernel_shape[2:]) < _F4_MAX_CHANNELS
     algorithm = _FOUR if few_channels and min(out[1:3]) >= 2 * _FOUR.tile else _TWO
     positions = (2 if algorithm is _FOUR else 1) * _POSITIONS
     return algorithm, max(1, positions // (out[1] * out[2]))
@@ -198,7 +197,7 @@ def _in_two_dimensions(matrix: np.ndarray) -> np.ndarray:
 
 
 def _product(matrix: np.ndarray, x: Array) -> Array:
-    """The matrix applied along the first axis."""
+    """Applies the matrix along the first axis."""
     product = matrix.astype(x.dtype) @ x.reshape(len(x), -1)
     return lax.optimization_barrier(product).reshape(len(matrix), *x.shape[1:])
 
@@ -208,7 +207,7 @@ def _by_position(a: Array, b: Array) -> Array:
 
 
 def _sums(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
-    """The matrix, of 0, 1 and -1, applied to a list of arrays."""
+    """Applies a matrix of 0, 1 and -1 to a list of arrays."""
     sums = []
     for row in matrix:
         terms = [part if sign > 0 else -part for sign, part in zip(row, parts, strict=True) if sign]
@@ -217,22 +216,21 @@ def _sums(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
 
 
 def _transform(matrix: np.ndarray, x: Array, axis: int, step: int) -> Array:
-    """The matrix applied to patches that lie `step` apart, along `axis` and the next one.
+    """Applies the matrix to patches at distance `step`, along `axis` and the next one.
 
-    Returns the results in front, [rows of the matrix, rows of the matrix, ...], and in place
-    of the two axes how many patches there are along them.
+    The result is [matrix rows, matrix rows, ...], with patches in place of the two axes.
     """
     size = matrix.shape[1]
     for along in (axis, axis + 2):
         count = (x.shape[along] - size) // step + 1
         parts = slices(x, along, size, count, step)
-        # The rows of the first round are the second axis of the result.
+        # The matrix rows of the first iteration are the second axis of the result.
         x = lax.optimization_barrier(jnp.stack(_sums(matrix, parts), min(along - axis, 1)))
     return x
 
 
 def _padded(algorithm: _Algorithm, x: Array, axis: int, out: Sequence[int], pads: Pads) -> Array:
-    """Images with the pixels, along `axis` and the next one, that their tiles' patches read."""
+    """Pads or crops `axis` and the next one to the pixels that the tiles' patches read."""
     config = [(0, 0, 0)] * x.ndim
     for i, count in enumerate(algorithm.grid(*out[1:3])):
         size = algorithm.tile * (count - 1) + algorithm.patch
@@ -241,7 +239,7 @@ def _padded(algorithm: _Algorithm, x: Array, axis: int, out: Sequence[int], pads
 
 
 def _joined(algorithm: _Algorithm, y: Array, out: Sequence[int]) -> Array:
-    """Tiles, [positions in a tile, tiles, features], as feature maps."""
+    """Joins tiles [positions in a tile, tiles, features] to feature maps."""
     images, height, width, features = out
     tile, (rows, columns) = algorithm.tile, algorithm.grid(height, width)
     y = y.reshape(tile, tile, images, rows, columns, features).transpose(2, 3, 0, 4, 1, 5)
@@ -250,27 +248,27 @@ def _joined(algorithm: _Algorithm, y: Array, out: Sequence[int]) -> Array:
 
 
 def _grad_of_inverse(algorithm: _Algorithm, grad: Array) -> Array:
-    """From the gradient of feature maps [height, width, ...] that of the products."""
+    """The gradient of the products, from that of feature maps [height, width, ...]."""
     tile = algorithm.tile
-    beyond = [(0, -size % tile) for size in grad.shape[:2]]
-    return _transform(algorithm.inverse.T, jnp.pad(grad, [*beyond, (0, 0), (0, 0)]), 0, tile)
+    padding = [(0, -size % tile) for size in grad.shape[:2]]
+    return _transform(algorithm.inverse.T, jnp.pad(grad, [*padding, (0, 0), (0, 0)]), 0, tile)
 
 
 def _grad_of_images(
     algorithm: _Algorithm, tiles: Array, x_shape: Sequence[int], pads: Pads
 ) -> Array:
-    """What tiles [products, products, rows, columns, images, channels] give back to images."""
+    """The gradient of images, from tiles [products, products, rows, columns, images, channels]."""
     columns = [tiles[:, i] for i in range(tiles.shape[1])]
     by_row = _overlapped(algorithm, _sums(algorithm.image.T, columns), 2)
-    whole = _overlapped(algorithm, _sums(algorithm.image.T, list(by_row)), 0)
+    padded = _overlapped(algorithm, _sums(algorithm.image.T, list(by_row)), 0)
     (top, _), (left, _) = pads
-    return whole[top : top + x_shape[1], left : left + x_shape[2]].transpose(2, 0, 1, 3)
+    return padded[top : top + x_shape[1], left : left + x_shape[2]].transpose(2, 0, 1, 3)
 
 
 def _overlapped(algorithm: _Algorithm, parts: list[Array], axis: int) -> Array:
-    """The pixels of the patches along an axis, added up as the patches lie."""
+    """Sums the overlapping pixels of patches along an axis."""
     tile = algorithm.tile
-    # What reaches beyond a tile falls on the beginning of the next one.
+    # Pixels beyond a tile are the first pixels of the next.
     missing = [jnp.zeros_like(parts[0])] * (2 * tile - len(parts))
     first, rest = (jnp.stack(half, axis + 1) for half in (parts[:tile], parts[tile:] + missing))
     after, before = [(0, 0)] * first.ndim, [(0, 0)] * first.ndim

@@ -1,41 +1,50 @@
-"""Training and evaluation as pure functions of a state and of arrays."""
+"""Training: tasks, states, steps, and the loop around them.
 
-from dlc_jax.losses import cross_entropy
+`train_steps` and `evaluate_steps` are pure functions of a task, a state and arrays; `train` is
+the loop that a person watches.
+"""
+
 from dlc_jax.training import optimizers
-from dlc_jax.training.epoch import (
-    changes_of_epoch,
+from dlc_jax.training.classification import classification
+from dlc_jax.training.divergence import Diverged, is_finite
+from dlc_jax.training.ensemble import Ensemble
+from dlc_jax.training.loop import Callback, EpochRecord, OnEpoch, OutOfMemory, Progress, train
+from dlc_jax.training.scan import (
     evaluate,
-    evaluate_ensemble,
-    train_batch,
-    train_ensemble,
-    train_epoch,
+    evaluate_steps,
+    means,
+    predict,
+    predict_steps,
+    train_steps,
 )
-from dlc_jax.training.fit import Diverged, EpochReport, NoRoom, fit, fit_ensemble
-from dlc_jax.training.programs import evaluate_records
 from dlc_jax.training.state import TrainState, create_state, stack, unstack
-from dlc_jax.training.step import Metrics, couples_examples, eval_step, train_step
+from dlc_jax.training.supervised import Supervised
+from dlc_jax.training.task import Metrics, Task, WeightedSum
 
 __all__ = [
+    "Callback",
     "Diverged",
-    "EpochReport",
+    "Ensemble",
+    "EpochRecord",
     "Metrics",
-    "NoRoom",
+    "OnEpoch",
+    "OutOfMemory",
+    "Progress",
+    "Supervised",
+    "Task",
     "TrainState",
-    "changes_of_epoch",
-    "couples_examples",
+    "WeightedSum",
+    "classification",
     "create_state",
-    "cross_entropy",
-    "eval_step",
     "evaluate",
-    "evaluate_ensemble",
-    "evaluate_records",
-    "fit",
-    "fit_ensemble",
+    "evaluate_steps",
+    "is_finite",
+    "means",
     "optimizers",
+    "predict",
+    "predict_steps",
     "stack",
-    "train_batch",
-    "train_ensemble",
-    "train_epoch",
-    "train_step",
+    "train",
+    "train_steps",
     "unstack",
 ]

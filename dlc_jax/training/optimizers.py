@@ -1,7 +1,7 @@
-"""Learning-rate schedules and optimizers by name, and averages of their parameters."""
+"""Optimizers and learning-rate schedules by name, and wrappers around optimizers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,54 +11,64 @@ from jaxtyping import Int
 
 from dlc_jax.errors import InputError
 
-# Of the triangular schedule (Jordan 2024, section 3): where it begins, when its peak is, and
-# where it ends, as parts of the peak and of the steps.
-_BEGINNING, _PEAK, _END = 0.2, 0.23, 0.07
+# The triangular schedule of Jordan 2024, section 3: the first and last learning rate as fractions
+# of the peak, and the step of the peak as a fraction of all steps.
+_INIT_FRACTION, _PEAK_FRACTION, _END_FRACTION = 0.2, 0.23, 0.07
 
 
-def _step(peak: float, steps: int) -> optax.Schedule:
+def _step_schedule(peak_value: float, num_steps: int) -> optax.Schedule:
     # He et al. 2015, section 4.2: at 32,000 and 48,000 of 64,000 steps.
-    half, three_quarters = max(1, steps // 2), max(2, steps * 3 // 4)
-    return optax.piecewise_constant_schedule(peak, {half: 0.1, three_quarters: 0.1})
+    boundaries = max(1, num_steps // 2), max(2, num_steps * 3 // 4)
+    return optax.piecewise_constant_schedule(peak_value, dict.fromkeys(boundaries, 0.1))
 
 
-def _triangular(peak: float, steps: int) -> optax.Schedule:
-    top = max(1, round(_PEAK * steps))
-    up = optax.linear_schedule(_BEGINNING * peak, peak, top)
-    down = optax.linear_schedule(peak, _END * peak, max(1, steps - top))
-    return optax.join_schedules([up, down], [top])
+def _triangular_schedule(peak_value: float, num_steps: int) -> optax.Schedule:
+    peak_step = max(1, round(_PEAK_FRACTION * num_steps))
+    warmup = optax.linear_schedule(_INIT_FRACTION * peak_value, peak_value, peak_step)
+    decay = optax.linear_schedule(
+        peak_value, _END_FRACTION * peak_value, max(1, num_steps - peak_step)
+    )
+    return optax.join_schedules([warmup, decay], [peak_step])
 
 
-def _cosine(peak: float, steps: int) -> optax.Schedule:
-    # From one part of the way up, so that no step is lost on a rate of zero.
-    rising = max(1, steps // 20)
-    return optax.warmup_cosine_decay_schedule(peak / (rising + 1), peak, rising, max(2, steps))
+def _cosine_schedule(peak_value: float, num_steps: int) -> optax.Schedule:
+    # The warmup starts above zero: a step with a learning rate of zero would be wasted.
+    warmup_steps = max(1, num_steps // 20)
+    return optax.warmup_cosine_decay_schedule(
+        peak_value / (warmup_steps + 1), peak_value, warmup_steps, max(2, num_steps)
+    )
 
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": lambda peak, steps: optax.constant_schedule(peak),
-    "step": _step,
-    "triangular": _triangular,
-    "cosine": _cosine,
+    "constant": lambda peak_value, num_steps: optax.constant_schedule(peak_value),
+    "step": _step_schedule,
+    "triangular": _triangular_schedule,
+    "cosine": _cosine_schedule,
 }
 
 
-def schedule(name: str, peak: float, steps: int) -> optax.Schedule:
-    """The learning rate by step.
+def create_schedule(name: str, peak_value: float, num_steps: int) -> optax.Schedule:
+    """Creates a learning-rate schedule: a function from the step to the learning rate.
 
     Args:
-      name: "constant"; "step" (a tenth after half, and a hundredth after three quarters);
-        "triangular" (from a fifth up to the peak after 23 %, then down to 7 %); or "cosine"
-        (up to the peak within 5 %, then down to zero).
-      peak: the largest learning rate.
-      steps: how many there are.
+      name: "constant"; "step" (divided by 10 after half and after three quarters of the steps);
+        "triangular" (linear from a fifth of the peak to the peak at 23 % of the steps, then
+        linear to 7 % of the peak); or "cosine" (linear warmup for 5 % of the steps, then cosine
+        decay to zero).
+      peak_value: the largest learning rate.
+      num_steps: number of training steps.
 
     Raises:
-      InputError: there is no such schedule.
+      InputError: the schedule is unknown.
+
+    Example:
+      >>> schedule = create_schedule("step", peak_value=1.0, num_steps=100)
+      >>> [round(float(schedule(step)), 2) for step in (0, 50, 75)]
+      [1.0, 0.1, 0.01]
     """
     if name not in SCHEDULES:
         raise InputError(f"there is no schedule {name!r}; choose from {', '.join(SCHEDULES)}")
-    return SCHEDULES[name](peak, steps)
+    return SCHEDULES[name](peak_value, num_steps)
 
 
 def sgd(
@@ -67,26 +77,33 @@ def sgd(
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    bias_factor: float = 1.0,
+    bias_lr_multiplier: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Stochastic gradient descent with decoupled weight decay, and biases apart.
+    """Stochastic gradient descent with decoupled weight decay.
 
     Args:
-      learning_rate: a number, or a function of the step.
-      momentum: the weight of past gradients.
-      nesterov: whether the momentum is Nesterov's.
-      weight_decay: by which part of them, times the learning rate, weights shrink each step.
-        Biases, scales and slopes do not.
-      bias_factor: how many times larger the learning rate of biases is.
+      learning_rate: a number or a schedule.
+      momentum: decay rate of the momentum; 0 for no momentum.
+      nesterov: whether to use Nesterov momentum.
+      weight_decay: decoupled weight decay, multiplied by the learning rate. Biases, scales and
+        slopes are not decayed.
+      bias_lr_multiplier: factor of the learning rate for biases.
+
+    Example:
+      >>> optimizer = sgd(0.1, bias_lr_multiplier=2.0)
+      >>> params = {"kernel": jnp.ones(2), "bias": jnp.ones(1)}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> updates["kernel"].tolist(), updates["bias"].tolist()
+      ([-0.10000000149011612, -0.10000000149011612], [-0.20000000298023224])
     """
-    if not (momentum or weight_decay or bias_factor != 1):
+    if not (momentum or weight_decay or bias_lr_multiplier != 1):
         return optax.sgd(learning_rate)
-    after_momentum = [optax.trace(momentum, nesterov)] if momentum else []
+    trace = [optax.trace(momentum, nesterov)] if momentum else []
     return optax.chain(
-        *after_momentum,
-        optax.add_decayed_weights(weight_decay, _are_weights),
+        *trace,
+        optax.add_decayed_weights(weight_decay, _weight_mask),
         optax.scale_by_learning_rate(learning_rate),
-        optax.masked(optax.scale(bias_factor), _are_biases),
+        optax.masked(optax.scale(bias_lr_multiplier), _bias_mask),
     )
 
 
@@ -96,42 +113,49 @@ def muon(
     momentum: float = 0.95,
     nesterov: bool = True,
     weight_decay: float = 0.0,
-    bias_factor: float = 1.0,
+    bias_lr_multiplier: float = 1.0,
 ) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for weights, and Adam for biases, scales and slopes.
 
-    A step of weights is the momentum made orthogonal, for which a convolution's kernel counts
-    as a matrix of [height * width * inputs, features], times a factor that makes its root mean
-    square 0.2, about Adam's (Liu et al. 2025, "Muon is scalable for LLM training", section
-    2.2), so that one learning rate does for both.
+    The kernel of a convolution is orthogonalized as a matrix of shape
+    [height * width * inputs, features]. Updates are scaled to a root mean square of 0.2, about
+    that of Adam (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2), so that both
+    use the same learning rate.
 
     Args:
-      learning_rate: a number, or a function of the step; 0.002 is a usual one.
-      momentum: the weight of past gradients.
-      nesterov: whether the momentum is Nesterov's.
-      weight_decay: as for `sgd`.
-      bias_factor: as for `sgd`.
+      learning_rate: a number or a schedule; 0.002 is a common choice.
+      momentum: decay rate of the momentum.
+      nesterov: whether to use Nesterov momentum.
+      weight_decay: see `sgd`.
+      bias_lr_multiplier: factor of the learning rate for biases, scales and slopes.
+
+    Example:
+      >>> optimizer = muon(0.01, nesterov=False)
+      >>> params = {"kernel": jnp.eye(2)}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> updates["kernel"].shape
+      (2, 2)
     """
 
-    def times(step: Any) -> Any:
+    def adam_learning_rate(step: Any) -> Any:
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
-        return bias_factor * rate
+        return bias_lr_multiplier * rate
 
-    def as_matrices(params: Any) -> Any:
-        def axes(param: Array, weight: bool) -> optax.contrib.MuonDimensionNumbers | None:
-            if not weight or param.ndim < 2:
+    def dimension_numbers(params: Any) -> Any:
+        def axes(param: Array, is_weight: bool) -> optax.contrib.MuonDimensionNumbers | None:
+            if not is_weight or param.ndim < 2:
                 return None
             return optax.contrib.MuonDimensionNumbers(tuple(range(param.ndim - 1)), param.ndim - 1)
 
-        return jax.tree.map(axes, params, _are_weights(params))
+        return jax.tree.map(axes, params, _weight_mask(params))
 
     return optax.contrib.muon(
         learning_rate,
         beta=momentum,
         nesterov=nesterov,
         weight_decay=weight_decay,
-        adam_learning_rate=times,
-        muon_weight_dimension_numbers=as_matrices,
+        adam_learning_rate=adam_learning_rate,
+        muon_weight_dimension_numbers=dimension_numbers,
         consistent_rms=0.2,
     )
 
@@ -142,28 +166,35 @@ def adam(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    bias_factor: float = 1.0,
+    bias_lr_multiplier: float = 1.0,
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015).
 
     Args:
-      learning_rate: a number, or a function of the step; 0.001 is a usual one.
-      momentum: the weight of past gradients, the paper's beta_1; beta_2 is 0.999.
-      nesterov: whether the momentum is Nesterov's (Dozat 2016).
-      weight_decay: must be 0; `adamw` has it.
-      bias_factor: as for `sgd`.
+      learning_rate: a number or a schedule; 0.001 is a common choice.
+      momentum: beta_1; beta_2 is 0.999.
+      nesterov: whether to use Nesterov momentum (Dozat 2016).
+      weight_decay: must be 0; use `adamw` for weight decay.
+      bias_lr_multiplier: factor of the learning rate for biases.
 
     Raises:
-      InputError: there is a weight decay.
+      InputError: the weight decay is not 0.
+
+    Example:
+      >>> optimizer = adam(0.5)
+      >>> params = {"kernel": jnp.array(4.0)}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> round(float(updates["kernel"]), 4)
+      -0.5
     """
     if weight_decay:
-        raise InputError(f"adam has no weight decay, such as {weight_decay:g}; choose adamw")
+        raise InputError(f"adam has no weight decay, but it is {weight_decay:g}; choose adamw")
     return adamw(
         learning_rate,
         momentum=momentum,
         nesterov=nesterov,
         weight_decay=0.0,
-        bias_factor=bias_factor,
+        bias_lr_multiplier=bias_lr_multiplier,
     )
 
 
@@ -173,26 +204,33 @@ def adamw(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 0.01,
-    bias_factor: float = 1.0,
+    bias_lr_multiplier: float = 1.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Args:
-      learning_rate: as for `adam`.
-      momentum: as for `adam`.
-      nesterov: as for `adam`.
-      weight_decay: as for `sgd`.
-      bias_factor: as for `sgd`.
+      learning_rate: a number or a schedule; 0.001 is a common choice.
+      momentum: beta_1; beta_2 is 0.999.
+      nesterov: whether to use Nesterov momentum.
+      weight_decay: see `sgd`.
+      bias_lr_multiplier: factor of the learning rate for biases.
+
+    Example:
+      >>> optimizer = adamw(0.5, weight_decay=0.25)
+      >>> params = {"kernel": jnp.array(4.0), "bias": jnp.array(4.0)}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> round(float(updates["kernel"]), 4), round(float(updates["bias"]), 4)
+      (-1.0, -0.5)
     """
     return optax.chain(
         optax.adamw(
             learning_rate,
             b1=momentum,
             weight_decay=weight_decay,
-            mask=_are_weights,
+            mask=_weight_mask,
             nesterov=nesterov,
         ),
-        optax.masked(optax.scale(bias_factor), _are_biases),
+        optax.masked(optax.scale(bias_lr_multiplier), _bias_mask),
     )
 
 
@@ -203,8 +241,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
 }
 
-# What each is usually told, in the fields of a recipe.
-USUAL: dict[str, dict[str, Any]] = {
+# Default hyperparameters of each optimizer, by the names of a recipe's fields.
+DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
     "adam": {"learning_rate": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
     "adamw": {"learning_rate": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01},
@@ -212,18 +250,30 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 
 
+class OptimizerOptions(TypedDict, total=False):
+    """Keyword arguments of every optimizer; see `sgd`."""
+
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    bias_lr_multiplier: float
+
+
 def create(
-    name: str, learning_rate: optax.ScalarOrSchedule, **options: Any
+    name: str, learning_rate: optax.ScalarOrSchedule, **options: Unpack[OptimizerOptions]
 ) -> optax.GradientTransformation:
-    """The optimizer called `name`.
+    """Creates an optimizer by name.
 
     Args:
       name: "sgd", "adam", "adamw" or "muon".
-      learning_rate: a number, or a function of the step.
-      **options: `momentum`, `nesterov`, `weight_decay` and `bias_factor`, as for `sgd`.
+      learning_rate: a number or a schedule.
+      **options: see `sgd`.
 
     Raises:
-      InputError: there is no such optimizer.
+      InputError: the optimizer is unknown.
+
+    Example:
+      >>> optimizer = create("adamw", 0.001, weight_decay=0.05)
     """
     if name not in OPTIMIZERS:
         raise InputError(f"there is no optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
@@ -231,138 +281,185 @@ def create(
 
 
 def freeze_after(
-    optimizer: optax.GradientTransformation, steps: int, variable: str
+    optimizer: optax.GradientTransformation, num_steps: int, variable: str
 ) -> optax.GradientTransformation:
-    """An optimizer that leaves some parameters as they are after so many steps.
+    """Wraps an optimizer to freeze all parameters of one name after a number of steps.
 
     Args:
-      optimizer: what else happens.
-      steps: how many they are changed by.
-      variable: the name of their variable, as "whitening_bias".
+      optimizer: the optimizer.
+      num_steps: number of steps after which the parameters no longer change.
+      variable: name of the parameters, for example "whitening_bias".
+
+    Raises:
+      InputError: on initialization, when no parameter has this name.
+
+    Example:
+      >>> optimizer = freeze_after(optax.sgd(1.0), 1, "bias")
+      >>> params = {"kernel": jnp.array(5.0), "bias": jnp.array(5.0)}
+      >>> state = optimizer.init(params)
+      >>> grads = jax.tree.map(jnp.ones_like, params)
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(grads, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> float(params["kernel"]), float(params["bias"])
+      (2.0, 4.0)
     """
 
     def scale(step: Array) -> Array:
-        return jnp.where(step < steps, 1.0, 0.0)
+        return jnp.where(step < num_steps, 1.0, 0.0)
 
-    chosen = optax.masked(
-        optax.scale_by_schedule(scale),
-        lambda params: _by_name(params, lambda name: name == variable),
-    )
-    return optax.chain(optimizer, chosen)
+    def mask(params: Any) -> Any:
+        chosen = _mask_by_name(params, lambda name: name == variable)
+        if not any(jax.tree.leaves(chosen)):
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            names = dict.fromkeys(_variable_name(path) for path, _ in leaves)
+            raise InputError(
+                f"can't freeze {variable!r}: the model has no parameter of this name; choose from "
+                f"{', '.join(names)}"
+            )
+        return chosen
+
+    return optax.chain(optimizer, optax.masked(optax.scale_by_schedule(scale), mask))
 
 
-class AverageState(NamedTuple):
-    """What `averaged` remembers.
+class EmaOfParamsState(NamedTuple):
+    """State of `ema_of_params`.
 
     Attributes:
-      step: how many steps there were.
-      mean: the average of the parameters, too small by 1 - decay^step.
-      inside: the state of the optimizer inside.
+      step: number of steps taken.
+      ema: moving average of the parameters, without bias correction.
+      inner_state: state of the wrapped optimizer.
     """
 
     step: Int[Array, ""]
-    mean: Any
-    inside: optax.OptState
+    ema: Any
+    inner_state: optax.OptState
 
 
-def averaged(
-    optimizer: optax.GradientTransformation, steps: int, decay: float
+def ema_of_params(
+    optimizer: optax.GradientTransformation, num_steps: int, decay: float
 ) -> optax.GradientTransformation:
-    """An optimizer whose last step ends at an average of the parameters of all steps.
+    """Wraps an optimizer to end at an exponential moving average (EMA) of the parameters.
 
-    It is exponential, without the bias towards zero that it would begin with (Polyak and
-    Juditsky 1992; Kingma and Ba 2015, section 3).
+    The last step replaces the parameters by their bias-corrected average over all steps (Polyak
+    and Juditsky 1992; Kingma and Ba 2015, section 3). Only parameters are averaged: BatchNorm
+    statistics are not, and stay those of the last step.
 
     Args:
-      optimizer: takes the steps.
-      steps: how many there are.
-      decay: the weight of the past; about the last 1 / (1 - decay) steps count.
+      optimizer: the optimizer.
+      num_steps: number of training steps.
+      decay: decay rate of the average; it covers about the last 1 / (1 - decay) steps.
+
+    Example:
+      >>> optimizer = ema_of_params(optax.sgd(1.0), num_steps=2, decay=0.5)
+      >>> params = {"kernel": jnp.array(4.0)}
+      >>> state = optimizer.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = optimizer.update({"kernel": jnp.array(1.0)}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> round(float(params["kernel"]), 4)  # (0.5 * 3 + 2) / 1.5
+      2.3333
     """
 
-    def init(params: Any) -> AverageState:
+    def init(params: Any) -> EmaOfParamsState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return AverageState(jnp.zeros((), jnp.int32), zeros, optimizer.init(params))
+        return EmaOfParamsState(jnp.zeros((), jnp.int32), zeros, optimizer.init(params))
 
-    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
-        updates, inside = optimizer.update(updates, state.inside, params)
-        count = state.step + 1
-        mean = optax.tree.update_moment(optax.apply_updates(params, updates), state.mean, decay, 1)
+    def update(updates: Any, state: EmaOfParamsState, params: Any) -> tuple[Any, EmaOfParamsState]:
+        updates, inner_state = optimizer.update(updates, state.inner_state, params)
+        step = state.step + 1
+        ema = optax.tree.update_moment(optax.apply_updates(params, updates), state.ema, decay, 1)
         updates = jax.tree.map(
-            lambda update, param, mean: jnp.where(count == steps, mean - param, update),
+            lambda update, param, mean: jnp.where(step == num_steps, mean - param, update),
             updates,
             params,
-            optax.tree.bias_correction(mean, decay, count),
+            optax.tree.bias_correction(ema, decay, step),
         )
-        return updates, AverageState(count, mean, inside)
+        return updates, EmaOfParamsState(step, ema, inner_state)
 
     return optax.GradientTransformation(init, update)
 
 
 class LookaheadState(NamedTuple):
-    """What `lookahead` remembers.
+    """State of `lookahead`.
 
     Attributes:
-      step: how many steps there were.
-      slow: the averaged parameters.
-      fast: the state of the optimizer inside.
+      step: number of steps taken.
+      slow_params: the averaged parameters.
+      fast_state: state of the fast optimizer.
     """
 
     step: Int[Array, ""]
-    slow: Any
-    fast: optax.OptState
+    slow_params: Any
+    fast_state: optax.OptState
 
 
 def lookahead(
-    optimizer: optax.GradientTransformation, steps: int, period: int = 5
+    fast_optimizer: optax.GradientTransformation, num_steps: int, sync_period: int = 5
 ) -> optax.GradientTransformation:
-    """An optimizer whose parameters go back to their own average again and again.
+    """Lookahead optimizer (Zhang et al. 2019) with the decay schedule of Jordan 2024, section 3.4.
 
-    After each `period` steps the average keeps a part of itself, d, takes 1 - d of the
-    parameters, and becomes the parameters (Zhang et al. 2019, "Lookahead optimizer", with two
-    sets of parameters). As in Jordan 2024 (section 3.4), d rises as the cube of the time, up to
-    0.95^period, and the last step ends at the average.
+    Every `sync_period` steps the slow parameters become d * slow + (1 - d) * fast, and the fast
+    parameters are set to them. d grows with the cube of the step up to 0.95^sync_period. The last
+    step sets the parameters to the slow ones. Only parameters are averaged: BatchNorm statistics
+    are not.
 
     Args:
-      optimizer: takes the steps in between.
-      steps: how many there are.
-      period: after how many of them the parameters go back.
+      fast_optimizer: the optimizer of the fast parameters.
+      num_steps: number of training steps.
+      sync_period: number of fast steps between two synchronizations.
+
+    Example:
+      >>> optimizer = lookahead(optax.sgd(1.0), num_steps=4, sync_period=2)
+      >>> params = {"kernel": jnp.array(4.0)}
+      >>> state = optimizer.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = optimizer.update({"kernel": jnp.array(1.0)}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> round(float(params["kernel"]), 4)  # d = 0.95**2 / 8, d * 4 + (1 - d) * 2
+      2.2256
     """
 
     def init(params: Any) -> LookaheadState:
-        return LookaheadState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return LookaheadState(jnp.zeros((), jnp.int32), params, fast_optimizer.init(params))
 
     def update(updates: Any, state: LookaheadState, params: Any) -> tuple[Any, LookaheadState]:
-        updates, fast = optimizer.update(updates, state.fast, params)
-        count = state.step + 1
-        last = count == steps
-        back = last | (count % period == 0)
-        keep = jnp.where(last, 1.0, 0.95**period * (count / steps) ** 3)
+        updates, fast_state = fast_optimizer.update(updates, state.fast_state, params)
+        step = state.step + 1
+        is_last = step == num_steps
+        is_sync = is_last | (step % sync_period == 0)
+        decay = jnp.where(is_last, 1.0, 0.95**sync_period * (step / num_steps) ** 3)
 
         def average(slow: Array, param: Array, update: Array) -> Array:
-            return jnp.where(back, keep * slow + (1 - keep) * (param + update), slow)
+            return jnp.where(is_sync, decay * slow + (1 - decay) * (param + update), slow)
 
-        slow = jax.tree.map(average, state.slow, params, updates)
+        slow_params = jax.tree.map(average, state.slow_params, params, updates)
         updates = jax.tree.map(
-            lambda slow, param, update: jnp.where(back, slow - param, update), slow, params, updates
+            lambda slow, param, update: jnp.where(is_sync, slow - param, update),
+            slow_params,
+            params,
+            updates,
         )
-        return updates, LookaheadState(count, slow, fast)
+        return updates, LookaheadState(step, slow_params, fast_state)
 
     return optax.GradientTransformation(init, update)
 
 
-def _by_name(params: Any, chosen: Callable[[str], bool]) -> Any:
-    """For each parameter whether its variable's name is chosen."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: chosen(_variable(path)), params)
+def _mask_by_name(params: Any, is_chosen: Callable[[str], bool]) -> Any:
+    """A pytree of booleans: whether each parameter's variable name is chosen."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_chosen(_variable_name(path)), params)
 
 
-def _variable(path: tuple[Any, ...]) -> str:
+def _variable_name(path: tuple[Any, ...]) -> str:
     names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     return names[-1] if names else ""
 
 
-def _are_weights(params: Any) -> Any:
-    return _by_name(params, lambda name: not (name.endswith("bias") or name in ("scale", "slope")))
+def _weight_mask(params: Any) -> Any:
+    return _mask_by_name(
+        params, lambda name: not (name.endswith("bias") or name in ("scale", "slope"))
+    )
 
 
-def _are_biases(params: Any) -> Any:
-    return _by_name(params, lambda name: name.endswith("bias"))
+def _bias_mask(params: Any) -> Any:
+    return _mask_by_name(params, lambda name: name.endswith("bias"))

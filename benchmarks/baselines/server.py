@@ -1,0 +1,73 @@
+"""Arguments and timing of the programs that are compared."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.arrays import read_arrays
+from harness.workers import serve
+
+from dlc_jax.data.dataset import Examples
+
+# Duration of a measurement of an operation, in seconds. Only its first calls use new memory,
+# which is slow.
+MIN_SECONDS = 1.0
+
+
+class Program(Protocol):
+    """An implementation of the lecture's program. Each method waits for its results."""
+
+    def compile(self) -> None:
+        """Does the work that precedes the first epoch."""
+
+    def epoch(self) -> None:
+        """Trains for one epoch."""
+
+    def test(self) -> float:
+        """The fraction of test images that are misclassified."""
+
+
+def serve_program(build: Callable[[Examples, Examples, argparse.Namespace], Program]) -> None:
+    """Responds to requests to compile, to train for an epoch and to test, with the time taken.
+
+    Args:
+      build: called with training images, test images and the command line; returns the program.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--arrays", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
+    arguments = parser.parse_args()
+    train, test = read_arrays(arguments.arrays)
+    program = build(train, test, arguments)
+
+    def respond(method: str) -> dict[str, Any]:
+        if method == "test":
+            return {"error_percent": round(100 * program.test(), 3)}
+        start = time.perf_counter()
+        getattr(program, method)()
+        return {"seconds": time.perf_counter() - start}
+
+    serve(respond)
+
+
+def serve_operations(prepare: Callable[..., Callable[[], float]]) -> None:
+    """Prepares an operation if a request has a shape; otherwise times the one prepared last.
+
+    Args:
+      prepare: called with the shape; returns a function that measures the seconds of a call.
+    """
+    measure: Callable[[], float] | None = None
+
+    def respond(shape: dict[str, int] | None = None) -> dict[str, float]:
+        nonlocal measure
+        if shape is not None:
+            measure = prepare(**shape)
+            return {}
+        assert measure is not None
+        return {"milliseconds": 1e3 * measure()}
+
+    serve(respond)

@@ -1,0 +1,1 @@
+"""The parts of the GPU benchmark, a module each; `benchmarks/gpu.py` runs them."""

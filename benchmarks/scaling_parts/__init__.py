@@ -1,0 +1,1 @@
+"""The scaling benchmark's networks, communication model and report."""

@@ -1,0 +1,72 @@
+"""The networks whose training steps are timed and whose communication is estimated."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
+
+from dlc_jax import models
+from dlc_jax.models.network import Network
+from dlc_jax.models.summary import summarize
+
+# The gradients are float32, as the parameters are.
+_BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and the batches with which it is trained.
+
+    Attributes:
+      name: name of the network for `dlc_jax.models.create`.
+      title: name in tables.
+      image_shape: height, width and channels.
+      classes: number of classes.
+      batch_size: batch size for the estimates.
+      source: source of that batch size.
+      step_images: images in a step that is timed; a whole batch would take minutes.
+      steps: steps that are timed as one, if a single step is too short.
+      options: further options of the network.
+    """
+
+    name: str
+    title: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    batch_size: int
+    source: str
+    step_images: int
+    steps: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, rngs: nnx.Rngs) -> Network:
+        """Creates the network with random weights."""
+        return models.create(self.name, rngs=rngs, **self._arguments)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"image_shape": self.image_shape, "num_classes": self.classes, **self.options}
+
+    def describe(self) -> dict[str, int]:
+        """Parameters, their bytes, and the multiply-adds of the forward pass for one image."""
+        summary = summarize(models.create_abstract(self.name, **self._arguments), self.image_shape)
+        return {
+            "parameters": summary.parameters,
+            "bytes": _BYTES_PER_PARAMETER * summary.parameters,
+            "multiply_adds": summary.multiply_adds,
+        }
+
+
+NETWORKS = {
+    "lecture": Workload(
+        "lecture", "lecture network, 28x28", (28, 28, 1), 10, 100, "the lecture's", 100, 50
+    ),
+    "resnet18": Workload(
+        "resnet18", "ResNet-18, 32x32", (32, 32, 3), 10, 128,
+        "He et al. 2015, section 4.2, for CIFAR-10", 128, options={"stem": "small"},
+    ),
+    "resnet50": Workload(
+        "resnet50", "ResNet-50, 224x224", (224, 224, 3), 1000, 256,
+        "He et al. 2015, section 3.4", 16,
+    ),
+}  # fmt: skip

@@ -1,0 +1,34 @@
+"""The order in which an epoch takes the training examples."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int, PRNGKeyArray
+
+from dlc_jax.typing import AnyArray
+
+
+def split_key(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The key of a run, split into a shuffling key and an augmentation key."""
+    shuffling, augmentation = jax.random.split(key)
+    return shuffling, augmentation
+
+
+def epoch_permutation(
+    key: PRNGKeyArray, epoch: Int[AnyArray, ""] | int, num_examples: int
+) -> Int[Array, " examples"]:
+    """A random permutation of the examples' indices, another one in each epoch.
+
+    Args:
+      key: the run's key, the same for all epochs.
+      epoch: number of the epoch, from 0.
+      num_examples: number of examples.
+
+    Example:
+      >>> import jax
+      >>> epoch_permutation(jax.random.key(0), 0, 5).shape
+      (5,)
+    """
+    shuffling, _ = split_key(key)
+    indices = jnp.arange(num_examples, dtype=jnp.int32)
+    return jax.random.permutation(jax.random.fold_in(shuffling, epoch), indices)

@@ -1,0 +1,32 @@
+"""Runs: a recipe trained on a dataset, and the folder that keeps what came of it."""
+
+from dlc_jax.runs.callbacks import CheckpointOptions, RunOptions
+from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
+from dlc_jax.runs.config import AnyDataset, RunConfig, configure
+from dlc_jax.runs.evaluate import evaluate
+from dlc_jax.runs.folder import Run
+from dlc_jax.runs.predict import predict
+from dlc_jax.runs.recipe import Recipe
+from dlc_jax.runs.seeds import train_seeds
+from dlc_jax.runs.summary import seed_statistics
+from dlc_jax.runs.train import TrainResult, resume, train, train_vmapped
+
+__all__ = [
+    "AnyDataset",
+    "CheckpointManager",
+    "CheckpointOptions",
+    "Checkpointer",
+    "Recipe",
+    "Run",
+    "RunConfig",
+    "RunOptions",
+    "TrainResult",
+    "configure",
+    "evaluate",
+    "predict",
+    "resume",
+    "seed_statistics",
+    "train",
+    "train_seeds",
+    "train_vmapped",
+]

@@ -1,0 +1,9 @@
+"""Types that the whole package uses."""
+
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+# Arrays that jitted functions accept.
+AnyArray: TypeAlias = jax.Array | np.ndarray
