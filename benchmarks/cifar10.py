@@ -1,4 +1,4 @@
-"""Times training by a recipe until CIFAR-10 is learnt to an accuracy, over several seeds."""
+"""Times training by a recipe until it reaches an accuracy on CIFAR-10, over several seeds."""
 
 import dataclasses
 import statistics
@@ -23,7 +23,7 @@ _EXAMPLES = """\
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses options, measures, and prints and saves the results."""
     parser = command.Parser(
-        "Time how long a recipe takes to learn CIFAR-10 to an accuracy. Compilation is timed "
+        "Time how long a recipe takes to reach an accuracy on CIFAR-10. Compilation is timed "
         "separately.",
         _EXAMPLES,
     )
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seeds",
         type=command.integer(1),
         default=3,
-        help="number of random seeds, from 0 (default: %(default)s)",
+        help="number of random seeds, starting with 0 (default: %(default)s)",
     )
     add(
         "--target",
@@ -102,25 +102,25 @@ def run(
     target: float,
     progress: command.Progress = command.no_progress,
 ) -> dict[str, Any]:
-    """Trains by a recipe once for each seed.
+    """Trains by a recipe once per seed.
 
     The target counts as reached if the mean over the seeds reaches it. Testing after each epoch
     is not counted, and compilation is counted separately.
 
     Args:
-      dataset: training and test images.
-      name: name of the recipe.
-      recipe: network, optimizer and augmentation.
-      seeds: random seeds.
-      target: accuracy in percent of the test images.
-      progress: called after each epoch.
+      dataset: Training and test images.
+      name: Name of the recipe.
+      recipe: Network, optimizer and augmentation.
+      seeds: Random seeds.
+      target: Accuracy in percent of the test images.
+      progress: Called after each epoch.
 
     Returns:
       The seconds and the accuracies by epoch of each seed, and mean and standard error of the
       last accuracies; with machine, versions, date and commit.
 
     Raises:
-      InputError: the target is above 100, or recipe and dataset do not fit together.
+      InputError: The target is above 100, or the recipe is for other images.
     """
     from harness import recipe_training
 
@@ -130,10 +130,10 @@ def run(
     runs: list[dict[str, Any]] = []
     for index, seed in enumerate(seeds):
 
-        def on_epoch(epoch: int, seed: int = seed, before: int = index * recipe.epochs) -> None:
+        def on_epoch_end(epoch: int, seed: int = seed, before: int = index * recipe.epochs) -> None:
             progress(f"seed {seed}", before + epoch, total)
 
-        runs.append(recipe_training.train(dataset, name, recipe, seed, on_epoch))
+        runs.append(recipe_training.train(dataset, name, recipe, seed, on_epoch_end))
     last = [run["accuracy_percent"] for run in runs]
     mean = statistics.mean(last)
     error = statistics.stdev(last) / len(last) ** 0.5 if len(last) > 1 else None
@@ -150,7 +150,7 @@ def run(
 
 
 def table(results: dict[str, Any]) -> list[str]:
-    """The results as lines of text."""
+    """Returns the results as lines of text."""
     lines = [
         f"{results['recipe']} on {results['device']} ({results['platform']}): "
         f"{results['epochs']} epochs of {results['images']:,} images",

@@ -1,7 +1,7 @@
 """Measures a GPU: the lecture's program, CIFAR-10 in seconds, ResNet-50, and more.
 
-It needs JAX, Flax, Optax, jaxtyping, Orbax and Matplotlib, and runs from a checkout with
-`PYTHONPATH` alone, without the package's other dependencies.
+It needs JAX, Flax, Optax, jaxtyping, Orbax, Matplotlib, safetensors and xxhash, and runs from a
+checkout with `PYTHONPATH` alone, without the package's other dependencies.
 """
 
 import json
@@ -35,9 +35,9 @@ class Part:
     """A part of the benchmark.
 
     Attributes:
-      function: the function that measures it, module:name in `gpu_parts`.
-      seconds: maximum duration.
-      description: what is measured.
+      function: The function that measures it, module:name in `gpu_parts`.
+      seconds: Maximum duration.
+      description: What is measured.
     """
 
     function: str
@@ -80,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="FOLDER",
         help="folder of exported datasets, mnist-*.npz and cifar10-*.npz, to use instead of TFDS's",
     )
-    add("--rehearse", action="store_true", help="run everything tiny, on any device")
+    add("--rehearse", action="store_true", help="run small versions of the parts, on any device")
     add(
         "--profile",
         type=command.path,
         metavar="FOLDER",
-        help="also profile, and write the profiles to this folder",
+        help="also write profiles to this folder",
     )
     options = parser.parse_args(arguments)
 
@@ -107,9 +107,9 @@ class Options:
     """Options of all parts.
 
     Attributes:
-      folder: folder of exported datasets, see `gpu_parts.exported`; None to use TFDS.
-      rehearse: whether everything is tiny, to check that it runs.
-      profile: folder for profiles; None for no profile.
+      folder: Folder of exported datasets, see `gpu_parts.exported`; None to use TFDS.
+      rehearse: Whether to run small versions of the parts, to check that they work.
+      profile: Folder for profiles; None for no profile.
     """
 
     folder: Path | None = None
@@ -139,17 +139,17 @@ def run(
     Parts that an earlier run has measured on the same device are kept.
 
     Args:
-      budget: maximum duration in seconds.
-      output_dir: folder for the results, which are named after the device.
-      only: names from `PARTS`; by default all.
-      options: options of all parts.
-      progress: called before each part.
+      budget: Maximum duration in seconds.
+      output_dir: Folder for the results, which are named after the device.
+      only: Names from `PARTS`; by default all.
+      options: Options of all parts.
+      progress: Called before each part.
 
     Returns:
       All results, and the files that were written.
 
     Raises:
-      InputError: a part is unknown, or the first one could not start.
+      InputError: A part is unknown, or the first one could not start.
     """
     command.check_choice("part", only, list(PARTS))
     chosen = [name for name in PARTS if name in only or not only]
@@ -163,7 +163,7 @@ def run(
         if remaining < min(_MIN_SECONDS, budget):
             measured: dict[str, Any] = {"results": {"failed": "no time was left"}}
         else:
-            # In a rehearsal on a slow device the limits of the parts do not apply.
+            # The limits of the parts do not apply to a rehearsal, which may run on a slow device.
             limit = remaining if options.rehearse else min(remaining, part.seconds)
             measured = _measure(part, limit, options)
         if "machine" in measured:
@@ -177,12 +177,12 @@ def run(
 
 
 def _measure(part: Part, seconds: float, options: Options) -> dict[str, Any]:
-    """The results of a part's process until its end, or until its time was over."""
+    """The results of a part's process, up to its end or its time limit."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "results.json"
         command_line = [sys.executable, "-m", "gpu_parts.run_part", "--function", part.function]
-        # It ends by itself before it is killed.
+        # The process has a shorter limit, so that it ends before it is killed.
         command_line += ["--seconds", str(0.9 * seconds), "--results", str(path)]
         command_line += options.arguments
         with tempfile.TemporaryFile() as output:
@@ -213,7 +213,7 @@ def _exit_status(command_line: list[str], seconds: float, output: Any) -> int | 
     except subprocess.TimeoutExpired:
         return None
     finally:
-        # With its own children.
+        # Its child processes are killed, too.
         if process.poll() is None:
             os.killpg(process.pid, 9)
             process.wait()
@@ -240,6 +240,6 @@ def _add(
 
 
 if __name__ == "__main__":
-    # Without platformdirs the user's cache folder is not known.
+    # Without platformdirs, the user's cache folder is unknown.
     os.environ.setdefault("DLC_JAX_CACHE_DIR", os.path.join(tempfile.gettempdir(), "dlc_jax"))
     command.run(__file__, main)

@@ -22,13 +22,15 @@ RIVALS = {
     "torch-channels-last": ("torch",),
     "torch-compile": ("torch",),
     "flax": ("flax",),
+    # dlc_jax, with activations and gradients in bfloat16.
+    "dlc_jax-bfloat16": (),
 }
 
 # Ten epochs on a GTX 1080, in seconds (Fleuret, EE-559, lecture 1a).
 GTX_1080_SECONDS = 7.0
 
-# Floating-point operations of direct computation for an image: of each layer the forward pass and
-# the gradient of its weights, and of all layers but the first the gradient of its inputs.
+# Floating-point operations per image with direct convolution: the forward pass and the gradient of
+# the weights of each layer, and the gradient of the inputs of all layers but the first.
 _LAYERS = {
     "conv1": 2 * (5 * 5 * 1) * 32 * 24 * 24,
     "conv2": 2 * (5 * 5 * 32) * 64 * 4 * 4,
@@ -93,14 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def installed(rivals: Sequence[str]) -> tuple[str, ...]:
-    """The rivals whose packages are installed."""
+    """Returns the rivals whose packages are installed."""
     return tuple(
         rival for rival in rivals if all(importlib.util.find_spec(name) for name in RIVALS[rival])
     )
 
 
 def reference_seconds(images: int) -> float:
-    """The lecture's time for ten epochs of MNIST's 60,000 images, scaled to `images`."""
+    """Returns the lecture's time for ten epochs of 60,000 images, scaled to `images`."""
     return GTX_1080_SECONDS * images / 60_000
 
 
@@ -115,17 +117,17 @@ def run(
     """Times epochs of each program in turn.
 
     Args:
-      splits: training and test split, uint8 images 28x28x1.
-      epochs: number of epochs of each program.
-      rivals: names from `RIVALS`.
-      seeds: number of networks to train at once in addition; 0 for none.
-      progress: called before each step.
+      splits: Training and test split, uint8 images 28x28x1.
+      epochs: Number of epochs of each program.
+      rivals: Names from `RIVALS`.
+      seeds: Number of networks to train at once in addition; 0 for none.
+      progress: Called before each step.
 
     Returns:
       The measurements, with machine, versions, date and commit.
 
     Raises:
-      InputError: a rival is unknown or can't run here.
+      InputError: A rival is unknown or can't run here.
     """
     command.check_choice("rival", rivals, list(RIVALS))
     names = ["dlc_jax", *rivals, *(["seeds"] if seeds else [])]
@@ -139,9 +141,12 @@ def run(
 
 
 def _worker(name: str, arrays: Path, seeds: int) -> Any:
-    """What starts the process of a program."""
+    """A function that starts the process of a program."""
     arguments = ["--arrays", str(arrays)]
     if name == "dlc_jax":
+        return partial(Worker, "lecture_dlc_jax", (), arguments, devices=usable_cores())
+    if name == "dlc_jax-bfloat16":
+        arguments += ["--dtype", "bfloat16"]
         return partial(Worker, "lecture_dlc_jax", (), arguments, devices=usable_cores())
     if name == "seeds":
         return partial(Worker, "lecture_dlc_jax", (), [*arguments, "--seeds", str(seeds)])
@@ -201,7 +206,7 @@ def _summary(
 
 
 def table(results: dict[str, Any]) -> list[str]:
-    """The results as lines of text."""
+    """Returns the results as lines of text."""
     lines = [
         f"the lecture's epoch, {results['images']:,} images in batches of 100, on "
         f"{results['device']} ({results['platform']})",
@@ -219,13 +224,13 @@ def table(results: dict[str, Any]) -> list[str]:
     if "seeds" in results:
         seeds = results["seeds"]
         lines.append(
-            f"  {seeds['count']} networks at once: {seeds['median']:.3f} s an epoch, "
+            f"  {seeds['count']} networks at once: {seeds['median']:.3f} s per epoch, "
             f"{seeds['times_of_one']:.2f} times one network's"
         )
     return [
         *lines,
-        f"  float32 matrix products run at {results['dot_gflops']:.0f} GFLOP/s here; the epoch's "
-        f"operations, counted directly, at {100 * results['fraction_of_dot']:.0f} % of that",
+        f"  float32 matrix products run at {results['dot_gflops']:.0f} GFLOP/s; the epoch's "
+        f"operations, as direct convolution, at {100 * results['fraction_of_dot']:.0f} % of that",
         f"  ten epochs: {results['ten_epochs_s']:.2f} s, {results['ratio_vs_gtx1080']:.2f} times "
         f"as fast as the lecture's {GTX_1080_SECONDS:g} s on a GTX 1080",
     ]

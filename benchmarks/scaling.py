@@ -1,6 +1,6 @@
-"""Times data-parallel training on more and more devices, and estimates what bounds it.
+"""Times data-parallel training by number of devices, and estimates when communication bounds it.
 
-Measured are images per second of the lecture network, on simulated devices of one process and on
+It measures images per second of the lecture network, on simulated devices of one process and on
 processes joined over loopback; and training steps, from which `scaling_parts.interconnect`
 computes the number of devices at which communication takes as long as computation.
 """
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> command.Parser:
     parser = command.Parser(
         "Time data-parallel training of the lecture network by number of devices and processes, "
-        "and steps of ResNet-18 and ResNet-50. Estimate from these, from the size of the "
-        "gradients and from published rates of interconnects at which number of devices "
-        "communication bounds training. Takes about five minutes on two cores.",
+        "and steps of ResNet-18 and ResNet-50. From these, the size of the gradients and published "
+        "rates of interconnects, estimate the number of devices at which communication bounds "
+        "training. Takes about five minutes on two cores.",
         _EXAMPLES,
     )
     add = parser.add_argument
@@ -108,7 +108,7 @@ def _parser() -> command.Parser:
         "--on-paper",
         type=command.path,
         metavar="FILE",
-        help="measure nothing, and compute the estimates from this file of results",
+        help="compute the estimates from this file of results, without measuring",
     )
     add(
         "--page",
@@ -123,7 +123,7 @@ def read(path: Path) -> dict[str, Any]:
     """Reads results of an earlier run, and computes the estimates again.
 
     Raises:
-      InputError: the file is missing, or holds no such results.
+      InputError: The file is missing, or does not contain such results.
     """
     try:
         results = json.loads(path.read_text())
@@ -132,7 +132,7 @@ def read(path: Path) -> dict[str, Any]:
             _ = results[name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{str(path)!r} does not hold the results of this benchmark ({error!r}); name a file "
+            f"{str(path)!r} does not hold the results of this benchmark ({error!r}); give a file "
             "that it has written, such as benchmarks/results/MACHINE-scaling.json"
         ) from error
     return results
@@ -140,7 +140,7 @@ def read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Devices:
-    """Devices that share a batch, all in one process, or each in a process of its own."""
+    """Devices that share a batch, all in one process or each in its own process."""
 
     kind: str
     count: int
@@ -156,12 +156,12 @@ class _Devices:
 
 @dataclass(frozen=True)
 class _Case:
-    """A training whose duration is measured.
+    """A training program whose duration is measured.
 
     Attributes:
-      title: description for the progress.
-      images: number of images that are trained on.
-      request: requests to compile or to train, see `baselines.data_parallel`.
+      title: Description for the progress.
+      images: Number of images that are trained on.
+      request: Sends a request to compile or to train, see `baselines.data_parallel`.
     """
 
     title: str
@@ -182,24 +182,24 @@ def run(
     """Times the lecture network's epoch by devices and processes, and a step of other networks.
 
     Args:
-      devices: numbers of devices of one process.
-      processes: numbers of processes with one device each.
-      batch_size: batch size, per device (weak scaling) and in total (strong scaling).
-      images: minimum number of images in an epoch; more if batches would not be full.
-      rounds: number of measurements, of which the median is taken.
-      networks: names from `NETWORKS` whose step is timed on all cores.
-      progress: called before each step.
+      devices: Numbers of devices of one process.
+      processes: Numbers of processes with one device each.
+      batch_size: Batch size, per device (weak scaling) and in total (strong scaling).
+      images: Minimum number of images in an epoch; more if batches would not be full.
+      rounds: Number of measurements, of which the median is taken.
+      networks: Names from `NETWORKS` whose step is timed on all cores.
+      progress: Called before each step.
 
     Returns:
       Images per second and efficiency by number of devices, the networks' steps, and the estimates
       for other computers; with machine, versions, date and commit.
 
     Raises:
-      InputError: a network is unknown, or devices can't share a batch evenly.
+      InputError: A network is unknown, or devices can't share a batch evenly.
     """
     command.check_choice("network", networks or [""], list(NETWORKS))
     groups = [_Devices("devices", n) for n in sorted({1, *devices})]
-    # A single process is the single device.
+    # A single process is the same as a single device.
     groups += [_Devices("processes", n) for n in sorted({*processes} - {1})]
     for group in groups:
         if batch_size % group.count:
@@ -242,7 +242,7 @@ def _time_epochs(
 def _take_turns(
     cases: dict[Any, _Case], rounds: int, progress: command.Progress
 ) -> dict[Any, list[float]]:
-    """Compiles each case, and then measures each once a round; returns the durations."""
+    """Compiles each case, and then measures each once per round; returns the durations."""
     total = len(cases) * (1 + rounds)
     for done, case in enumerate(cases.values()):
         progress(f"{case.title}: compiling", done, total)

@@ -40,8 +40,8 @@ def run(*, rounds: int, progress: command.Progress = command.no_progress) -> dic
     """Times new processes.
 
     Args:
-      rounds: number of measurements, of which the median is taken.
-      progress: called before each round.
+      rounds: Number of measurements, of which the median is taken.
+      progress: Called before each round.
 
     Returns:
       Seconds of `import jax` and `import dlc_jax`, and from the start of a process to the end
@@ -72,7 +72,7 @@ def run(*, rounds: int, progress: command.Progress = command.no_progress) -> dic
 
 
 def _seconds(arguments: Sequence[str], **variables: str) -> float:
-    """Duration of a Python process without the compilation cache of this one."""
+    """Duration of a Python process that does not use this one's compilation cache."""
     cores = str(usable_cores())
     environment = command.module_environment(JAX_NUM_CPU_DEVICES=cores, **variables)
     for name in os.environ:
@@ -84,7 +84,7 @@ def _seconds(arguments: Sequence[str], **variables: str) -> float:
 
 
 def table(results: dict[str, Any]) -> list[str]:
-    """The results as lines of text."""
+    """Returns the results as lines of text."""
     return [
         f"new processes, medians of {results['rounds']}, on {results['device']}",
         f"  import jax: {results['import_jax_s']:.2f} s; with dlc_jax "

@@ -1,21 +1,21 @@
-"""Errors about the caller's input."""
+"""Errors caused by the caller's input."""
 
 
 class InputError(ValueError):
-    """The input can't be used.
+    """Raised when the input can't be used.
 
     The message is one sentence that names the offending value and says what to do instead. The
     command line prints it and exits with code 2.
 
     Attributes:
-      raised_on_all_processes: whether every process of a distributed run raises it.
+      raised_on_all_processes: Whether every process of a distributed run raises it.
     """
 
     raised_on_all_processes = False
 
 
-class DatasetUnavailable(InputError):
-    """The dataset is not on this machine and can't be downloaded."""
+class DatasetUnavailableError(InputError):
+    """Raised when a dataset is not on this machine and can't be downloaded."""
 
 
 def one_line(error: BaseException, max_length: int = 200) -> str:

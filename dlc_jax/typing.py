@@ -1,4 +1,4 @@
-"""Types that the whole package uses."""
+"""Types used throughout the package."""
 
 from typing import TypeAlias
 

@@ -27,8 +27,8 @@ def print_epoch(record: training.EpochRecord) -> None:
 
 def main(epochs: int | None = None) -> None:
     dataset = data.load("cifar10")
-    # The paper's decay of 0.0001 acts on gradients, which a momentum of 0.9 makes ten times
-    # larger; here it acts on the weights after the momentum.
+    # The paper adds its decay of 0.0001 to the gradients, and a momentum of 0.9 makes it ten times
+    # larger; here it is added after the momentum.
     optimizer = optimizers.sgd(
         optimizers.create_schedule("step", 0.1, STEPS), momentum=0.9, weight_decay=0.001
     )
@@ -46,7 +46,7 @@ def main(epochs: int | None = None) -> None:
         progress=training.Progress(task.init(jax.random.key(0))),
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
-        callbacks=[training.OnEpoch(print_epoch)],
+        callbacks=[training.LambdaCallback(print_epoch)],
     )
     error = 100 * last.test["error"]
     assert epochs or error <= 9.5, f"{error:.2f} % is over 9.5 %"

@@ -2,8 +2,8 @@
 
 python examples/cifar10_resnet_reference.py [EPOCHS]      needs PyTorch; minutes per epoch
 
-Initial weights, batches and augmentation differ as with another random seed, and so do the curves.
-It writes `resnet20.png`.
+Initial weights, batches and augmentation differ as between random seeds, and so do the curves.
+The program writes `resnet20.png`.
 """
 
 import itertools
@@ -31,7 +31,7 @@ Curves = tuple[list[float], list[float]]
 
 
 def train_with_jax(dataset: data.Dataset, epochs: int) -> Curves:
-    """Each step's loss, and the test error in percent after each epoch."""
+    """Returns each step's loss, and the test error in percent after each epoch."""
     learning_rate = optimizers.create_schedule("step", 0.1, STEPS)
     task = training.classification(
         lambda key: models.create("resnet20", rngs=nnx.Rngs(key)),
@@ -63,7 +63,7 @@ class Block(torch.nn.Module):
         self.bn1, self.bn2 = torch.nn.BatchNorm2d(maps), torch.nn.BatchNorm2d(maps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The block's feature maps."""
+        """Returns the block's feature maps."""
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         x = functional.pad(
             x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_maps)
@@ -84,7 +84,7 @@ def reference_network() -> torch.nn.Module:
 
 
 def train_with_pytorch(dataset: data.Dataset, epochs: int) -> Curves:
-    """The same with PyTorch and its optimizer."""
+    """Returns the same measurements with PyTorch and its optimizer."""
     torch.manual_seed(0)
     normalize = data.Normalize.fit(dataset.train.images)
     images, test_images = (

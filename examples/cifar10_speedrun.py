@@ -1,6 +1,6 @@
-"""The shortest way to 90 % on CIFAR-10 with two cores of a CPU (after Jordan 2024).
+"""Trains to 90 % accuracy on CIFAR-10 in minutes on two CPU cores (after Jordan 2024).
 
-python examples/cifar10_speedrun.py         some minutes
+python examples/cifar10_speedrun.py
 python examples/cifar10_speedrun.py SEED
 """
 
@@ -59,7 +59,7 @@ def main(seed: int = 0) -> None:
         progress=training.Progress(task.init(key)),
         key=key,
         test=data.ArraySource(dataset.test, 500, mesh=mesh),
-        callbacks=[training.OnEpoch(print_epoch)],
+        callbacks=[training.LambdaCallback(print_epoch)],
     )
     accuracy = 100 * (1 - last.test["error"])
     assert accuracy >= 90, f"{accuracy:.2f} % is under 90 %"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlc_jax.utils.environment import prepare_jax
 
-prepare_jax()  # before JAX is imported: the cores of a CPU count as devices
+prepare_jax()  # before JAX is imported: uses all cores of a CPU, and caches compiled programs
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,13 @@ source = data.ArraySource(digits.train.images, 100, key=key, mesh=mesh)
 test = data.ArraySource(digits.test.images, 500, mesh=mesh)
 # An interrupted program continues from its last checkpoint when it is run again.
 with runs.CheckpointManager(Path("denoiser"), max_to_keep=2) as manager, epoch_bar(20) as bar:
-    progress = manager.newest(task.init(key)) or training.Progress(task.init(key))
-    callbacks = [bar, runs.Checkpointer(manager, interval_seconds=0)]
+    progress = manager.restore_latest(task.init(key)) or training.Progress(task.init(key))
+    callbacks = [bar, runs.CheckpointCallback(manager, interval_seconds=0)]
     records = training.train(
         task, source, num_epochs=20, progress=progress, key=key, test=test, callbacks=callbacks
     )
 print(f"peak signal-to-noise ratio {records[-1].test['psnr']:.1f} dB; see denoiser.png")
-shown = data.Batch.of(digits.test.images[:12])
+shown = data.Batch.from_examples(digits.test.images[:12])
 rows = [*remove_pixels(shown, None).values(), task.predict(progress.state, shown)]
 images = (255 * jnp.concatenate(rows)).reshape(-1, 28, 28, 1).astype(jnp.uint8)
 plots.save(plots.grid(images, "digits, with missing pixels, restored"), Path("denoiser.png"))

@@ -1,7 +1,7 @@
 """Four early networks, from threshold logic units to LeNet-5, in about a minute.
 
 python examples/early_networks.py         on 5,000 digits, without a download
-python examples/early_networks.py mnist   on full MNIST, through TFDS; some minutes
+python examples/early_networks.py mnist   on full MNIST, through TFDS; takes some minutes
 """
 
 import sys
@@ -56,7 +56,7 @@ def train_tc(size: int = 6, steps: int = 3000) -> None:
     task = training.classification(
         lambda key: model, optax.sgd(0.3, momentum=0.9), data.Normalize((0.0,), (1.0,))
     )
-    # An epoch has copies of the patterns, so that each step is given all of them.
+    # An epoch consists of copies of the patterns, so that each step gets all of them.
     copies = data.Examples(np.tile(images, (steps, 1, 1, 1)), np.tile(labels, steps))
     [epoch] = data.ArraySource(copies, batch_size=len(labels)).chunks(0, steps)
     state = task.init(jax.random.key(0))
@@ -65,7 +65,7 @@ def train_tc(size: int = 6, steps: int = 3000) -> None:
     error = training.evaluate(task, state, patterns)["error"].mean
     last = np.flatnonzero(metrics["error"].total)[-1] + 1
     print(
-        f"T-C problem (1986): {100 * (1 - error):.0f} % of {len(labels)} patterns right, "
+        f"T-C problem (1986): {100 * (1 - error):.0f} % of {len(labels)} patterns correct "
         f"after {last} steps"
     )
     assert error == 0

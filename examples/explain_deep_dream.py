@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlc_jax.utils.environment import prepare_jax
 
-prepare_jax()  # before JAX is imported: a cache of compiled programs
+prepare_jax()  # before JAX is imported: caches compiled programs
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Probability of the correct class while a gray square covers a part of the image.
+"""Probability of the correct class while a gray square covers part of the image.
 
     dlc-jax train --name first
     python examples/explain_occlusion.py runs/first [PICTURE.png]
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dlc_jax.utils.environment import prepare_jax
 
-prepare_jax()  # before JAX is imported: a cache of compiled programs
+prepare_jax()  # before JAX is imported: caches compiled programs
 
 import numpy as np
 

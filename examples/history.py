@@ -2,7 +2,7 @@
 
 Draws operations against parameters for every network of this package, and errors on ImageNet
 against operations, after the slide on the analysis of deep networks (Canziani et al. 2016).
-Operations and parameters are counted here; the errors below are published ones.
+Operations and parameters are computed; the errors are published ones.
 
 Usage: python examples/history.py [PICTURE]
 """
@@ -43,7 +43,7 @@ ONE_CROP = {
     "resnet152": 21.688,
 }
 # Top-1 error in percent of single networks, many crops: the slide's table (He et al. 2015, table
-# 4). Its VGG is the deepest; its ResNet-34 is B.
+# 4). Its VGG is the deepest, VGG-19; its ResNet-34 has shortcuts B.
 MANY_CROPS = {
     "vgg19": 24.4,
     "prelu-net": 21.59,
@@ -69,11 +69,11 @@ def main(picture: str = "history.png") -> None:
 
 @default_style()
 def draw(described: Sequence[dict[str, Any]], errors: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Parameters, operations and errors of networks, after Canziani et al. 2016.
+    """Draws the parameters, operations and errors of networks, after Canziani et al. 2016.
 
     Args:
-      described: descriptions of the networks by `dlc_jax.models.summary.describe`.
-      errors: for each of two kinds of measurement, the networks' errors in percent.
+      described: Descriptions of the networks by `dlc_jax.models.summary.describe`.
+      errors: The networks' errors in percent, for each of two kinds of measurement.
     """
     figure = Figure(figsize=(13, 6.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -84,7 +84,7 @@ def draw(described: Sequence[dict[str, Any]], errors: Mapping[str, Mapping[str, 
     figure.colorbar(scatter, ax=left, label="year")
     left.set(xscale="log", yscale="log", xlabel="parameters", ylabel="multiply-adds per image")
     left.set_title("each network on the images of its paper", fontsize="small")
-    # Batch normalisation hardly changes either number.
+    # Networks with batch normalization have almost the same costs as those without.
     left_labels = [(name, cost) for name, cost in costs.items() if not name.endswith("-bn")]
     right_labels: list[tuple[str, tuple[float, float]]] = []
     for marker, colour, (kind, percents) in zip(
@@ -113,9 +113,9 @@ def _label_points(
     """Writes names beside points, where they overlap other points and names least.
 
     Args:
-      axes: axes with their final layout.
-      points: names and coordinates.
-      scale: size of a pixel in points (1/72 inch).
+      axes: Axes with their final layout.
+      points: Names and coordinates.
+      scale: Size of a pixel in points (1/72 inch).
     """
     centres = [axes.transData.transform(point) * scale for _, point in points]
     boxes = [(x - 3.0, y - 3.0, x + 3.0, y + 3.0) for x, y in centres]

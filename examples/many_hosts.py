@@ -35,7 +35,7 @@ def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
     elif connection:
         address, count, rank = connection
         processes.initialize(address, int(count), int(rank))
-    with processes.primary_first():  # it alone downloads a missing dataset
+    with processes.primary_first():  # only the first process downloads a missing dataset
         shard = data.load(name, shard=(jax.process_index(), jax.process_count()))
     dataset = gather_shards(shard)
 
@@ -52,7 +52,7 @@ def main(name: str = "mnist", epochs: str = "10", *connection: str) -> None:
         num_epochs=int(epochs),
         progress=training.Progress(task.init(jax.random.key(0))),
         test=data.ArraySource(dataset.test, 50, mesh=mesh),
-        callbacks=[training.OnEpoch(print_epoch)],
+        callbacks=[training.LambdaCallback(print_epoch)],
     )
 
 

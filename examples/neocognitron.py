@@ -7,7 +7,7 @@ python examples/neocognitron.py mnist-5k 1  one run instead of three
 A neocognitron self-organizes on 3,000 digits without labels. Then linear classifiers are trained
 on some of these digits with labels: on pixels, on the cells of one C-layer, and on those of all
 three. For each, 1,000 further training digits select the weight decay. It prints test errors,
-averaged over runs with different networks and labelled digits.
+averaged over runs with different networks and labeled digits.
 """
 
 import sys
@@ -32,7 +32,7 @@ NUM_UNLABELLED, NUM_TRAIN = 3000, 4000
 NUM_LABELLED = (100, 500, 1000)
 FEATURES = ("pixels", "C1", "C2", "C3", "all cells")
 DECAYS = jnp.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2])
-# The error with all cells divided by that with pixels, at most.
+# Largest ratio of the error with all cells to the error with pixels.
 MAX_RATIO = {100: 0.6, 500: 0.5, 1000: 0.45}
 
 Linear: TypeAlias = tuple[Array, Array]  # weights [features, classes] and biases [classes]
@@ -57,16 +57,16 @@ def fit(train: data.Examples, decay: Array, steps: int = 150) -> Linear:
 
 
 def error(params: Linear, examples: data.Examples) -> Array:
-    """The fraction of misclassified digits."""
+    """Returns the fraction of misclassified digits."""
     weights, biases = params
     return losses.misclassified(examples.images @ weights + biases, examples.labels).mean()
 
 
 @jax.jit
 def test_error(train: data.Examples, held_out: data.Examples, test: data.Examples) -> Array:
-    """The test error with the weight decay that is best on the held-out digits."""
+    """Returns the test error with the weight decay that is best on the held-out digits."""
     mean = train.images.mean(0)
-    # The same scale for cells and pixels, so that the same decays and learning rate suit them.
+    # Cells and pixels have the same scale, so that the same decays and learning rate can be used.
     scale = 10 / jnp.sqrt(jnp.square(train.images - mean).sum(1).mean())
     train, held_out, test = (
         data.Examples((images - mean) * scale, labels) for images, labels in (train, held_out, test)
@@ -78,7 +78,7 @@ def test_error(train: data.Examples, held_out: data.Examples, test: data.Example
 
 @jax.jit
 def extract_features(model: neocognitron.Neocognitron, images: Array) -> dict[str, Array]:
-    """Features of each image by name, [images, features]."""
+    """Returns the features of each image by name, [images, features]."""
 
     def of_image(image: Array) -> dict[str, Array]:
         stages = model.stages(image[None])
@@ -89,7 +89,7 @@ def extract_features(model: neocognitron.Neocognitron, images: Array) -> dict[st
 
 
 def one_run(digits: data.Dataset, seed: int) -> dict[str, list[float]]:
-    """Test errors in percent for each number of labelled digits, by the features."""
+    """Returns test errors in percent for each number of labeled digits, by features."""
     normalize = data.Normalize.fit(digits.train.images)
     images, labels = normalize(digits.train.images[:NUM_TRAIN]), digits.train.labels[:NUM_TRAIN]
     model = neocognitron.Neocognitron(
@@ -114,7 +114,7 @@ def main(name: str = "mnist-5k", num_runs: str = "3") -> None:
     digits = data.load(name)
     runs = [one_run(digits, seed) for seed in range(int(num_runs))]
     errors = {name: np.mean([run[name] for run in runs], 0) for name in FEATURES}
-    print("labelled digits; test error in %, from", ", ".join(FEATURES))
+    print("labeled digits; test error in %, from", ", ".join(FEATURES))
     for row, count in enumerate(NUM_LABELLED):
         print(f"{count:5d}  ", *(f"{errors[name][row]:6.2f}" for name in FEATURES))
         ratio = errors["all cells"][row] / errors["pixels"][row]

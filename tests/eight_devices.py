@@ -34,7 +34,7 @@ def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
 
 def numbers(state: training.TrainState) -> Results:
     """All arrays of a state but its keys, by path."""
-    leaves = jax.tree_util.tree_flatten_with_path((state.params, state.stats))[0]
+    leaves = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))[0]
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in leaves

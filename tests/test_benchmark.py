@@ -98,18 +98,27 @@ def test_operations_per_image() -> None:
 @pytest.mark.slow
 def test_ops_measures_xla() -> None:
     operations = [
-        ops.Operation("small", 8, 4, 8, window=1, stride=2),
-        ops.Operation("small", 8, 4, 0, window=2, stride=2),
+        ops.Operation("small", 8, 4, 8, window=1, stride=2, batch_size=2),
+        ops.Operation("small", 8, 4, 8, window=3, batch_size=2),
+        ops.Operation("small", 8, 4, 0, window=2, stride=2, batch_size=2),
     ]
-    result = ops.run(rounds=1, batch_size=2, rivals=["xla"], operations=operations)
+    result = ops.run(rounds=1, rivals=["xla"], operations=operations)
     names = [row["operation"] for row in result["operations"]]
-    assert names == ["conv1x1 / 2 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
+    assert names == ["conv1x1 / 2 8x8x4 to 8", "conv3x3 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
     for row in result["operations"]:
         medians = row["median_ms"]
         assert row["ratio"]["xla"] == pytest.approx(medians["xla"] / medians["dlc_jax"], rel=0.01)
-    ratios = [row["ratio"]["xla"] for row in result["operations"]]
-    mean = np.exp(np.mean(np.log(ratios)))
-    assert result["geometric_mean_ratio"]["xla"] == pytest.approx(mean, rel=0.01)
+    *ratios, pooling = [row["ratio"]["xla"] for row in result["operations"]]
+    summary = result["summary"]["convolution"]["xla"]
+    assert summary["geometric_mean"] == pytest.approx(np.sqrt(ratios[0] * ratios[1]), rel=0.01)
+    assert summary["minimum"] == min(ratios)
+    assert result["summary"]["pooling"]["xla"]["minimum"] == pooling
+
+
+def test_random_convolutions_are_the_same_for_a_seed() -> None:
+    first = ops.random_convolutions(12, seed=3)
+    assert first == ops.random_convolutions(12, seed=3) != ops.random_convolutions(12, seed=4)
+    assert all(operation.window <= operation.size for operation in first)
 
 
 @pytest.mark.slow
@@ -191,7 +200,7 @@ def test_help_has_an_example(benchmark: Command, script: str) -> None:
 def test_rival_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.RIVALS, "torch", ("no_such_package",))
     with pytest.raises(InputError, match="'operation_pytorch' needs no_such_package"):
-        ops.run(rounds=1, batch_size=2, rivals=["torch"], operations=[])
+        ops.run(rounds=1, rivals=["torch"], operations=[])
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_number_of_parameters_equals_torchvision(name: str, count: int) -> None:
 
 
 def test_number_of_parameters_of_googlenet_with_auxiliary_classifiers() -> None:
-    assert parameters("googlenet", auxiliary=True) == 13_004_888
+    assert parameters("googlenet", aux_logits=True) == 13_004_888
 
 
 # He et al. 2015, table 6, in millions.
@@ -223,7 +223,7 @@ def test_layers_sum_to_the_summary(
 
 
 def test_summary_excludes_multiply_adds_of_auxiliary_classifiers() -> None:
-    with_, without = (summarize("googlenet", auxiliary=value) for value in (True, False))
+    with_, without = (summarize("googlenet", aux_logits=value) for value in (True, False))
     assert with_.multiply_adds == without.multiply_adds
     # 4x4 windows of 512 and 528 maps to 128 maps, then two layers.
     extra = sum(16 * maps * 128 + 2048 * 1024 + 1024 * 1000 for maps in (512, 528))
@@ -271,7 +271,7 @@ def test_shortcut_a_subsamples_and_pads_channels() -> None:
 
 
 def test_googlenet_loss_includes_auxiliary_classifiers() -> None:
-    model = models.create_abstract("googlenet", auxiliary=True)
+    model = models.create_abstract("googlenet", aux_logits=True)
     one, labels = np.eye(3, dtype=np.float32), np.arange(3)
     logits = {"logits": one, "aux1": 0 * one, "aux2": -one}
     losses = [math.log(math.e + 2) - 1, math.log(3), math.log(1 / math.e + 2) + 1]

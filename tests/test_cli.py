@@ -180,7 +180,7 @@ def test_a_diverged_run_stops_and_stays_usable(dlc_jax: Command) -> None:
         (["train", "--epochs", "0"], "--epochs.* 0 "),
         (["train", "--epochs", "two"], "--epochs.* two "),
         (["train", "--batch-size", "0"], "--batch-size.* 0 .*from 1"),
-        (["train", "--weight-decay", "-1"], "--weight-decay.* -1 .*from 0"),
+        (["train", "--weight-decay", "-1"], "--weight-decay.* -1 is negative; give 0 or more"),
         (["train", "--ema-decay", "nan"], "--ema-decay.* nan .*below 1"),
         (["train", "--freeze-after", "a"], "--freeze-after.* a is not NAME=VALUE"),
         (["train", "--freeze-after", "a=b"], "--freeze-after.* b .*from 0"),
@@ -226,7 +226,7 @@ def test_a_diverged_run_stops_and_stays_usable(dlc_jax: Command) -> None:
         (["models", "alexnett"], "'alexnett'.*alexnet"),
         (["models", "resnet20", "--model-option", "shortcut=D"], "'D'.*A, B, C"),
         (["models", "resnet20", "--image-shape", "32x32"], "32x32 is not HEIGHTxWIDTHxCHANNELS"),
-        (["models", "--classes", "10"], "name a network"),
+        (["models", "--num-classes", "10"], "name a network"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -422,7 +422,7 @@ def test_models_lists_every_network_with_its_size(
 
 
 def test_models_describes_the_layers_of_a_network_with_options(dlc_jax: Command) -> None:
-    options = ("--image-shape", "32x32x1", "--classes", "7", "--model-option", "stem=small")
+    options = ("--image-shape", "32x32x1", "--num-classes", "7", "--model-option", "stem=small")
     described = dlc_jax("models", "resnet18", *options, "--json").json
     layers = {layer["name"]: layer for layer in described["layers"]}
     assert layers["conv1"]["kind"] == "3x3 convolution"

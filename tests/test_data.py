@@ -17,7 +17,7 @@ from PIL import Image
 from dlc_jax import data
 from dlc_jax.data import Dataset, Normalize, RecordDataset, cache, catalog
 from dlc_jax.data.image_files import read_image
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 from dlc_jax.utils.files import write_atomically
 
 
@@ -179,7 +179,7 @@ def test_a_missing_home_folder_is_an_error(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert data.data_folder() == tmp_path
     monkeypatch.delenv("TFDS_DATA_DIR")
-    with pytest.raises(InputError, match=r"no home folder .*'~/.*TFDS_DATA_DIR or --data-dir"):
+    with pytest.raises(InputError, match=r"no home folder .*'~/.*TFDS_DATA_DIR or data_dir \(--"):
         data.data_folder(given)
 
 
@@ -193,7 +193,7 @@ def test_without_tfds_a_prepared_dataset_is_unavailable(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
-    with pytest.raises(DatasetUnavailable, match="pip install tensorflow-datasets"):
+    with pytest.raises(DatasetUnavailableError, match="pip install tensorflow-datasets"):
         data.load("mnist", copy.parents[1])
 
 

@@ -69,7 +69,7 @@ def test_only_the_first_epoch_compiles(results: Results, network: str) -> None:
         ("0", "0 is not a number of devices; give all or an integer"),
         ("-1", "-1 is not a number of devices"),
         ("x", "x is not a number of devices"),
-        ("3", "there are 2 devices, not 3; ask for fewer"),
+        ("3", "there are 2 devices, not 3; use fewer"),
     ],
 )
 def test_devices_that_there_are_not_are_refused_in_one_line(

@@ -100,7 +100,7 @@ def test_networks_trained_together_go_on_one_by_one(few_digits: Dataset, tmp_pat
     for later in ("10", "15"):
         shutil.rmtree(stopped / later)
     resumed = runs.resume(run, few_digits)
-    assert_close(nnx.state(run.model(), nnx.Param), nnx.state(whole, nnx.Param))
+    assert_close(nnx.state(run.load_model(), nnx.Param), nnx.state(whole, nnx.Param))
     assert resumed.summary["test_error_percent"] == outcomes[1].summary["test_error_percent"]
     assert [line["step"] for line in run.read_metrics()] == [5, 10, 15]
 

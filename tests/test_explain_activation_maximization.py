@@ -255,7 +255,7 @@ def test_results_are_the_same_under_jit(small: ImageClassifier) -> None:
         ("no unit 10; choose from 0 to 9", {"units": [4, 10]}),
         ("no unit -1", {"units": [-1]}),
         ("units is empty", {"units": []}),
-        ("no images of 20x20x1", {"image_shape": (20, 20, 1)}),
+        ("does not accept images of 20x20x1", {"image_shape": (20, 20, 1)}),
         (
             "has shape (2, 28, 28, 1); give (1, 28, 28, 1)",
             {"initial_images": np.zeros((2, 28, 28, 1))},

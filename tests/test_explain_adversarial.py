@@ -343,7 +343,7 @@ def test_attacks_are_the_same_under_jit_and_depend_on_the_key(
             r"give 2 integers, one class for each image, not int64 of shape \(3,\)",
         ),
         ({"labels": np.array([0, 4])}, "no class 4; choose from 0 to 3"),
-        ({"pixels": np.full((2, 6, 6, 1), 255.0)}, "255; scale them to go from 0 to 1"),
+        ({"pixels": np.full((2, 6, 6, 1), 255.0)}, r"255; scale them to \[0, 1\]"),
         ({"pixels": np.zeros((2, 5, 5, 1))}, "5x5x1"),
         ({"epsilon": -1.0}, "epsilon is -1.0; give 0 or more"),
         ({"norm": "1"}, "no norm '1'; choose from inf, 2"),

@@ -175,8 +175,8 @@ def test_accepted_image_shapes() -> None:
     ("message", "changed"),
     [
         ("no stage 'conv3'; choose from conv1, conv2, fc1, logits", {"stage": "conv3"}),
-        ("no images of 20x20, the size of one of 4 octaves; use octaves=1", {"octaves": 4}),
-        ("no images of 20x20x1", {"pixels": np.zeros((1, 20, 20, 1))}),
+        ("accept images of 20x20, the size of one of 4 octaves; use octaves=1", {"octaves": 4}),
+        ("does not accept images of 20x20x1", {"pixels": np.zeros((1, 20, 20, 1))}),
         ("(0, 28, 28, 1)", {"pixels": np.zeros((0, 28, 28, 1))}),
         ("[batch, height, width, channels]", {"pixels": np.zeros((28, 28, 1))}),
         ("octaves is 0; give at least 1", {"octaves": 0}),
@@ -197,6 +197,6 @@ def test_error_names_the_largest_number_of_octaves(
     classifier: ImageClassifier, pixels: Array
 ) -> None:
     with pytest.raises(
-        InputError, match=r"no images of 2x2, the size of one of 8 octaves; use octaves=7"
+        InputError, match=r"accept images of 2x2, the size of one of 8 octaves; use octaves=7"
     ):
         deep_dream(classifier, pixels, "conv", key=KEY, octaves=8)

@@ -109,9 +109,9 @@ def test_invalid_arguments() -> None:
         np.array([1]),
     )
     call = partial(occlusion.occlusion_sensitivity, classifier)
-    with pytest.raises(InputError, match="patch_size 9 does not suit images of 9x8"):
+    with pytest.raises(InputError, match="patch_size is 9; choose from 1 to 8 for images of 9x8"):
         call(pixels, labels, patch_size=9, stride=1)
-    with pytest.raises(InputError, match="stride 4 leaves gaps between squares"):
+    with pytest.raises(InputError, match=r"stride is 4; choose from 1 to patch_size \(3\)"):
         call(pixels, labels, patch_size=3, stride=4)
     with pytest.raises(InputError, match="no class 2; choose from 0 to 1"):
         call(pixels, labels + 1, patch_size=3, stride=1)

@@ -97,7 +97,7 @@ def test_photographs_of_digits_are_classified_correctly(
         digit = np.asarray(digits.test.images)[index, ..., 0]
         paths.append(f"{tmp_path}/{index}.jpg")
         photograph(Path(paths[-1]), digit, kind, np.random.default_rng(index))
-    answers = runs.predict(lecture_run, lecture_run.model(), paths)
+    answers = runs.predict(lecture_run, lecture_run.load_model(), paths)
     correct = np.array([int(answer["class"]) for answer in answers]) == labels[indices]
     assert correct.sum() >= 4
 

@@ -117,7 +117,7 @@ def our_losses(weights: Any, batches: Any, dtype: str, learning_rate: float) -> 
     losses = []
     for images, labels in batches:
         examples = Examples(jnp.asarray(images), jnp.asarray(labels))
-        state, metrics = step(state, Batch.of(examples))
+        state, metrics = step(state, Batch.from_examples(examples))
         losses.append(float(metrics["loss"].mean))
     return losses
 
@@ -161,15 +161,15 @@ def test_load_torch_does_not_change_the_model(weights: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"fc1.bias": None}, "lack fc1.bias"),
-        ({"fc3.weight": np.zeros((2, 2))}, r"but the network does not, fc3\.weight"),
+        ({"fc1.bias": None}, r"\(missing keys: fc1\.bias\)"),
+        ({"fc3.weight": np.zeros((2, 2))}, r"\(unexpected keys: fc3\.weight\)"),
         (
             {"conv1.weight": np.zeros((32, 3, 5, 5))},
-            r"conv1\.weight has shape \(32, 3, 5, 5\), but the network's is \(32, 1, 5, 5\);",
+            r"conv1\.weight has shape \(32, 3, 5, 5\), but the network needs \(32, 1, 5, 5\);",
         ),
         (
             {"fc2.weight": np.zeros((1000, 200))},
-            r"fc2\.weight has shape \(1000, 200\), but the network's is \(10, 200\)",
+            r"fc2\.weight has shape \(1000, 200\), but the network needs \(10, 200\)",
         ),
     ],
 )
@@ -282,10 +282,10 @@ def test_state_dict_in_a_checkpoint(weights: dict[str, Any], checkpoint: dict[st
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "are a NoneType; give tensors by their names"),
-        ({}, "there are none"),
-        ({"epoch": 3}, "'epoch' is a int"),
-        ({"conv1.weight": np.zeros((32, 1, 5, 5), np.int8)}, "lack conv1.bias"),
+        (None, "are of type NoneType; give a mapping from names to tensors"),
+        ({}, "there are no tensors"),
+        ({"epoch": 3}, "'epoch' is of type int"),
+        ({"conv1.weight": np.zeros((32, 1, 5, 5), np.int8)}, r"missing keys: conv1\.bias"),
         ({name: np.zeros(s, np.int8) for name, s in SHAPES.items()}, r"conv1\.\w+ is of type int8"),
         (
             {
@@ -298,7 +298,7 @@ def test_state_dict_in_a_checkpoint(weights: dict[str, Any], checkpoint: dict[st
         (
             {"criterion.weight": np.zeros(10)}
             | {f"model.{n}": np.zeros(s) for n, s in SHAPES.items()},
-            r"the network does not, criterion\.weight;",
+            r"unexpected keys: criterion\.weight\)",
         ),
     ],
 )
@@ -368,7 +368,7 @@ def test_sharded_weights(
 def test_one_file_of_sharded_weights_raises(weights: dict[str, Any], tmp_path: Path) -> None:
     save_parts(tmp_path, weights)
     with pytest.raises(
-        InputError, match=r"00001-of-00002.* lack fc1\.bias, fc1\.weight, fc2\.bias"
+        InputError, match=r"00001-of-00002.*missing keys: fc1\.bias, fc1\.weight, fc2\.bias"
     ):
         interop.load_torch(lecture(), tmp_path / "model-00001-of-00002.safetensors")
 

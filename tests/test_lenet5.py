@@ -148,12 +148,14 @@ def test_loss_is_equation_9(rng: np.random.Generator) -> None:
         for y, label in zip(penalties, labels, strict=True)
     ]
     stages = {"penalties": jnp.asarray(penalties, jnp.float32)}
-    np.testing.assert_allclose(lenet5(rubbish=4.0).loss(stages, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        lenet5(rubbish_penalty=4.0).loss(stages, labels), expected, rtol=1e-5
+    )
 
 
 def test_gradient_vanishes_for_penalties_above_the_rubbish_class() -> None:
     def loss(penalties: jax.Array) -> jax.Array:
-        return lenet5(rubbish=5.0).loss({"penalties": penalties}, jnp.array([0]))[0]
+        return lenet5(rubbish_penalty=5.0).loss({"penalties": penalties}, jnp.array([0]))[0]
 
     gradient = jax.jit(jax.grad(loss))(np.array([[1.0, 2.0, 60.0]]))[0]
     assert gradient[1] < -0.1
@@ -162,7 +164,9 @@ def test_gradient_vanishes_for_penalties_above_the_rubbish_class() -> None:
 
 def test_loss_of_large_penalties_is_finite() -> None:
     stages = {"penalties": jnp.full((1, 10), 400.0)}
-    np.testing.assert_allclose(lenet5(rubbish=5.0).loss(stages, np.array([2])), 395.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        lenet5(rubbish_penalty=5.0).loss(stages, np.array([2])), 395.0, rtol=1e-6
+    )
 
 
 def test_initial_weights_are_uniform_within_2_4_by_fan_in() -> None:

@@ -40,8 +40,8 @@ def test_cross_entropy_accepts_all_integer_dtypes_and_no_others() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (lambda labels: labels - 1, "train label -1, and 10 classes; number them from 0 to 9"),
-        (lambda labels: labels + 1, "train label 10, and 10 classes"),
+        (lambda labels: labels - 1, "train label -1, but 10 classes; use labels from 0 to 9"),
+        (lambda labels: labels + 1, "train label 10, but 10 classes"),
         (lambda labels: labels[:-1], "230 train images and 229 labels"),
     ],
 )

@@ -254,7 +254,7 @@ def test_training_changes_only_the_readout(
     examples = data.Examples(jnp.asarray(images), jnp.asarray(digits.train.labels[:100]))
     losses = []
     for _ in range(20):
-        state, metrics = step(state, Batch.of(examples))
+        state, metrics = step(state, Batch.from_examples(examples))
         losses.append(float(metrics["loss"].mean))
     assert losses[-1] < 0.5 * losses[0]
     jax.tree.map(

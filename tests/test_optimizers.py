@@ -141,7 +141,7 @@ def test_adam_and_adamw_match_their_papers(name: str, decay: float) -> None:
 
 
 def test_adam_refuses_weight_decay() -> None:
-    with pytest.raises(InputError, match=r"no weight decay, but it is 0\.1; choose adamw"):
+    with pytest.raises(InputError, match=r"no weight decay, but weight_decay is 0\.1; use adamw"):
         optimizers.create("adam", 0.01, weight_decay=0.1)
 
 

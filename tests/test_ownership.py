@@ -187,7 +187,9 @@ class ReusingReader:
 
 def test_batches_of_a_reader_that_reuses_its_memory_do_not_change() -> None:
     records = Records(ReusingReader(), 40, (8, 8, 1))
-    batches = list(data.stream(records, batch_size=4, epochs=1, threads=0, prefetch=0))
+    batches = list(
+        data.stream(records, batch_size=4, epochs=1, num_threads=0, prefetch_buffer_size=0)
+    )
     labels = np.concatenate([batch.examples.labels for batch in batches])
     pixels = np.concatenate([batch.examples.images[:, 0, 0, 0] for batch in batches])
     np.testing.assert_array_equal(labels, np.arange(40))

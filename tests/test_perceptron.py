@@ -106,7 +106,7 @@ def test_update_equals_sgd_on_single_images(digits: Dataset) -> None:
     state, step = task.init(jax.random.key(0)), jax.jit(task.step)
     for image, label in zip(images, labels, strict=True):
         batch = Examples(jnp.asarray(image[None], jnp.float32), jnp.asarray(label[None]))
-        state, _ = step(state, Batch.of(batch))
+        state, _ = step(state, Batch.from_examples(batch))
     expected, _ = perceptron.update(network(), images.astype(np.float32), labels)
     np.testing.assert_array_equal(state.model.weights[...], expected.weights[...])  # type: ignore[attr-defined]
 
@@ -207,7 +207,7 @@ def test_wiring_is_saved(few_digits: Dataset, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": (19, 28, 1)}, "20x20, and the images only 19x28"),
+        ({"shape": (19, 28, 1)}, "at least 20x20, not 19x28"),
         ({"excitatory": 300, "inhibitory": 101}, r"300 \+ 101 connections"),
         ({"inhibitory": -1}, r"\+ -1 connections"),
     ],

@@ -267,14 +267,14 @@ def test_a_pair_of_which_one_is_terminated_or_killed_resumes_to_the_same_results
     pair.processes[1].kill()
     assert pair.processes[0].wait(60) == 1
     (message,) = pair.errors(0)
-    assert "if one of them has died, start all of them again, with --resume RUN" in message
+    assert "if a process has died, start all of them again and resume the run" in message
 
     pair = resume(start, tmp_path)
     pair.wait_for_checkpoint()
     pair.processes[0].kill()
     assert pair.processes[1].wait(60) == 1
     (message,) = pair.errors(1)
-    assert "start all of them again, with --resume RUN" in message
+    assert "start all of them again and resume the run (--resume RUN)" in message
 
     assert pair.checkpoint() < LAST_STEP
     resume(start, tmp_path).check_exit_codes([0, 0])
@@ -377,7 +377,7 @@ def test_missing_options_give_a_one_line_error(
         (("here", 2, 0), "'here' is not the address of a process; give HOST:PORT, such as"),
         (("here:70000", 2, 0), "'here:70000' is not the address"),
         ((":1234", 2, 0), "':1234' is not the address"),
-        (("here:1234", 2, 2), "there is no process 2 of 2; give 0 to 1"),
+        (("here:1234", 2, 2), "process_id=2 is out of range for 2 processes; use 0 to 1"),
     ],
 )
 def test_a_wrong_address_or_process_number_is_refused(

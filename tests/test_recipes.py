@@ -151,7 +151,7 @@ def test_networks_with_their_own_loss_refuse_label_smoothing() -> None:
         model = models.create("lenet5", rngs=nnx.Rngs(0))
         return model.loss(model.stages(x), jnp.zeros(1, jnp.int32), 0.1)
 
-    with pytest.raises(InputError, match=r"LeNet5.*0\.1.*leave it out"):
+    with pytest.raises(InputError, match=r"LeNet5.*0\.1.*set it to 0"):
         jax.eval_shape(loss, jnp.zeros((1, 28, 28, 1)))
 
 
@@ -204,7 +204,7 @@ def test_every_epoch_takes_every_example_once_in_its_own_order() -> None:
     orders = []
     for chunk in ArraySource(examples, 10, key=key).chunks(0, 4):
         state, _ = training.train_steps(task, state, chunk, key)
-        order = np.asarray(state.stats["pixels"][...]).reshape(-1)
+        order = np.asarray(state.batch_stats["pixels"][...]).reshape(-1)
         np.testing.assert_array_equal(np.sort(order), index)
         orders.append(order.tolist())
     assert orders[0] != orders[1]
@@ -297,7 +297,7 @@ def test_the_fast_recipe_learns_in_bfloat16_with_float32_parameters() -> None:
     losses = {}
     for dtype in ("bfloat16", "float32"):
         config = runs.configure(dataset, recipe, seed=0, dtype=dtype, **small)
-        setup = Setup.of(config, dataset)
+        setup = Setup.from_config(config, dataset)
         progress = training.Progress(setup.state)
         *_, record = training.train(
             setup.task,

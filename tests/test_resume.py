@@ -102,7 +102,7 @@ def results(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
 def uninterrupted(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of another process, with all its checkpoints."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    many = (*OFTEN, "--keep-checkpoints", 20)
+    many = (*OFTEN, "--max-to-keep", 20)
     assert finish(start(folder, "train", *SHORT, *many, "--name", "run")) == 0
     return folder / "runs" / "run"
 
@@ -343,7 +343,7 @@ def test_a_full_disk_gives_a_one_line_error_and_a_run_that_can_be_resumed(
     assert f"{small_disk}/run" in last
     assert message in last
     run = Run.open(small_disk / "run")
-    run.model()
+    run.load_model()
     # With more space, it resumes to the same result.
     roomy = shutil.copytree(run.folder, tmp_path / "run")
     monkeypatch.setattr(callbacks, "draw", lambda *_: [])
@@ -400,7 +400,7 @@ def test_runs_killed_at_12_moments_resume_to_the_same_results(
             opened.read_metrics()
             # The initial network is saved before anything else is written.
             if (run / "metrics.jsonl").exists():
-                opened.model()
+                opened.load_model()
         again = ("train", "--resume", run) if known else begin
         assert finish(start(tmp_path, *again, "--checkpoint-seconds", 0)) == 0, trial
         assert results(run) == expected, trial

@@ -1,4 +1,4 @@
-"""Diverged runs, late signals, lost metrics, memory, and agreement of processes."""
+"""DivergedError runs, late signals, lost metrics, memory, and agreement of processes."""
 
 import dataclasses
 import gc
@@ -46,7 +46,7 @@ def test_a_run_that_diverges_in_its_last_step_raises_diverged(
     # A single step, whose loss is that of the network before it.
     options: dict[str, Any] = {"epochs": 1, "batch_size": 230, "learning_rate": 1e30}
     configs = [runs.configure(few_digits, seed=seed, **options) for seed in range(2)]
-    with pytest.raises(training.Diverged, match="try a smaller learning rate"):
+    with pytest.raises(training.DivergedError, match="try a smaller learning rate"):
         if vmapped:
             runs.train_vmapped(configs, few_digits, tmp_path, ["a", "b"])
         else:
@@ -60,12 +60,12 @@ def test_a_run_that_diverges_in_its_last_step_raises_diverged(
 def test_a_parameter_that_is_not_finite_is_named(
     run: Run, few_digits: Dataset, value: float
 ) -> None:
-    model: Any = run.model()
+    model: Any = run.load_model()
     model.fc2.bias[...] = model.fc2.bias[...].at[3].set(value)
     task = training.classification(lambda key: model, optax.sgd(0.1), run.config.normalize)
     progress = training.Progress(training.create_state(model, task.optimizer))
     source = ArraySource(few_digits.train, batch_size=230)
-    with pytest.raises(training.Diverged, match=rf"fc2\.bias is {value} before training"):
+    with pytest.raises(training.DivergedError, match=rf"fc2\.bias is {value} before training"):
         training.train(task, source, num_epochs=1, progress=progress)
 
 
@@ -73,14 +73,14 @@ def test_a_diverged_network_makes_no_predictions(
     run: Run, few_digits: Dataset, tmp_path: Path
 ) -> None:
     broken = Run(shutil.copytree(run.folder, tmp_path / "run"), run.config)
-    model: Any = run.model()
+    model: Any = run.load_model()
     model.fc2.bias[...] = model.fc2.bias[...].at[3].set(math.nan)
     broken.save_model(model)
-    with pytest.raises(training.Diverged, match="outputs that are not finite"):
+    with pytest.raises(training.DivergedError, match="outputs that are not finite"):
         runs.evaluate([run, broken], few_digits)
     picture = str(run.folder / "curves.png")
-    with pytest.raises(training.Diverged, match="outputs that are not finite"):
-        runs.predict(broken, broken.model(), [picture], as_is=True)
+    with pytest.raises(training.DivergedError, match="outputs that are not finite"):
+        runs.predict(broken, broken.load_model(), [picture], as_is=True)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
@@ -105,15 +105,15 @@ def test_only_the_last_of_all_epochs_networks_stays_in_memory(
     networks: list[Any] = []
     alive: list[int] = []
 
-    on_epoch = LastEvaluated.on_epoch
+    on_epoch_end = LastEvaluated.on_epoch_end
 
     def watch(self: LastEvaluated, progress: training.Progress, record: EpochRecord) -> None:
-        on_epoch(self, progress, record)
+        on_epoch_end(self, progress, record)
         gc.collect()
         networks.append(weakref.ref(jax.tree.leaves(progress.state.params)[0]))
         alive.append(sum(network() is not None for network in networks))
 
-    monkeypatch.setattr(LastEvaluated, "on_epoch", watch)
+    monkeypatch.setattr(LastEvaluated, "on_epoch_end", watch)
     options = runs.RunOptions(runs.CheckpointOptions(interval_seconds=1e9))
     runs.train(config, few_digits, tmp_path, "run", options=options)
     # The initial network and the newest one.

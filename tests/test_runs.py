@@ -46,12 +46,12 @@ def test_a_run_folder_has_configuration_metrics_parameters_and_pictures(run: Run
 
 def test_the_saved_network_is_bit_identical(run: Run) -> None:
     summary = json.loads((run.folder / "summary.json").read_text())
-    params = nnx.state(Run.open(run.folder).model(), nnx.Param)
+    params = nnx.state(Run.open(run.folder).load_model(), nnx.Param)
     assert parameters.fingerprint(params) == summary["parameters_sha256"]
 
 
 def test_the_fingerprint_changes_with_a_single_bit(run: Run) -> None:
-    params: Any = nnx.state(run.model(), nnx.Param)
+    params: Any = nnx.state(run.load_model(), nnx.Param)
     changed: Any = jax.tree.map(lambda leaf: leaf, params)
     bias = np.array(params["fc2"]["bias"][...])
     bias[0] = np.nextafter(bias[0], np.float32(np.inf))
@@ -89,11 +89,11 @@ def test_an_interrupted_run_leaves_a_usable_folder(
         if record.epoch == epoch:
             raise KeyboardInterrupt
 
-    result = runs.train(run.config, few_digits, tmp_path, "half", on_epoch=interrupt)
+    result = runs.train(run.config, few_digits, tmp_path, "half", on_epoch_end=interrupt)
     assert result.interrupted
     assert result.summary["epochs"] == epoch
     opened = Run.open(tmp_path / "half")
-    params = nnx.state(opened.model(), nnx.Param)
+    params = nnx.state(opened.load_model(), nnx.Param)
     assert parameters.fingerprint(params) == result.summary["parameters_sha256"]
     assert (tmp_path / "half" / "mistakes.png").exists()
 
@@ -143,13 +143,13 @@ def test_a_damaged_run_folder_is_named(
     folder = shutil.copytree(run.folder, tmp_path / "copy")
     damage(folder)
     with pytest.raises(InputError, match=message):
-        Run.open(folder).model()
+        Run.open(folder).load_model()
 
 
 def test_parameters_of_another_network_are_refused(run: Run) -> None:
     config = dataclasses.replace(run.config, class_names=("a", "b"))
     with pytest.raises(InputError, match="belong to another network"):
-        Run(run.folder, config).model()
+        Run(run.folder, config).load_model()
 
 
 def test_a_file_keeps_its_content_when_writing_fails(tmp_path: Path) -> None:

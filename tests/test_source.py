@@ -65,9 +65,9 @@ def test_a_plan_takes_each_example_once_an_epoch_and_its_chunks_every_step_once(
     batch_size = min(batch_size, num_examples)
     plan = BatchPlan(num_examples, batch_size, multiple)
     positions, weight = plan.positions(np.arange(plan.steps_per_epoch))
-    assert positions.shape == (plan.steps_per_epoch, plan.width)
-    assert plan.width % multiple == 0
-    assert plan.width - batch_size < multiple
+    assert positions.shape == (plan.steps_per_epoch, plan.padded_batch_size)
+    assert plan.padded_batch_size % multiple == 0
+    assert plan.padded_batch_size - batch_size < multiple
     real = positions if weight is None else positions[weight > 0]
     np.testing.assert_array_equal(np.ravel(real), np.arange(num_examples))
     assert (weight is None) == (not plan.is_padded)

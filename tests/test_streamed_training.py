@@ -41,7 +41,7 @@ def test_training_on_a_stream_continues_within_an_epoch_bit_by_bit(few_digits: D
     saved: list[training.Progress] = []
 
     class Save(training.Callback):
-        def on_chunk(self, progress: training.Progress) -> None:
+        def on_chunk_end(self, progress: training.Progress) -> None:
             saved.append(training.Progress(progress.state, progress.metrics, progress.seconds))
 
     source = StreamingSource(Records.from_arrays(few_digits.train), BATCH_SIZE, key=KEY)

@@ -26,7 +26,7 @@ from PIL import Image
 from dlc_jax import data
 from dlc_jax.data import Batch, Dataset, Examples, RecordDataset, Records, streaming
 from dlc_jax.data.shuffling import epoch_permutation
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 
 KEY = jax.random.key(7)
 
@@ -95,7 +95,9 @@ def test_a_stream_that_starts_at_its_end_is_empty(start: int) -> None:
     assert not list(data.stream(counted(5), batch_size=2, epochs=2, start=start))
 
 
-@pytest.mark.parametrize("how", [{"threads": 0}, {"threads": 3, "prefetch": 5}, {"workers": 2}])
+@pytest.mark.parametrize(
+    "how", [{"num_threads": 0}, {"num_threads": 3, "prefetch_buffer_size": 5}, {"num_workers": 2}]
+)
 def test_threads_and_processes_give_the_same_batches(how: dict[str, int]) -> None:
     records = counted(23)
     expected = [epoch_permutation(KEY, epoch, 23).tolist() for epoch in range(3)]
@@ -126,7 +128,7 @@ def test_a_mesh_shares_each_batch_and_changes_nothing(mesh: Mesh, start: int) ->
     shared = data.stream(counted(22), batch_size=7, key=KEY, epochs=2, start=start, mesh=mesh)
     for left, right in zip(alone, shared, strict=True):
         assert_same(real(left), real(right))
-        for array in jax.tree.leaves((right.examples, right.weight)):
+        for array in jax.tree.leaves((right.examples, right.mask)):
             assert isinstance(array, jax.Array)
             sharding = NamedSharding(mesh, PartitionSpec("batch"))
             assert array.sharding.is_equivalent_to(sharding, array.ndim)
@@ -154,7 +156,7 @@ shards = [
         devices.index(shard.device): shard.data.tolist()
         for shard in batch.examples.labels.addressable_shards
     }
-    for batch in data.stream(records, batch_size=8, epochs=1, mesh=mesh, threads=1)
+    for batch in data.stream(records, batch_size=8, epochs=1, mesh=mesh, num_threads=1)
 ]
 print(json.dumps({"read": read, "shards": shards}))
 """
@@ -186,7 +188,7 @@ def test_each_process_reads_the_rows_of_its_own_devices_only() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_that_is_closed_early_leaves_nothing_running(workers: int) -> None:
-    stream = data.stream(counted(200), batch_size=2, key=KEY, workers=workers)
+    stream = data.stream(counted(200), batch_size=2, key=KEY, num_workers=workers)
     next(stream)
     stream.close()
     deadline = time.monotonic() + 5
@@ -348,7 +350,7 @@ def test_a_damaged_record_ends_the_stream_with_an_error(
     (path,) = (tmp_path / "copy").rglob("*train.array_record*")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=f"{tmp_path}.* is damaged"):
-        list(data.stream(records, batch_size=2, epochs=1, workers=workers))
+        list(data.stream(records, batch_size=2, epochs=1, num_workers=workers))
 
 
 def test_more_files_may_be_open_where_a_dataset_needs_them(prepared: Path) -> None:
@@ -379,7 +381,7 @@ def test_too_many_open_files_are_not_taken_for_damage(
 
 @pytest.mark.parametrize("name", ["imagenet2012", "imagenette/full-size", "..", "", "/etc", "*"])
 def test_a_dataset_that_is_not_prepared_is_named_with_its_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetUnavailable) as error:
+    with pytest.raises(DatasetUnavailableError) as error:
         data.stream(name, tmp_path, batch_size=2)
     assert repr(name) in str(error.value)
     assert repr(str(tmp_path)) in str(error.value)
@@ -391,9 +393,9 @@ def test_a_dataset_that_is_not_prepared_is_named_with_its_folder(name: str, tmp_
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"start": -1}, "start is -1; give 0 or more"),
         ({"epochs": -2}, "epochs is -2; give 0 or more"),
-        ({"workers": -1}, "workers is -1; give 0 or more"),
+        ({"num_workers": -1}, "num_workers is -1; give 0 or more"),
         ({"image_size": 0}, "an image size of 0 pixels is too small; give 1 or more"),
-        ({"split": "validation"}, "no split 'validation'; choose train or test"),
+        ({"split": "validation"}, "split is 'validation'; it must be train or test"),
     ],
 )
 def test_numbers_out_of_range_are_refused(
@@ -405,7 +407,7 @@ def test_numbers_out_of_range_are_refused(
 
 @pytest.mark.parametrize("place", [-1, 5])
 def test_places_beyond_the_records_are_refused(place: int) -> None:
-    with pytest.raises(InputError, match=f"no example {place}; ask for 0 to 4"):
+    with pytest.raises(InputError, match=f"index {place} is out of range; use 0 to 4"):
         counted(5).read([0, place])
 
 
@@ -413,7 +415,7 @@ def test_no_records_make_no_stream() -> None:
     none = counted(5).take(0)
     with pytest.raises(InputError, match="the number of records is 0; give 1 or more"):
         data.stream(none, batch_size=1)
-    with pytest.raises(InputError, match="there are 5 records, not 6; ask for fewer"):
+    with pytest.raises(InputError, match="there are 5 records, not 6; use fewer"):
         counted(5).take(6)
 
 

@@ -29,7 +29,7 @@ def positions(image: Any) -> list[tuple[int, int]]:
 def train(model: TC, examples: Examples, steps: int) -> tuple[nnx.Module, np.ndarray]:
     """The network after full-batch gradient descent, and the error of each step."""
     task = training.classification(lambda key: model, optax.sgd(0.3, momentum=0.9), IDENTITY)
-    batch = Batch.of(jax.tree.map(jnp.asarray, examples))
+    batch = Batch.from_examples(jax.tree.map(jnp.asarray, examples))
 
     @jax.jit
     def scan(state: training.TrainState) -> Any:
@@ -88,7 +88,7 @@ def test_pairwise_distances_are_the_same_for_t_and_c() -> None:
 
 
 def test_stages_equal_numpy(rng: np.random.Generator) -> None:
-    model = network(5, kinds=3)
+    model = network(5, features=3)
     image = rng.normal(size=(5, 5))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     hidden_layer, output = (

@@ -45,7 +45,7 @@ def trained(
         few_digits,
         tmp_path_factory.mktemp("runs"),
         "run",
-        on_epoch=lambda run, record: records.append(record),
+        on_epoch_end=lambda run, record: records.append(record),
         options=runs.RunOptions(runs.CheckpointOptions(interval_seconds=0), tensorboard=True),
     )
     assert result.run is not None

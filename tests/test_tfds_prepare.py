@@ -23,7 +23,7 @@ import pytest
 
 from dlc_jax.data import tfds_prepare as preparing
 from dlc_jax.data.tfds_prepare import prepare
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("importlib_resources")
@@ -399,7 +399,7 @@ def closed_port() -> int:
 
 def assert_unavailable_within_seconds(name: str, data_dir: Path, host: str) -> str:
     start = time.monotonic()
-    with pytest.raises(DatasetUnavailable) as error:
+    with pytest.raises(DatasetUnavailableError) as error:
         prepare(name, data_dir)
     assert time.monotonic() - start < 8
     assert host in one_line(error)
@@ -456,7 +456,7 @@ def test_a_file_missing_on_the_server_leaves_no_files(tmp_path: Path, publish: P
     files = source_files("mnist", random_splits("mnist"))
     first, *_ = files
     base = publish("mnist", {first: files[first]}, expected=files)
-    with pytest.raises(DatasetUnavailable) as error:
+    with pytest.raises(DatasetUnavailableError) as error:
         prepare("mnist", tmp_path)
     assert base.split("/")[2] in one_line(error)
     assert not leftovers(tmp_path)
@@ -471,7 +471,7 @@ def test_an_unwritable_folder_is_an_error_before_any_request(
     with pytest.raises(InputError) as error:
         prepare("mnist", file / "data")
     assert str(file / "data") in one_line(error)
-    assert not isinstance(error.value, DatasetUnavailable)
+    assert not isinstance(error.value, DatasetUnavailableError)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_without_tfds_the_error_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     preparing._builder_class.cache_clear()
-    with pytest.raises(DatasetUnavailable, match="pip install tensorflow-datasets") as error:
+    with pytest.raises(DatasetUnavailableError, match="pip install tensorflow-datasets") as error:
         prepare("mnist", tmp_path)
     one_line(error)
 

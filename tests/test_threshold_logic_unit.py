@@ -131,7 +131,7 @@ def test_synapses_are_saved_and_not_trained(tmp_path: Any) -> None:
     assert not jax.tree.leaves(nnx.state(model, nnx.Param))
     rows = images(truth_table(3))
     task = training.classification(lambda key: model, optax.sgd(0.1), Normalize((0.0,), (1.0,)))
-    batch = Batch.of(Examples(jnp.asarray(rows), jnp.zeros(8, jnp.int32)))
+    batch = Batch.from_examples(Examples(jnp.asarray(rows), jnp.zeros(8, jnp.int32)))
     state, metrics = task.step(task.init(jax.random.key(0)), batch)
     assert metrics["error"].mean == 0.5
     parameters.save(tmp_path / "synapses", state.model)

@@ -118,7 +118,7 @@ def test_logits_equal_torchvision(torchvision: Any, name: str, rng: np.random.Ge
     [
         ("resnet18", {}, {}),
         pytest.param(
-            "googlenet", {"auxiliary": True}, {"aux_logits": True}, marks=pytest.mark.slow
+            "googlenet", {"aux_logits": True}, {"aux_logits": True}, marks=pytest.mark.slow
         ),
     ],
 )

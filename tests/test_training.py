@@ -45,7 +45,7 @@ def test_a_state_is_a_pytree_of_arrays(state: training.TrainState) -> None:
 def test_a_step_is_sgd_on_the_mean_cross_entropy(state: Any, batch: Batch) -> None:
     def loss(params: Any) -> Array:
         images, labels = batch.examples
-        logits = nnx.merge(state.graphdef, params, state.stats)(NORMALIZE(images))
+        logits = nnx.merge(state.graphdef, params, state.batch_stats)(NORMALIZE(images))
         chosen = jnp.take_along_axis(logits, jnp.asarray(labels)[:, None], 1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, 1) - chosen)
 
@@ -80,7 +80,7 @@ def test_padding_of_weight_0_changes_nothing(few_digits: Dataset, model: Any, re
     run = jax.jit(own.step)
     state = own.init(KEY)
     padded = dataclasses.replace(
-        take(few_digits.train, 0, 20), weight=(np.arange(20) < real).astype(np.float32)
+        take(few_digits.train, 0, 20), mask=(np.arange(20) < real).astype(np.float32)
     )
     alone = take(few_digits.train, 0, real)
     (ours, metrics), (expected, plain) = run(state, padded), run(state, alone)
@@ -227,7 +227,7 @@ def test_training_continues_within_an_epoch_bit_by_bit(few_digits: Dataset, stop
     saved: list[training.Progress] = []
 
     class Save(training.Callback):
-        def on_chunk(self, progress: training.Progress) -> None:
+        def on_chunk_end(self, progress: training.Progress) -> None:
             copy = training.Progress(progress.state, progress.metrics, progress.seconds)
             saved.append(copy)
 
@@ -249,13 +249,13 @@ def test_callbacks_are_called_in_order_at_chunks_and_epochs(few_digits: Dataset)
     calls: list[Any] = []
 
     class Note(training.Callback):
-        def on_start(self, progress: training.Progress) -> None:
+        def on_train_begin(self, progress: training.Progress) -> None:
             calls.append("start")
 
-        def on_chunk(self, progress: training.Progress) -> None:
+        def on_chunk_end(self, progress: training.Progress) -> None:
             calls.append(progress.step)
 
-        def on_epoch(self, progress: training.Progress, record: training.EpochRecord) -> None:
+        def on_epoch_end(self, progress: training.Progress, record: training.EpochRecord) -> None:
             calls.append(("epoch", record.epoch))
 
     train(TASK, few_digits, 50, callbacks=[Note()], max_chunk_steps=3)
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_step_that_it_names(few_digits: D
         losses.append(float(metrics["loss"].mean))
     first = 1 + int(np.flatnonzero(~np.isfinite(losses))[0])
     assert first > 1
-    with pytest.raises(training.Diverged, match=f"at step {first} .*smaller learning rate"):
+    with pytest.raises(training.DivergedError, match=f"at step {first} .*smaller learning rate"):
         train(own, few_digits, 50, num_epochs=1)
 
 
@@ -282,7 +282,7 @@ def test_a_state_that_is_not_finite_after_the_last_step_is_named(few_digits: Dat
 
     bomb = optax.GradientTransformation(lambda params: jnp.int32(0), explode)
     own = task(optimizer=optax.chain(optax.sgd(0.01), bomb))
-    with pytest.raises(training.Diverged, match=r"params\.layer\.\w+ is -?inf .*epoch 1"):
+    with pytest.raises(training.DivergedError, match=r"params\.layer\.\w+ is -?inf .*epoch 1"):
         train(own, few_digits, 50, num_epochs=1)
 
 
@@ -294,7 +294,7 @@ def test_a_program_that_needs_too_much_memory_is_refused_with_what_it_needs(
             return {"bytes_limit": 2**10}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
-    with pytest.raises(training.OutOfMemory, match=r"needs .* GiB on a device of 0\.0 GiB"):
+    with pytest.raises(training.OutOfMemoryError, match=r"needs .* GiB on a device of 0\.0 GiB"):
         train(TASK, few_digits, 50)
 
 

@@ -56,7 +56,7 @@ def task(
 def take(examples: Examples, start: int, stop: int) -> Batch:
     """A batch of some of the examples."""
     images, labels = (np.asarray(array[start:stop]) for array in examples)
-    return Batch.of(Examples(images, labels))
+    return Batch.from_examples(Examples(images, labels))
 
 
 def whole_epoch(examples: Examples, batch_size: int, **options: Any) -> Batch:

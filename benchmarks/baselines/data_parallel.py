@@ -25,7 +25,7 @@ class _Training:
         self._epochs: dict[int, programs.EpochProgram] = {}
 
     def prepare(self, batch_size: int, images: int) -> None:
-        """Compiles an epoch of images of noise, and runs it once, which allocates memory."""
+        """Compiles an epoch of random images, and runs it once, which allocates memory."""
         rng = np.random.default_rng(0)
         examples = Examples(
             rng.integers(0, 256, (images, *self._network.image_shape), np.uint8),
@@ -69,13 +69,13 @@ def main() -> None:
 
 
 def _devices(count: int | None, processes: int) -> list[jax.Device]:
-    """All devices, or the first ones; with several processes all are needed."""
+    """The first devices; by default, and with several processes, all devices."""
     devices = jax.devices()
     count = count or len(devices)
     if len(devices) < count or (processes > 1 and len(devices) > count):
         raise InputError(
-            f"there are {len(devices)} devices, not {count}; ask for others, or for simulated ones "
-            "by JAX_PLATFORMS=cpu"
+            f"there are {len(devices)} devices, not {count}; choose another number, or simulate "
+            "devices with JAX_PLATFORMS=cpu"
         )
     return devices[:count]
 

@@ -1,4 +1,4 @@
-"""A training step as `dlc-jax train` does it first, on digits that need no download."""
+"""The first training step of `dlc-jax train`, on digits that need no download."""
 
 from dlc_jax.utils.environment import prepare_jax
 

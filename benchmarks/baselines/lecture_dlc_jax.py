@@ -1,8 +1,10 @@
 """The lecture's program in dlc_jax, as `dlc-jax train` runs it."""
 
 import argparse
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 from harness import programs
 
 from baselines.server import Program, serve_program
@@ -12,10 +14,11 @@ from dlc_jax.data import Examples
 
 class _Lecture:
     def __init__(self, train: Examples, test: Examples, arguments: argparse.Namespace) -> None:
-        task = programs.classification(programs.lecture_network, train.images)
+        create = partial(programs.lecture_network, dtype=jnp.dtype(arguments.dtype))
+        task = programs.classification(create, train.images)
         keys, mesh = jax.random.key(0), sharding.cpu_mesh(programs.BATCH_SIZE)
         if arguments.seeds > 1:
-            # Many networks at once use all of the device.
+            # Many networks at once use the whole device, so batches are not divided.
             keys, mesh = jax.random.split(keys, arguments.seeds), None
         self._program = programs.EpochProgram(task, keys, train, mesh=mesh)
         self._test = test

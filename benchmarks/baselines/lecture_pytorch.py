@@ -65,7 +65,7 @@ class _Lecture:
         return float((torch.cat(parts) != labels).float().mean())
 
     def _pixels(self, examples: Examples) -> torch.Tensor:
-        # Permuting axes would give channels last in PyTorch's eyes.
+        # Reshaped, since PyTorch would take permuted axes for channels last.
         pixels = torch.tensor(np.asarray(examples.images)).reshape(-1, 1, 28, 28)
         pixels = pixels.float().to(self._device)
         # Both layouts of one channel have the same memory; only the strides differ.

@@ -11,7 +11,7 @@ _SIZE, _REPETITIONS = 2048, 9
 
 
 def main() -> None:
-    """Responds to each request with the median rate of a few products."""
+    """Responds to each request with the median rate of several products."""
     a = jax.random.normal(jax.random.key(0), (_SIZE, _SIZE), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))

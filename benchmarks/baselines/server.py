@@ -26,18 +26,19 @@ class Program(Protocol):
         """Trains for one epoch."""
 
     def test(self) -> float:
-        """The fraction of test images that are misclassified."""
+        """Returns the fraction of test images that are misclassified."""
 
 
 def serve_program(build: Callable[[Examples, Examples, argparse.Namespace], Program]) -> None:
     """Responds to requests to compile, to train for an epoch and to test, with the time taken.
 
     Args:
-      build: called with training images, test images and the command line; returns the program.
+      build: Called with training images, test images and the command line; returns the program.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--arrays", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
     arguments = parser.parse_args()
@@ -58,7 +59,7 @@ def serve_operations(prepare: Callable[..., Callable[[], float]]) -> None:
     """Prepares an operation if a request has a shape; otherwise times the one prepared last.
 
     Args:
-      prepare: called with the shape; returns a function that measures the seconds of a call.
+      prepare: Called with the shape; returns a function that measures the seconds of a call.
     """
     measure: Callable[[], float] | None = None
 

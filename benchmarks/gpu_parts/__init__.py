@@ -1,1 +1,1 @@
-"""The parts of the GPU benchmark, a module each; `benchmarks/gpu.py` runs them."""
+"""The parts of the GPU benchmark, one module each; `benchmarks/gpu.py` runs them."""

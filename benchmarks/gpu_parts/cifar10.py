@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 def measure(settings: Settings, save: Save) -> None:
-    """One run for each seed, as long as time remains, but at least one."""
+    """Trains once per seed while time remains, but at least once."""
     dataset = settings.dataset("cifar10")
     recipe = recipe_training.find("cifar10-fast")
     if settings.rehearse:

@@ -1,8 +1,8 @@
 """MNIST and CIFAR-10 from exported files, for machines without a network or TFDS.
 
-A dataset consists of files `NAME-00.npz`, `NAME-01.npz` and so on. Each holds PNG images, one after
-the other, in `blob` (uint8), where image i is `blob[offset[i]:offset[i + 1]]`; `label` (int32); and
-`test` (bool).
+A dataset consists of files `NAME-00.npz`, `NAME-01.npz` and so on. Each contains the arrays `blob`
+(uint8) of PNG images, one after the other, where image i is `blob[offset[i]:offset[i + 1]]`;
+`offset`; `label` (int32); and `test` (bool).
 """
 
 import io
@@ -24,7 +24,7 @@ def read(name: str, folder: Path | None) -> Dataset:
     """Reads a dataset from exported files, or with TFDS if no folder is given.
 
     Raises:
-      InputError: the folder holds no files of the dataset, or they are damaged.
+      InputError: The folder contains no files of the dataset, or they are damaged.
     """
     if folder is None:
         dataset = data.load(name)
@@ -49,7 +49,7 @@ def read(name: str, folder: Path | None) -> Dataset:
 
 
 def random_dataset(name: str, examples: int) -> Dataset:
-    """Random images whose brightness increases with the class."""
+    """Returns random images whose brightness increases with the class."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 2 * examples, np.int32)
     images = rng.integers(0, 156, (2 * examples, *_SHAPES[name]), np.uint8)

@@ -19,7 +19,7 @@ _REPETITIONS = 40
 
 
 class Case(NamedTuple):
-    """An operation on a batch of images of a floating-point type."""
+    """An operation with a batch size and a floating-point type."""
 
     operation: Operation
     batch: int
@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name such as `conv3x3 32x32x64 to 64, batch 256, float32`."""
+        """Name, such as `conv3x3 32x32x64 to 64, batch 256, float32`."""
         return f"{self.operation.name}, batch {self.batch}, {self.dtype}"
 
 
@@ -101,7 +101,7 @@ def _apply(operation: Operation, xla: bool, x: Array, kernel: Array) -> Array:
 
 
 def _repeat(function: Any, x: Array, kernel: Array) -> Any:
-    """Forward pass and gradients several times, each with the results of the one before."""
+    """Forward pass and gradients several times, each on the results of the one before."""
 
     def once(arrays: tuple[Array, Array], _: None) -> Any:
         y, vjp = jax.vjp(function, *arrays)

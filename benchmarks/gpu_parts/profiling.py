@@ -14,8 +14,8 @@ def kernels(call: Callable[[], Any], folder: Path) -> dict[str, Any]:
     """Profiles the kernels that run on the device during a call.
 
     Args:
-      call: the function to profile; it is called once before.
-      folder: folder for the profiler's files, which TensorBoard and XProf show.
+      call: The function to profile; it is called once before.
+      folder: Folder for the profiler's files, which TensorBoard and XProf show.
 
     Returns:
       The number of kernels and their total duration in microseconds, and the same for each of

@@ -10,7 +10,7 @@ from dlc_jax.utils.files import write_atomically
 
 
 def section(results: dict[str, Any]) -> str:
-    """The end of the names of the files of results."""
+    """Returns the end of the names of the files of results."""
     return "gpu-rehearsal" if results["rehearsal"] else "gpu"
 
 
@@ -23,7 +23,7 @@ def save(folder: Path, results: dict[str, Any]) -> list[Path]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The most important numbers as a Markdown table."""
+    """Returns the most important numbers as a Markdown table."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
         f"# {results['device']}{', a rehearsal' if results['rehearsal'] else ''}",
@@ -55,7 +55,7 @@ def _lecture_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
                     f"{measured['test_error_percent']:.2f} % test error",
                 )
             )
-    return [*rows, ("ten epochs on a GTX 1080, as the slide tells", "7 s")]
+    return [*rows, ("ten epochs on a GTX 1080, from the slide", "7 s")]
 
 
 def _cifar10_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
@@ -79,7 +79,7 @@ def _seeds_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             f"ten epochs of {measured['networks']} networks at once",
-            f"{measured['ten_epochs_a_network_s']:.4f} s a network",
+            f"{measured['ten_epochs_per_network_s']:.4f} s per network",
         )
         for measured in part.values()
         if isinstance(measured, dict) and "networks" in measured
@@ -94,7 +94,7 @@ def _throughput_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 f"ResNet-50 in training, batches of {batch}",
-                f"{measured['images_a_second']:,.0f} images a second{of_peak}",
+                f"{measured['images_per_second']:,.0f} images per second{of_peak}",
             )
         )
     return rows
@@ -105,7 +105,7 @@ def _operations_rows(part: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     mean, least = part["geometric_mean_ratio"], part["least_ratio"]
     count = len(part["operations"])
-    return [(f"XLA's time over ours, {count} operations", f"mean {mean:.3f}, least {least:.3f}")]
+    return [(f"XLA's time over ours, {count} operations", f"mean {mean:.3f}, minimum {least:.3f}")]
 
 
 def _correctness_rows(part: dict[str, Any]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ def measure_resnet20(settings: Settings, save: Save) -> None:
 
 
 def _measure(name: str, settings: Settings, save: Save) -> None:
-    """One run for each seed, as long as time remains, but at least one."""
+    """Trains once per seed while time remains, but at least once."""
     recipe = recipe_training.find(name)
     if settings.rehearse:
         recipe = dataclasses.replace(recipe, epochs=1, batch_size=256)

@@ -1,4 +1,4 @@
-"""Runs a part of the GPU benchmark in a process of its own."""
+"""Runs a part of the GPU benchmark in its own process."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ from gpu_parts.settings import Settings
 
 
 def main() -> None:
-    """Measures a part, and writes its results so far whenever there are new ones."""
+    """Measures a part, and writes its results whenever there are new ones."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--function", required=True, help="module:name")
     parser.add_argument("--results", type=Path, required=True)

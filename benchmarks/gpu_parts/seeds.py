@@ -1,4 +1,4 @@
-"""Many networks of the lecture at once, by `jax.vmap`."""
+"""Training of many lecture networks at once, by `jax.vmap`."""
 
 import statistics
 from functools import partial
@@ -11,11 +11,11 @@ from gpu_parts.settings import Save, Settings
 
 
 def measure(settings: Settings, save: Save) -> None:
-    """Seconds of ten epochs per network, for 64 and for 512 networks."""
+    """Measures the seconds of ten epochs per network, for 64 and for 512 networks."""
     dataset = settings.dataset("mnist")
     results: dict[str, Any] = {}
     with arrays_file((dataset.train, dataset.test)) as arrays:
-        # All epochs take the same time, so one is enough for many networks.
+        # All epochs take the same time, so one epoch is enough for many networks.
         for count, epochs in ((settings.size(64, 2), 3), (settings.size(512, 3), 1)):
             arguments = ["--arrays", str(arrays), "--seeds", str(count)]
             with running(partial(Worker, "lecture_dlc_jax", (), arguments)) as [worker]:
@@ -26,7 +26,7 @@ def measure(settings: Settings, save: Save) -> None:
                 "networks": count,
                 "compile_s": compile_seconds,
                 "epoch_s": seconds,
-                "ten_epochs_a_network_s": 10 * statistics.median(seconds) / count,
+                "ten_epochs_per_network_s": 10 * statistics.median(seconds) / count,
                 "test_error_percent": error,
             }
             save(results)

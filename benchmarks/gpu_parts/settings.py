@@ -21,11 +21,11 @@ class Settings:
     """The settings of a part.
 
     Attributes:
-      folder: folder of exported datasets; None to read them with TFDS.
-      seconds: maximum duration of the part.
-      rehearse: whether everything is tiny, to check that it runs.
-      profile: folder for the profiler's files; None for no profile.
-      start: start of the part on the clock `time.monotonic`.
+      folder: Folder of exported datasets; None to read them with TFDS.
+      seconds: Maximum duration of the part.
+      rehearse: Whether to run a small version of the part, to check that it works.
+      profile: Folder for the profiler's files; None for no profile.
+      start: Start of the part on the clock `time.monotonic`.
     """
 
     folder: Path | None
@@ -40,24 +40,24 @@ class Settings:
         return self.seconds - (time.monotonic() - self.start)
 
     def size(self, full: int, tiny: int) -> int:
-        """The first number, or in a rehearsal the second."""
+        """Returns the first number, or in a rehearsal the second."""
         return tiny if self.rehearse else full
 
     def dataset(self, name: str) -> Dataset:
-        """MNIST or CIFAR-10; in a rehearsal random images of the same shape."""
+        """Returns MNIST or CIFAR-10; in a rehearsal, random images of the same shape."""
         if self.rehearse:
             return exported.random_dataset(name, 512)
         return exported.read(name, self.folder)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """The duration of a call, until its results are ready."""
+    """Returns the duration of a call, until its results are ready."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def median_seconds(call: Callable[[], Any], repetitions: int) -> float:
-    """The median duration of several calls, after one that is not counted."""
+    """Returns the median duration of several calls, after one that is not counted."""
     seconds_of(call)
     return statistics.median(seconds_of(call) for _ in range(repetitions))

@@ -31,7 +31,7 @@ _STEPS = 20
 
 
 def measure(settings: Settings, save: Save) -> None:
-    """Times training steps on random images on the device, for two batch sizes."""
+    """Times training steps on random images, for two batch sizes."""
     size, classes = settings.size(224, 32), settings.size(1000, 10)
 
     def create(rngs: nnx.Rngs) -> Any:
@@ -48,12 +48,12 @@ def measure(settings: Settings, save: Save) -> None:
     task = programs.classification(create, images[:16], optimizer)
     state = jax.jit(task.init)(jax.random.key(0))
     rate = _product_rate(settings.size(8192, 256))
-    results: dict[str, Any] = {"product_operations_a_second": rate, "batches": {}}
+    results: dict[str, Any] = {"product_operations_per_second": rate, "batches": {}}
     for batch_size in (settings.size(256, 4), settings.size(128, 2)):
         batch = jax.device_put(Examples(images[:batch_size], labels[:batch_size]))
         measured, call = _time_steps(task, state, batch, settings.size(_STEPS, 2))
-        operations = OPERATIONS_PER_IMAGE * measured["images_a_second"]
-        measured["operations_a_second"] = operations
+        operations = OPERATIONS_PER_IMAGE * measured["images_per_second"]
+        measured["operations_per_second"] = operations
         measured["fraction_of_products"] = operations / rate
         peak = _peak()
         if peak:
@@ -74,7 +74,7 @@ def _time_steps(task: Any, state: Any, batch: Examples, steps: int) -> tuple[dic
     measured = {
         "compile_s": compile_seconds,
         "step_ms": 1e3 * seconds,
-        "images_a_second": len(batch.labels) / seconds,
+        "images_per_second": len(batch.labels) / seconds,
     }
     return measured, lambda: program(state, batch)
 

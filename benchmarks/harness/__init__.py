@@ -1,1 +1,1 @@
-"""What the benchmarks share: command lines, worker processes, training programs, results."""
+"""Code that the benchmarks share: command lines, worker processes, training programs, results."""

@@ -19,11 +19,11 @@ def read_arrays(
     """Reads the training and the test split from arrays x_train, y_train, x_test, y_test.
 
     Args:
-      path: an `.npz` file.
-      image_shape: height, width and channels that the images must have.
+      path: An `.npz` file.
+      image_shape: Height, width and channels that the images must have.
 
     Raises:
-      InputError: the file is missing, or does not hold such arrays.
+      InputError: The file is missing, or does not contain such arrays.
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -49,7 +49,7 @@ def read_arrays(
 
 @contextlib.contextmanager
 def arrays_file(splits: tuple[Examples, Examples]) -> Iterator[Path]:
-    """A temporary file for `read_arrays`, removed when the context ends."""
+    """Creates a temporary file for `read_arrays`, which is removed when the context ends."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays.npz"
         with atomic_writer(path) as file:

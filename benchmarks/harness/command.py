@@ -25,8 +25,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `InputError`, with the options `--output-dir` and `--json`.
 
     Args:
-      description: what is measured.
-      examples: command lines, one a line.
+      description: What is measured.
+      examples: Command lines, one per line.
     """
 
     def __init__(self, description: str, examples: str) -> None:
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
             metavar="DIR",
             help="folder for results and figures (default: benchmarks/results)",
         )
-        self.add_argument("--json", action="store_true", help="print one JSON object as last line")
+        self.add_argument("--json", action="store_true", help="print JSON as the last line")
 
     def error(self, message: str) -> NoReturn:
         """Raises an `InputError` with the message."""
@@ -54,9 +54,9 @@ def run(file: str, main: Callable[[Sequence[str] | None], None], *arguments: str
     """Runs a script; bad input is one line on standard error and exit code 2.
 
     Args:
-      file: the script's `__file__`.
-      main: called with the arguments.
-      arguments: the command line; none for that of the process.
+      file: The script's `__file__`.
+      main: Called with the arguments.
+      arguments: The command line; by default, that of the process.
     """
     status = 0
     try:
@@ -74,7 +74,7 @@ def run(file: str, main: Callable[[Sequence[str] | None], None], *arguments: str
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A line of progress on standard error, if that is a terminal."""
+    """Shows a line of progress on standard error, if that is a terminal."""
 
     def report(what: str, done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -97,10 +97,10 @@ def show(
     """Prints results.
 
     Args:
-      lines: the results as text.
-      files: where the results were written.
-      results: the results.
-      as_json: whether to print them as a last line of JSON.
+      lines: The results as text.
+      files: Where the results were written.
+      results: The results.
+      as_json: Whether to print them as a last line of JSON.
     """
     print(*lines, f"results: {', '.join(map(str, files))}", sep="\n")
     if as_json:
@@ -115,7 +115,7 @@ def check_choice(kind: str, names: Sequence[str], choices: Sequence[str]) -> Non
 
 
 def path(text: str) -> Path:
-    """A path; a leading `~` is the home folder."""
+    """Converts text to a path; a leading `~` is the home folder."""
     try:
         return Path(expand_home(text))
     except InputError as error:
@@ -123,7 +123,7 @@ def path(text: str) -> Path:
 
 
 def integer(minimum: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number of at least `minimum`."""
+    """Returns the type of an option that is a whole number of at least `minimum`."""
 
     def convert(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d{1,9}", text) or int(text) < minimum:
@@ -136,7 +136,7 @@ def integer(minimum: int) -> Callable[[str], int]:
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0."""
+    """Converts text to a finite number above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -147,22 +147,22 @@ def positive_number(text: str) -> float:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
+    """Converts text to names, which are separated by commas."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
+    """Converts text to whole numbers, which are separated by commas."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 256 for part in parts):
         raise argparse.ArgumentTypeError(
-            f"{text} are not whole numbers from 1 to 256, separated by commas; give some such as "
+            f"{text} are not whole numbers from 1 to 256, separated by commas; give for example "
             "1,2,4"
         )
     return tuple(map(int, parts))
 
 
 def module_environment(**variables: str) -> dict[str, str]:
-    """The environment in which `python -m` finds the benchmarks' modules, with some variables."""
+    """Returns the environment in which `python -m` finds the benchmarks, with more variables."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables

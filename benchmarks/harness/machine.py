@@ -40,9 +40,9 @@ def save_section(folder: Path, section: str, results: dict[str, Any]) -> Path:
     """Writes results as one section of the device's file, leaving its other sections.
 
     Args:
-      folder: created if it is missing.
-      section: name of the benchmark.
-      results: with an entry `device`, which names the file.
+      folder: Folder of results, which is created if it is missing.
+      section: Name of the benchmark.
+      results: Results, with an entry `device` from which the file's name is made.
 
     Returns:
       The file.
@@ -65,7 +65,7 @@ def save_file(folder: Path, section: str, results: dict[str, Any]) -> Path:
 
 
 def slug(results: dict[str, Any]) -> str:
-    """The device's name as the names of its files begin with it."""
+    """Returns the device's name in the form in which it begins file names."""
     return re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
 
 
@@ -95,7 +95,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a mark if the package has uncommitted changes."""
+    """The commit of this checkout, with "+changes" if the package has uncommitted changes."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None

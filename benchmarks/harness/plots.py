@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# First, as it ensures that Matplotlib can be imported.
+# Imported first, since it ensures that Matplotlib can be imported.
 from dlc_jax.utils.drawing import default_style, drawable, to_png  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,12 +27,12 @@ def save(figure: Figure, path: Path) -> Path:
 
 @default_style()
 def epoch_times(seconds: dict[str, Sequence[float]], reference: float, title: str) -> Figure:
-    """Seconds of ten epochs by program, with a reference as a vertical line.
+    """Draws the seconds of ten epochs by program, with a reference as a vertical line.
 
     Args:
-      seconds: for each program, the seconds of each epoch.
-      reference: seconds of ten epochs.
-      title: title of the figure.
+      seconds: The seconds of each epoch, for each program.
+      reference: Seconds of ten epochs of the reference.
+      title: Title of the figure.
     """
     names = list(seconds)
     figure = Figure(figsize=(7.5, 1.4 + 0.5 * len(names)), dpi=120, layout="constrained")
@@ -56,19 +56,19 @@ def epoch_times(seconds: dict[str, Sequence[float]], reference: float, title: st
 
 @default_style()
 def time_ratios(ratios: dict[str, float], mean: float, rival: str, title: str) -> Figure:
-    """A rival's time over dlc_jax's by operation, on a logarithmic axis.
+    """Draws a rival's time over dlc_jax's by operation, on a logarithmic axis.
 
     Args:
-      ratios: for each operation, the rival's time over dlc_jax's.
-      mean: the geometric mean of the ratios.
-      rival: name of the rival.
-      title: title of the figure.
+      ratios: The rival's time over dlc_jax's, for each operation.
+      mean: The geometric mean of the ratios.
+      rival: Name of the rival.
+      title: Title of the figure.
     """
     names = list(ratios)
     figure = Figure(figsize=(7.5, 1.2 + 0.26 * len(names)), dpi=120, layout="constrained")
     axes = figure.subplots()
     colours = [_RED if ratio >= 1 else "grey" for ratio in ratios.values()]
-    # From 1, so that bars of slower operations go to the left.
+    # Bars start at 1, so that those of slower operations go to the left.
     axes.barh(names, [ratio - 1 for ratio in ratios.values()], left=1, color=colours, height=0.7)
     for index, ratio in enumerate(ratios.values()):
         axes.text(max(ratio, 1), index, f" {ratio:.2f}", va="center", fontsize=7)
@@ -90,11 +90,11 @@ class Communication(NamedTuple):
     """The costs of a batch that devices share.
 
     Attributes:
-      title: title of the panel.
-      seconds: duration of the computation by one device.
-      images: images in the batch, and the maximum number of devices.
-      size: size of the gradients in bytes.
-      links: for each interconnect, bytes per second in one direction and latency in seconds.
+      title: Title of the panel.
+      seconds: Duration of the computation by one device.
+      images: Images in the batch, and the maximum number of devices.
+      size: Size of the gradients in bytes.
+      links: Bytes per second in one direction and latency in seconds, for each interconnect.
     """
 
     title: str
@@ -106,12 +106,12 @@ class Communication(NamedTuple):
 
 @default_style()
 def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figure:
-    """Images per second against the number of devices, which share a batch or have one each.
+    """Draws images per second against the number of devices, which share a batch or have one each.
 
     Args:
-      measured: the entry `measured` of the results of `benchmarks/scaling.py`.
-      cores: number of cores.
-      device: name of the machine.
+      measured: The entry `measured` of the results of `benchmarks/scaling.py`.
+      cores: Number of cores.
+      device: Name of the machine.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     figure.suptitle(
@@ -129,7 +129,7 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
         ideal = [single * min(count, cores) for count in (1, cores, max(max_devices, cores))]
         axes.plot(
             [1, cores, max(max_devices, cores)], ideal, "--", color="grey",
-            label=f"one device's rate times the cores used, {cores} at max_devices",
+            label=f"one device's rate times the cores used, at most {cores}",
         )  # fmt: skip
         for kind, marker, colour, label in (
             ("devices", "o", _BLUE, "devices of one process"),
@@ -155,10 +155,10 @@ def scaling(measured: Sequence[dict[str, Any]], cores: int, device: str) -> Figu
 
 @default_style()
 def communication_bounds(panels: Sequence[Sequence[Communication]]) -> Figure:
-    """Durations of computation and communication against the number of devices sharing a batch.
+    """Draws times of computation and communication against the number of devices sharing a batch.
 
     Args:
-      panels: rows of panels.
+      panels: Rows of panels.
     """
     rows, columns = len(panels), len(panels[0])
     figure = Figure(figsize=(4 * columns, 0.6 + 3.2 * rows), dpi=110, layout="constrained")
@@ -174,7 +174,7 @@ def communication_bounds(panels: Sequence[Sequence[Communication]]) -> Figure:
         ticks = [2**power for power in range(1, 20) if 2**power <= max_devices]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    # Each label once.
+    # Each label is shown once, although each panel has a line for it.
     handles = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
     legend = {label: line for line, label in itertools.chain.from_iterable(handles)}
     figure.legend(
@@ -193,7 +193,7 @@ def _draw_panel(
         reducing = 2e3 * (counts - 1) * (panel.size / counts / rate + latency)
         axes.plot(counts, reducing, color=colours[name], label=f"all-reduce over {name}")
         bound = np.flatnonzero(shares & (reducing >= computing))
-        # Bound from the start, the lines do not cross.
+        # If communication bounds even two devices, the lines do not cross.
         if len(bound) and bound[0]:
             at = bound[0]
             axes.plot(counts[at], reducing[at], "o", color=colours[name], markersize=5)

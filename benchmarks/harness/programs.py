@@ -1,7 +1,7 @@
 """The training programs of dlc_jax that are timed.
 
-The benchmarks use the package's training functions here, in `harness.recipe_training` and in
-`baselines.first_step` alone.
+Only this module, `harness.recipe_training` and `baselines.first_step` use the package's training
+functions.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ SGD = optax.sgd(0.1)
 
 
 def lecture_network(rngs: nnx.Rngs, dtype: Any = np.float32) -> Any:
-    """The lecture's network for MNIST.
+    """Creates the lecture's network for MNIST.
 
     Args:
-      rngs: random number generators of the weights.
-      dtype: dtype of the computation.
+      rngs: Random number generators of the weights.
+      dtype: Dtype of the computation.
     """
     return models.create("lecture", image_shape=(28, 28, 1), num_classes=10, rngs=rngs, dtype=dtype)
 
@@ -35,22 +35,22 @@ def classification(
     images: Any,
     optimizer: optax.GradientTransformation = SGD,
 ) -> training.Supervised:
-    """The task of classifying images.
+    """Creates the task of classifying images.
 
     Args:
-      create: creates the network.
-      images: training images, which are normalized by their mean and standard deviation.
-      optimizer: optimizer.
+      create: Creates the network.
+      images: Training images, which are normalized by their mean and standard deviation.
+      optimizer: Optimizer.
     """
     normalize = Normalize.fit(images)
     return training.classification(lambda key: create(nnx.Rngs(key)), optimizer, normalize)
 
 
 def repeat_step(task: training.Supervised, steps: int) -> Callable[[Any, Examples], Any]:
-    """A function (state, examples) of several steps on one batch; returns state and metrics."""
+    """Returns a function (state, examples) that takes several steps on one batch."""
 
     def repeat(state: Any, examples: Examples) -> Any:
-        batch = Batch.of(examples)
+        batch = Batch.from_examples(examples)
         return jax.lax.scan(lambda state, _: task.step(state, batch), state, length=steps)
 
     return repeat
@@ -60,11 +60,11 @@ class EpochProgram:
     """A task's epoch as one program, with its data on the devices.
 
     Args:
-      task: what is learned; several networks at once with several keys.
-      keys: key of the weights, or keys [networks].
-      examples: training data.
-      batch_size: batch size.
-      mesh: devices that share each batch.
+      task: The task.
+      keys: Key of the weights; keys [networks] to train several networks at once.
+      examples: Training data.
+      batch_size: Batch size.
+      mesh: Devices that share each batch.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class EpochProgram:
         self._state, self._metrics = jax.block_until_ready(result)
 
     def losses(self) -> np.ndarray:
-        """The loss of each step of the last epoch, [steps, *networks]."""
+        """Returns the loss of each step of the last epoch, [steps, *networks]."""
         return training.means(self._metrics)["loss"]
 
     def test_error(self, examples: Examples) -> float:
-        """The fraction of examples that are misclassified; the mean of several networks."""
+        """Returns the fraction of examples that are misclassified, averaged over networks."""
         test = ArraySource(examples, min(1000, len(examples.labels)), mesh=self._mesh)
         metrics = training.evaluate(self._task, self._state, test)
         return float(training.means(metrics)["error"].mean())

@@ -1,4 +1,4 @@
-"""Training by a recipe: by a run's training loop, and as compiled programs for several seeds."""
+"""Training by a recipe, in a run's training loop or as compiled programs for several seeds."""
 
 import dataclasses
 import time
@@ -15,32 +15,32 @@ from dlc_jax.training import EpochRecord, Progress
 
 
 def find(name: str) -> Recipe:
-    """A recipe by its name; raises an `InputError` if there is none."""
+    """Returns a recipe by its name; raises an `InputError` if there is none."""
     return recipes.find(name)
 
 
 def train(
-    dataset: Dataset, name: str, recipe: Recipe, seed: int, on_epoch: Callable[[int], None]
+    dataset: Dataset, name: str, recipe: Recipe, seed: int, on_epoch_end: Callable[[int], None]
 ) -> dict[str, Any]:
     """Trains as `dlc-jax train` does, without writing files.
 
     Args:
-      dataset: training and test images.
-      name: name of the recipe.
-      recipe: network, optimizer and augmentation.
-      seed: random seed.
-      on_epoch: called with the number of epochs done.
+      dataset: Training and test images.
+      name: Name of the recipe.
+      recipe: Network, optimizer and augmentation.
+      seed: Random seed.
+      on_epoch_end: Called with the number of epochs done.
 
     Returns:
       Seconds of compilation and of training, and the accuracies by epoch.
     """
 
-    class OnEpoch(training.Callback):
-        def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
-            on_epoch(record.epoch)
+    class LambdaCallback(training.Callback):
+        def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
+            on_epoch_end(record.epoch)
 
     config = runs.configure(dataset, recipe, seed=seed, name=name)
-    run = setup.Setup.of(config, dataset)
+    run = setup.Setup.from_config(config, dataset)
     _, *records = training.train(
         run.task,
         run.source,
@@ -48,7 +48,7 @@ def train(
         progress=Progress(run.state),
         key=run.key,
         test=run.test,
-        callbacks=[OnEpoch()],
+        callbacks=[LambdaCallback()],
     )
     accuracies = [percent(1 - float(record.test["error"])) for record in records]
     return {
@@ -64,13 +64,13 @@ class Trainer:
     """A recipe's programs, compiled once for several seeds, with the data on the device.
 
     Args:
-      dataset: training and test images.
-      recipe: network, optimizer and augmentation.
-      seeds: random seeds.
+      dataset: Training and test images.
+      recipe: Network, optimizer and augmentation.
+      seeds: Random seeds.
 
     Attributes:
-      compile_seconds: seconds of compilation.
-      epochs: number of epochs of the recipe.
+      compile_seconds: Seconds of compilation.
+      epochs: Number of epochs of the recipe.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, seeds: Sequence[int]) -> None:
@@ -102,7 +102,7 @@ class Trainer:
         return {"train_s": seconds, "accuracy_percent": self._accuracy(state)}
 
     def run_tested(self, index: int, every: int) -> Iterator[dict[str, float]]:
-        """Like `run`, but tests every few epochs; testing is not counted."""
+        """Trains like `run`, but also tests every few epochs; testing is not timed."""
         seconds, start = 0.0, time.perf_counter()
         for epoch, state in enumerate(self._epochs(index), start=1):
             jax.block_until_ready(state)

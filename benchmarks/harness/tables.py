@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 
 
 def text_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Rows of the same keys as aligned lines under a header; the first column to the left."""
+    """Returns rows with the same keys as aligned lines under a header.
+
+    The first column is aligned to the left, the others to the right.
+    """
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     return [
@@ -14,7 +17,10 @@ def text_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Rows of the same keys as lines of Markdown; columns of wide tables to the right."""
+    """Returns rows with the same keys as lines of Markdown.
+
+    The columns of tables with more than five columns are aligned to the right, except the first.
+    """
     header = list(rows[0])
     ruler = ["---", *("---:" if len(header) > 5 else "---" for _ in header[1:])]
     return [f"| {' | '.join(cells)} |" for cells in (header, ruler, *(r.values() for r in rows))]

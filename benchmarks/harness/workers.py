@@ -17,7 +17,7 @@ from harness.command import module_environment
 _ENVIRONMENT = {
     # Compilation is measured too.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    # The last line of an error is its reason.
+    # So that the last line of an error is its reason.
     "JAX_TRACEBACK_FILTERING": "off",
     # The workers share a GPU's memory.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -25,21 +25,21 @@ _ENVIRONMENT = {
 
 
 class Worker:
-    """A process that answers each line of JSON on standard input by one on standard output.
+    """A process that answers each line of JSON on standard input with one on standard output.
 
     Several processes can form one worker: all get the same request, and the first one's response
     is returned.
 
     Args:
-      module: the name of a module of `baselines`.
-      requires: packages without which it can't run.
-      arguments: its command line.
-      devices: the number of devices as which JAX counts the CPU in each process.
-      processes: the number of processes; several get `--coordinator`, `--processes` and
-        `--process`, by which they find each other.
+      module: Name of a module of `baselines`.
+      requires: Packages without which it can't run.
+      arguments: Its command line.
+      devices: Number of CPU devices in each process.
+      processes: Number of processes. If there are several, they find each other by the arguments
+        `--coordinator`, `--processes` and `--process`.
 
     Raises:
-      InputError: a package is not installed.
+      InputError: A package is not installed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Worker:
         """Sends a request and returns the response, once all processes have responded.
 
         Raises:
-          InputError: a process ended; the message holds the last line of its error.
+          InputError: A process ended; the message holds the last line of its error.
         """
         lines = {}
         with selectors.DefaultSelector() as selector:
@@ -85,8 +85,8 @@ class Worker:
                     process.stdin.write(strict_json.dumps(request) + "\n")
                     process.stdin.flush()
                 selector.register(process.stdout, selectors.EVENT_READ, process)
-            # In whichever order they respond: a process that ended must not be waited for behind
-            # one that waits for it. A response is a single line, so none stays in a buffer.
+            # Responses are read in any order: if a process has ended, others may wait for it
+            # forever. A response is a single line, so nothing stays in a buffer.
             while selector.get_map():
                 for key, _ in selector.select():
                     lines[key.data.pid] = self._read_line(key.data)
@@ -111,7 +111,7 @@ class Worker:
 
 
 def _rank_arguments(processes: int) -> list[list[str]]:
-    """Arguments by which several processes find each other; none for a single one."""
+    """Arguments by which several processes find each other; none for a single process."""
     if processes == 1:
         return [[]]
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -138,7 +138,7 @@ def serve(respond: Callable[..., Any]) -> None:
     """Responds to requests of a `Worker`, in its process, until standard input ends.
 
     Args:
-      respond: called with the request's entries as keyword arguments; returns the response.
+      respond: Called with the request's entries as keyword arguments; returns the response.
     """
     for line in sys.stdin:
         print(strict_json.dumps(respond(**json.loads(line))), flush=True)

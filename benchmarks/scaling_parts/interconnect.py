@@ -1,7 +1,7 @@
 """Estimates of the number of devices at which communication bounds data-parallel training.
 
-The devices add up their gradients by a ring all-reduce (Patarasuk and Yuan 2009). Training is bound
-by communication if the all-reduce takes as long as the computation. The estimates need measured or
+The devices sum their gradients by a ring all-reduce (Patarasuk and Yuan 2009). Communication bounds
+training if the all-reduce takes at least as long as the computation. The estimates need measured or
 estimated durations of steps, the sizes of the gradients, and published rates of interconnects.
 """
 
@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-# Floating-point operations in training for each multiply-add of the forward pass; the backward pass
-# takes twice as many as the forward pass, for the gradients of weights and inputs.
+# Floating-point operations in training per multiply-add of the forward pass. The backward pass has
+# twice as many as the forward pass, for the gradients of weights and inputs.
 _OPERATIONS_PER_MULTIPLY_ADD = 2 * 3
-# The backward pass's share of a step; gradients can be sent during it.
+# The backward pass's share of a step, during which gradients can be sent.
 BACKWARD = 2 / 3
 # The fraction of its published peak that an accelerator reaches in training a convnet: 2,600
 # images/s of ResNet-50 on an A100 of 312 TFLOP/s (pytorch-image-models, issue 1491) are 20 %.
@@ -24,11 +24,11 @@ class Link:
     """An interconnect; a device sends and receives at the same time.
 
     Attributes:
-      title: name in tables.
-      bytes_per_second: rate of one device in one direction.
-      latency: seconds for one message.
-      source: publisher of the rate, and how it follows from what they state.
-      latency_source: publisher of the latency, or "assumed".
+      title: Name in tables.
+      bytes_per_second: Rate of one device in one direction.
+      latency: Seconds for one message.
+      source: Publisher of the rate, and the published numbers that it follows from.
+      latency_source: Publisher of the latency, or "assumed".
     """
 
     title: str
@@ -49,17 +49,17 @@ LINKS = {
     ),
     "pcie5": Link(
         "PCIe 5.0 x16", 32e9 * 16 * 128 / 130 / 8, 2.5e-6,
-        "PCI-SIG, PCI Express Base Specification 5.0: 32 GT/s a lane and direction, 16 lanes, "
+        "PCI-SIG, PCI Express Base Specification 5.0: 32 GT/s per lane and direction, 16 lanes, "
         "128 of 130 bits",
     ),
     "pcie4": Link(
         "PCIe 4.0 x16", 16e9 * 16 * 128 / 130 / 8, 2.5e-6,
-        "PCI-SIG, PCI Express Base Specification 4.0: 16 GT/s a lane and direction, 16 lanes, "
+        "PCI-SIG, PCI Express Base Specification 4.0: 16 GT/s per lane and direction, 16 lanes, "
         "128 of 130 bits",
     ),
     "ndr": Link(
         "InfiniBand NDR", 400e9 / 8, 4e-6,
-        "NVIDIA, ConnectX-7 user manual: 400 Gb/s a port and direction",
+        "NVIDIA, ConnectX-7 user manual: 400 Gb/s per port and direction",
     ),
     "100gbe": Link(
         "100 Gb/s Ethernet", 100e9 / 8, 25e-6, "IEEE 802.3ba, each direction", "assumed"
@@ -67,7 +67,7 @@ LINKS = {
     "10gbe": Link("10 Gb/s Ethernet", 10e9 / 8, 25e-6, "IEEE 802.3ae, each direction", "assumed"),
     "1gbe": Link("1 Gb/s Ethernet", 1e9 / 8, 25e-6, "IEEE 802.3ab, each direction", "assumed"),
 }  # fmt: skip
-# Links for machines such as this one.
+# Links between machines such as this one.
 _LINKS_HERE = ("ndr", "100gbe", "10gbe", "1gbe")
 
 
@@ -76,10 +76,10 @@ class Accelerator:
     """A device whose speed is estimated.
 
     Attributes:
-      title: name in tables, with the floating-point type.
-      peak: operations per second of dense matrix products.
-      source: publisher of the peak.
-      links: names from `LINKS`.
+      title: Name in tables, with the floating-point type.
+      peak: Operations per second of dense matrix products.
+      source: Publisher of the peak.
+      links: Names from `LINKS`.
     """
 
     title: str
@@ -106,7 +106,7 @@ ACCELERATORS = [
 def ring_all_reduce_seconds(
     size: float, devices: float, bytes_per_second: float, latency: float = 0.0
 ) -> float:
-    """The duration of a ring all-reduce, after which each device has the sum of all arrays.
+    """Returns the duration of a ring all-reduce, after which each device has the sum of all arrays.
 
     Each of n devices sends 2 (n - 1) messages of an n-th of the array to the next one, half of them
     to sum (reduce-scatter) and half to distribute the sums (all-gather). No algorithm sends less
@@ -114,10 +114,10 @@ def ring_all_reduce_seconds(
     workstations").
 
     Args:
-      size: size of the array in bytes.
-      devices: number of devices.
-      bytes_per_second: rate at which each device sends and receives.
-      latency: seconds for one message.
+      size: Size of the array in bytes.
+      devices: Number of devices.
+      bytes_per_second: Rate at which each device sends and receives.
+      latency: Seconds for one message.
     """
     return 2 * (devices - 1) * (size / devices / bytes_per_second + latency)
 
@@ -125,29 +125,29 @@ def ring_all_reduce_seconds(
 def strong_bound(
     seconds: float, size: float, bytes_per_second: float, latency: float = 0.0
 ) -> float:
-    """The number of devices sharing one batch at which communication and computation take as long.
+    """Returns the number of devices sharing a batch at which communication bounds training.
 
     It solves `ring_all_reduce_seconds(size, n, ...) = seconds / n`.
 
     Args:
-      seconds: duration of the computation by one device; two thirds of it (`BACKWARD`) if the
+      seconds: Duration of the computation by one device; two thirds of it (`BACKWARD`) if the
         all-reduce overlaps the backward pass.
-      size: size of the gradients in bytes.
-      bytes_per_second: rate at which each device sends and receives.
-      latency: seconds for one message.
+      size: Size of the gradients in bytes.
+      bytes_per_second: Rate at which each device sends and receives.
+      latency: Seconds for one message.
     """
     sending = 2 * size / bytes_per_second
     return _positive_root(2 * latency, sending - 2 * latency, sending + seconds)
 
 
 def weak_bound(seconds: float, size: float, bytes_per_second: float, latency: float = 0.0) -> float:
-    """Like `strong_bound`, but each device has a batch of its own.
+    """Returns the same as `strong_bound`, for devices that have a batch each.
 
     It solves `ring_all_reduce_seconds(size, n, ...) = seconds`.
 
     Returns:
-      The number of devices; infinity if the all-reduce never takes as long. Without latency that
-      holds if its limit, 2 size / bytes_per_second, is at most `seconds`.
+      The number of devices; infinity if the all-reduce never takes as long. Without latency, that
+      is the case if its limit, 2 size / bytes_per_second, is at most `seconds`.
     """
     sending = 2 * size / bytes_per_second
     return _positive_root(2 * latency, sending - 2 * latency - seconds, sending)
@@ -156,14 +156,14 @@ def weak_bound(seconds: float, size: float, bytes_per_second: float, latency: fl
 def _positive_root(a: float, b: float, c: float) -> float:
     """The positive root of a n^2 + b n = c, with a >= 0 and c > 0; infinity if there is none."""
     root = math.sqrt(b * b + 4 * a * c)
-    # Of the two forms, the one without cancellation.
+    # Of the two forms of the root, the one without cancellation.
     if b > 0:
         return 2 * c / (b + root)
     return (root - b) / (2 * a) if a else math.inf
 
 
 def first_bound(devices: float) -> int | None:
-    """The smallest number of devices that are bound, from 2; None if none is."""
+    """Returns the smallest number of devices, at least 2, that are bound; None if there is none."""
     if math.isinf(devices):
         return None
     # A rounding error must not add a device.
@@ -174,7 +174,7 @@ def estimate(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Estimates the number of devices at which communication bounds the networks' training.
 
     Args:
-      results: results of `benchmarks/scaling.py` with `device` and the networks' `step_s`,
+      results: Results of `benchmarks/scaling.py` with `device` and the networks' `step_s`,
         `step_images`, `batch_size`, `bytes` and `multiply_adds`.
 
     Returns:
@@ -205,7 +205,7 @@ def estimate(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measured_machine(results: dict[str, Any]) -> str:
-    """The name of the measured machine in the rows of `estimate`."""
+    """Returns the name of the measured machine in the rows of `estimate`."""
     return f"{results['device']}, measured"
 
 

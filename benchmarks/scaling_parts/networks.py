@@ -18,15 +18,15 @@ class Workload:
     """A network and the batches with which it is trained.
 
     Attributes:
-      name: name of the network for `dlc_jax.models.create`.
-      title: name in tables.
-      image_shape: height, width and channels.
-      classes: number of classes.
-      batch_size: batch size for the estimates.
-      source: source of that batch size.
-      step_images: images in a step that is timed; a whole batch would take minutes.
-      steps: steps that are timed as one, if a single step is too short.
-      options: further options of the network.
+      name: Name of the network for `dlc_jax.models.create`.
+      title: Name in tables.
+      image_shape: Height, width and channels.
+      classes: Number of classes.
+      batch_size: Batch size for the estimates.
+      source: Source of that batch size.
+      step_images: Images in a step that is timed, since a whole batch would take minutes.
+      steps: Steps that are timed together, since a single step may be too short.
+      options: Further options of the network.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Workload:
         return {"image_shape": self.image_shape, "num_classes": self.classes, **self.options}
 
     def describe(self) -> dict[str, int]:
-        """Parameters, their bytes, and the multiply-adds of the forward pass for one image."""
+        """Returns the numbers of parameters, their bytes, and multiply-adds per image."""
         summary = summarize(models.create_abstract(self.name, **self._arguments), self.image_shape)
         return {
             "parameters": summary.parameters,

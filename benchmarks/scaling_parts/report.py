@@ -22,7 +22,7 @@ from scaling_parts.networks import NETWORKS
 if TYPE_CHECKING:
     from harness import plots
 
-# For more devices a ring is not the best algorithm.
+# With more devices, a ring is not the best algorithm.
 _MAX_DEVICES = 10_000
 _EXAMPLE = ("resnet50", "1gbe")
 _SCALINGS = {"weak": "a batch of {} for each device", "strong": "a batch of {} for all together"}
@@ -31,13 +31,13 @@ _END = "<!-- end -->"
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """The measurements and the estimates as tables of text."""
+    """Returns the measurements and the estimates as tables of text."""
     cores = results["cores"]
     shown = [
         f"the lecture network's training on {results['device']}, epochs of "
         f"{results['images']:,} images, medians of {results['rounds']}",
-        f"efficiency is relative to the same multiple of one device's rate; of the cores: to at "
-        f"most {cores} times, as there are {cores} cores",
+        "efficiency is relative to one device's rate times the number of devices; of the cores: "
+        f"times at most {cores}, the number of cores",
     ]
     for scaling, title in _SCALINGS.items():
         title = title.format(results["batch_size"])
@@ -46,9 +46,9 @@ def lines(results: dict[str, Any]) -> list[str]:
 
 
 def estimate_lines(results: dict[str, Any]) -> list[str]:
-    """The estimates as tables of text."""
+    """Returns the estimates as tables of text."""
     shown = [
-        "the number of devices from which communication takes as long as computation or, in "
+        "the smallest number of devices at which communication takes as long as computation or, in "
         "brackets, as the backward pass, which it might overlap; with a batch for each device also "
         "the limit of the all-reduce's duration without latency, relative to the computation's",
     ]
@@ -110,11 +110,11 @@ def update_page(page: Path, results: dict[str, Any]) -> None:
     """Replaces the tables between the markers of a page.
 
     Args:
-      page: a Markdown file, see `read_page`.
-      results: results of `benchmarks/scaling.py`.
+      page: A Markdown file, see `read_page`.
+      results: Results of `benchmarks/scaling.py`.
 
     Raises:
-      InputError: the page can't be read, or a marker is missing.
+      InputError: The page can't be read, or a marker is missing.
     """
     write_atomically(page, with_tables(read_page(page), results).encode())
 
@@ -123,11 +123,11 @@ def read_page(page: Path) -> str:
     """Reads a page with markers for the tables.
 
     Args:
-      page: a Markdown file with three pairs of lines `<!-- scaling: NAME -->` and `<!-- end -->`,
+      page: A Markdown file with three pairs of lines `<!-- scaling: NAME -->` and `<!-- end -->`,
         for the names measured, paper and sources.
 
     Raises:
-      InputError: it can't be read, or a marker is missing.
+      InputError: It can't be read, or a marker is missing.
     """
     try:
         text = page.read_text("utf-8")
@@ -148,7 +148,7 @@ def _marker(block: str) -> str:
 
 
 def with_tables(text: str, results: dict[str, Any]) -> str:
-    """A page's text with the tables of the results between its markers."""
+    """Returns a page's text with the tables of the results between its markers."""
     for block, content in _blocks(results).items():
         before, marker, after = text.partition(_marker(block))
         text = before + marker + content + "\n" + after[after.index(_END) :]
@@ -170,7 +170,7 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "",
         *markdown_table(_measured_rows(results)),
         "",
-        f"![Images a second against devices and processes](results/{name}-scaling.png)",
+        f"![Images per second by devices and processes](results/{name}-scaling.png)",
     ]
 
 
@@ -197,6 +197,9 @@ def _cells(results: dict[str, Any], scaling: str, prefix: str = "") -> list[dict
 def _estimates(results: dict[str, Any]) -> list[str]:
     name = machine.slug(results)
     return [
+        "The smallest numbers of devices at which communication bounds training, of machines such "
+        "as this one and, as estimated, of H100s:",
+        "",
         *[_answer(results, network) for network in results["networks"]],
         "",
         *markdown_table(_network_rows(results)),
@@ -221,13 +224,14 @@ def _answer(results: dict[str, Any], network: str) -> str:
     )
     nvlink, ndr = (_find(results, network, link, h100) for link in ("nvlink4", "ndr"))
     return (
-        f"- **{NETWORKS[network].title}**. A batch of {size} shared by machines such as this one "
-        f"is bound from **{_count(slow['strong'], size)}** machines on over 1 Gb/s Ethernet, "
-        f"**{_count(fast['strong'], size)}** over 10 Gb/s; shared by H100s, as estimated, from "
-        f"**{_count(nvlink['strong'], size)}** on over NVLink 4, **{_count(ndr['strong'], size)}** "
-        f"over InfiniBand NDR. With a batch of {size} for each: from {_count(slow['weak'])} "
-        f"machines over 1 Gb/s Ethernet, {_count(fast['weak'])} over 10 Gb/s; from "
-        f"{_count(nvlink['weak'])} H100s over NVLink 4, {_count(ndr['weak'])} over InfiniBand NDR."
+        f"- **{NETWORKS[network].title}**. If all share a batch of {size}: "
+        f"**{_count(slow['strong'], size)}** machines over 1 Gb/s Ethernet or "
+        f"**{_count(fast['strong'], size)}** over 10 Gb/s Ethernet; "
+        f"**{_count(nvlink['strong'], size)}** H100s over NVLink 4 or "
+        f"**{_count(ndr['strong'], size)}** over InfiniBand NDR. If each has a batch of {size}: "
+        f"{_count(slow['weak'])} machines over 1 Gb/s Ethernet or {_count(fast['weak'])} over 10 "
+        f"Gb/s Ethernet; {_count(nvlink['weak'])} H100s over NVLink 4 or {_count(ndr['weak'])} "
+        "over InfiniBand NDR."
     )
 
 
@@ -243,13 +247,13 @@ def _network_rows(results: dict[str, Any]) -> list[dict[str, str]]:
             "network": NETWORKS[name].title,
             "parameters": f"{network['parameters']:,}",
             "gradients": _bytes(network["bytes"]),
-            "multiply-adds an image": f"{network['multiply_adds'] / 1e6:,.4g} million",
-            "step measured": f"{network['step_images']} images, {_time(network['step_s'])}",
+            "multiply-adds per image": f"{network['multiply_adds'] / 1e6:,.4g} million",
+            "measured step": f"{network['step_images']} images, {_time(network['step_s'])}",
             "batch": f"{network['batch_size']} ({NETWORKS[name].source})",
-            "a batch here": _time(
+            "time of a batch here": _time(
                 _find(results, name, "10gbe", measured_machine(results))["batch_s"]
             ),
-            "by an H100 in bfloat16, estimated": _time(
+            "on an H100 in bfloat16, estimated": _time(
                 _find(results, name, "ndr", ACCELERATORS[0].title)["batch_s"]
             ),
         }
@@ -286,17 +290,17 @@ def _example(results: dict[str, Any]) -> list[str]:
     row = _find(results, name, over, measured_machine(results))
     count = row["strong"]
     return [
-        f"Worked out for {NETWORKS[name].title.split(',')[0]} on machines such as this one over "
-        f"{link.title}: a step of {network['step_images']} images takes "
-        f"{_time(network['step_s'])}, the batch of {network['batch_size']} therefore *T* = "
+        f"An example is {NETWORKS[name].title.split(',')[0]} on machines such as this one over "
+        f"{link.title}. A step of {network['step_images']} images takes "
+        f"{_time(network['step_s'])}, so the batch of {network['batch_size']} takes *T* = "
         f"{network['step_s']:.4g} s × {network['batch_size']} / {network['step_images']} = "
-        f"{row['batch_s']:.4g} s. Its {network['parameters']:,} gradients are *B* = "
-        f"{network['bytes'] / 1e6:.1f} MB, the link sends *W* = "
-        f"{link.bytes_per_second / 1e9:.4g} GB/s, and 2 *B* / *W* = "
-        f"{_time(row['all_reduce_s'])}, which is {100 * row['all_reduce_s'] / row['batch_s']:.2g} "
-        f"% of *T*. {_both(row, network['bytes'], link, count - 1)}, "
-        f"{_both(row, network['bytes'], link, count)}: the batch is bound from {count:,} machines "
-        "on."
+        f"{row['batch_s']:.4g} s. The {network['parameters']:,} gradients are *B* = "
+        f"{network['bytes'] / 1e6:.1f} MB, and the link sends *W* = "
+        f"{link.bytes_per_second / 1e9:.4g} GB/s, so 2 *B* / *W* = {_time(row['all_reduce_s'])}, "
+        f"{100 * row['all_reduce_s'] / row['batch_s']:.2g} % of *T*. If machines share the batch, "
+        f"{_both(row, network['bytes'], link, count - 1)}, and "
+        f"{_both(row, network['bytes'], link, count)}. Communication therefore bounds {count:,} or "
+        "more machines."
     ]
 
 
@@ -312,7 +316,7 @@ def _sources() -> list[str]:
     links = [
         {
             "interconnect": link.title,
-            "bytes a second, one direction": _bytes(link.bytes_per_second) + "/s",
+            "rate in one direction": _bytes(link.bytes_per_second) + "/s",
             "published": link.source,
             "latency of a message": f"{1e6 * link.latency:g} µs ({link.latency_source})",
         }

@@ -1,4 +1,8 @@
-"""The command line. Only this package parses arguments and prints."""
+"""The command line: parses arguments, calls functions of the package, and prints.
+
+Elsewhere, only progress bars (`utils.progress_bar`, `training.epoch_bar`) and the message that
+another process died (`sharding.processes`) are printed.
+"""
 
 import sys
 from contextlib import suppress
@@ -17,10 +21,10 @@ __all__ = ["commands", "evaluate", "explain", "listings", "main", "predict", "tr
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line. Errors are one line on standard error; for bad input, exit code 2.
+    """Runs the command line. Errors are one line on standard error; bad input exits with code 2.
 
     Args:
-      arguments: arguments of the command; by default those of the process.
+      arguments: Arguments of the command; by default those of the process.
     """
     with stdio.usable():
         status = _run(arguments)
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str] | None) -> int:
     """Runs a command, and returns the exit code."""
     try:
-        # Before a command imports JAX.
+        # Must come before a command imports JAX, which then reads the environment variables.
         prepare_program()
         status = commands.main(arguments, prog_name="dlc-jax", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -48,7 +52,7 @@ def _run(arguments: list[str] | None) -> int:
         warn(f"{error.format_message().rstrip('.')} (see {command} --help)")
         return BAD_INPUT
     except (click.Abort, KeyboardInterrupt) as error:
-        # Click raises Abort from KeyboardInterrupt, and so from Terminated.
+        # Click raises Abort from KeyboardInterrupt, of which Terminated is a subclass.
         if isinstance(error.__cause__ or error, Terminated):
             return 0
         warn("interrupted")

@@ -16,5 +16,5 @@ def commands() -> None:
       dlc-jax eval runs/NAME               test a trained network
       dlc-jax predict runs/NAME digit.png  classify a picture of your own
       dlc-jax explain all runs/NAME        show what a network sees, and how it fails
-      dlc-jax models                       list the networks, from 1943 on
+      dlc-jax models                       list the networks, since 1943
     """

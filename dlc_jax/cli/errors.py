@@ -1,4 +1,4 @@
-"""Errors as one line and an exit code."""
+"""Reports errors as one line and an exit code."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def report_error(error: Exception) -> int | None:
             _exit_without_peers(BAD_INPUT, error)
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
-        # The reader of the output has ended, as `head` does.
+        # The reader of the output has ended, as `head` does after some lines.
         stdio.flush(sys.stdout)
         return 1
     if _is_peer_failure(error):
@@ -48,7 +48,7 @@ def _describe_system_error(error: Exception) -> str | None:
         return _describe_os_error(error)
     if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
         details = f" ({one_line(error, 120)})" if str(error) else ""
-        return f"there is too little memory{details}; choose a smaller batch or a smaller network"
+        return f"there is too little memory{details}; use smaller batches or a smaller network"
     if isinstance(error, UnicodeError):
         return (
             f"a library can't read a name that is not UTF-8 ({one_line(error)}); rename the file "
@@ -64,7 +64,7 @@ def _describe_system_error(error: Exception) -> str | None:
 def _describe_os_error(error: OSError) -> str:
     path = error.filename
     if path is None:
-        # Standard output, if it fails again.
+        # Errors of standard output have no file name; if flushing it fails too, it is the cause.
         path = "a file" if stdio.flush(sys.stdout) is None else "standard output"
     elif isinstance(path, int):
         path = f"descriptor {path}"
@@ -73,7 +73,7 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _describe_jax_variable(error: Exception) -> str | None:
-    """Describes an environment variable that JAX refused when it was imported."""
+    """Describes an environment variable whose value JAX rejected on import."""
     match = re.search(r"\bjax_\w+", str(error), re.IGNORECASE)
     if not match or not isinstance(error, ValueError):
         return None
@@ -83,7 +83,7 @@ def _describe_jax_variable(error: Exception) -> str | None:
 
 
 def _is_peer_failure(error: Exception) -> bool:
-    """Whether another process of a distributed run was lost."""
+    """Returns whether another process of a distributed run was lost."""
     if not isinstance(error, RuntimeError | ValueError):
         return False
     if "dlc_jax.sharding.processes" not in sys.modules:
@@ -94,12 +94,12 @@ def _is_peer_failure(error: Exception) -> bool:
 
 
 def _exit_without_peers(status: int, error: Exception | None = None) -> None:
-    """Exits at once if JAX would wait at exit for processes that did not fail."""
+    """Exits at once if JAX would otherwise wait at exit for processes that did not fail."""
     if "dlc_jax.sharding.processes" not in sys.modules:
         return
     from dlc_jax.sharding import processes
 
-    if isinstance(error, processes.PeersMissing) or processes.has_peers():
+    if isinstance(error, processes.PeersMissingError) or processes.has_peers():
         stdio.flush(sys.stdout)
         stdio.flush(sys.stderr)
         os._exit(status)

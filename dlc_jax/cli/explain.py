@@ -64,7 +64,7 @@ def explain(
       fooling                  noise and patterns that are classified with confidence
 
     IMAGES are PNG, JPEG, WebP, GIF or BMP files of any size, read as by dlc-jax predict. By
-    default, the first test image of each class is taken.
+    default, the first test image of each class is used.
 
     \b
     Examples:
@@ -79,7 +79,9 @@ def explain(
 
     methods = select_methods(method)
     if transfer and "adversarial" not in methods:
-        raise InputError(f"--transfer {transfer!r} is for adversarial images, not for {method}")
+        raise InputError(
+            f"--transfer {transfer!r} is for adversarial, not for {method}; leave it out"
+        )
     opened = Run.open(Path(run))
     dataset = load_dataset_of(opened.config, data_dir)
     with progress_bar.stages() as update:

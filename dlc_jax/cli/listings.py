@@ -1,4 +1,4 @@
-"""dlc-jax recipes, data and models: lists of what there is."""
+"""dlc-jax recipes, data and models: list the recipes, datasets and networks."""
 
 import dataclasses
 from typing import Any
@@ -78,26 +78,26 @@ def list_data(data_dir: str | None, as_json: bool) -> None:
     metavar="HxWxC",
     help="Height, width and channels of the images, for example 32x32x3.  [default: the paper's]",
 )
-@click.option("--classes", type=Integer(1), help="Number of classes.  [default: the paper's]")
+@click.option("--num-classes", type=Integer(1), help="Number of classes.  [default: the paper's]")
 @model_option
 @json_option
 def list_models(
     name: str | None,
     image_shape: tuple[int, int, int] | None,
-    classes: int | None,
+    num_classes: int | None,
     model_options: tuple[tuple[str, Any], ...],
     as_json: bool,
 ) -> None:
     """List the networks, or the layers of one of them.
 
     Multiply-adds are those of convolutions and matrix products for one image. The depth is the
-    largest number of them in a row.
+    number of convolutions and matrix products on the longest path.
 
     \b
     Examples:
       dlc-jax models
       dlc-jax models resnet18
-      dlc-jax models resnet18 --image-shape 32x32x3 --classes 10 --model-option stem=small
+      dlc-jax models resnet18 --image-shape 32x32x3 --num-classes 10 --model-option stem=small
     """
     from dlc_jax import models
     from dlc_jax.models import summary_table
@@ -105,9 +105,11 @@ def list_models(
     from dlc_jax.utils import progress_bar
 
     if name is not None:
-        result = describe(name, image_shape=image_shape, num_classes=classes, **dict(model_options))
+        result = describe(
+            name, image_shape=image_shape, num_classes=num_classes, **dict(model_options)
+        )
         lines = summary_table.layer_table(result)
-    elif image_shape or classes or model_options:
+    elif image_shape or num_classes or model_options:
         raise click.UsageError("name a network to describe it with options, for example resnet18")
     else:
         rows = []

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dlc_jax.cli.output import warn
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 
 if TYPE_CHECKING:
     from dlc_jax.data import Dataset, RecordDataset
@@ -18,11 +18,11 @@ def load_for_training(
     """Loads a dataset, or opens it on disk.
 
     Args:
-      name: name of the dataset.
-      data_dir: folder of the TFDS datasets.
-      stream: whether to open it on disk. Datasets that `dlc-jax data` does not list always are.
-      image_size: height and width of streamed images.
-      can_fall_back: whether to load the bundled digits if MNIST is not available.
+      name: Name of the dataset.
+      data_dir: Folder of the TFDS datasets.
+      stream: Whether to open it on disk, as is always done if `dlc-jax data` does not list it.
+      image_size: Height and width of streamed images.
+      can_fall_back: Whether to load the bundled digits if MNIST is not available.
     """
     from dlc_jax import data
 
@@ -40,9 +40,10 @@ def load_default(data_dir: str | None) -> "Dataset":
     try:
         return load(DEFAULT_DATASET, data_dir)
     except InputError as error:
-        # A wrong --data-dir or damaged files are for the user to repair.
+        # A wrong --data-dir or damaged files can be repaired by the user, so training on another
+        # dataset must not hide them.
         is_users = data_dir is not None or _is_prepared(DEFAULT_DATASET)
-        if is_users and not isinstance(error, DatasetUnavailable):
+        if is_users and not isinstance(error, DatasetUnavailableError):
             raise
         warn(f"{error}; training on {FALLBACK_DATASET} instead")
         return load(FALLBACK_DATASET, None)
@@ -71,7 +72,7 @@ def load(name: str, data_dir: str | None) -> "Dataset":
             return data.load(name, data_dir, progress=update)
         if name not in data.DATASETS or not data.DATASETS[name].bundled:
             with processes.primary_first():
-                data.fetch(name, data_dir)
+                data.download_and_prepare(name, data_dir)
         shard = jax.process_index(), jax.process_count()
         return gather_shards(data.load(name, data_dir, progress=update, shard=shard))
 

@@ -36,7 +36,7 @@ class TrainCommand(click.Command):
     """A command with an option for each field of a recipe, and a heading for each group."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Returns all parameters. Importing the recipe imports JAX, so it waits until here."""
+        """Returns all parameters; those of the recipe are added late, since they import JAX."""
         return [*recipe_options(), *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -66,7 +66,7 @@ def _recipe_option(field: "dataclasses.Field[Any]") -> GroupedOption:
         return GroupedOption([f"{flag}/--no-{flag[2:]}"], default=None, **attributes)
     if field.default is dataclasses.MISSING:
         integers = Integer(0) if field.name == "freeze_after" else None
-        # `--model-option` is given once for each option.
+        # The name is singular, `--model-option`, since it is given once for each option.
         return GroupedOption(
             [flag.removesuffix("s"), field.name],
             type=Assignment(integers),
@@ -108,8 +108,8 @@ data_dir_option = option(
     help="Folder of the TFDS datasets.  [default: $TFDS_DATA_DIR, else ~/tensorflow_datasets]",
 )
 as_is_option = click.option(
-    "--as-is", is_flag=True, help="Only resize pictures; don't preprocess digits as MNIST does."
+    "--as-is", is_flag=True, help="Only resize pictures; don't preprocess digits as for MNIST."
 )
 json_option = option(
-    "--json", "as_json", is_flag=True, group="run", help="Print one JSON object, last."
+    "--json", "as_json", is_flag=True, group="run", help="Print one JSON object as the last line."
 )

@@ -1,4 +1,4 @@
-"""Printing and exit codes."""
+"""Output and exit codes."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from dlc_jax.utils.text import display_width, printable
 
 PEER_LOST, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-# Control characters in a name would move the cursor, or worse.
+# Control characters in a name could move the cursor or change the terminal's settings.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
 
 
@@ -19,7 +19,7 @@ def escape_newlines(path: str) -> str:
 
 def print_line(text: object) -> None:
     """Prints a line, or several, to standard output."""
-    # Not `click.echo`, which encodes for UTF-8 where the output is ASCII.
+    # Not `click.echo`, which encodes as UTF-8 even if the output is ASCII.
     try:
         print(str(text).translate(_ESCAPES), flush=True)
     except OSError as error:
@@ -30,7 +30,7 @@ def print_line(text: object) -> None:
 def warn(message: str) -> None:
     """Prints a warning or an error to standard error, in one line."""
     text = " ".join(message.split()).translate(_ESCAPES)
-    # If standard error can't be written to, the exit code has to do.
+    # If standard error can't be written to, only the exit code shows the error.
     with suppress(OSError, ValueError):
         print(f"dlc-jax: {text}", file=sys.stderr, flush=True)
 

@@ -25,8 +25,8 @@ _MAX_SHOWN = 200
 @click.option(
     "--invert/--no-invert",
     default=None,
-    help="Invert dark and bright.  [default: if the network was trained on bright shapes on dark, "
-    "and the picture's border is bright]",
+    help="Invert dark and bright.  [default: invert if the training images are bright on dark and "
+    "the picture's border is bright]",
 )
 @as_is_option
 @click.option(
@@ -71,7 +71,7 @@ def predict(
     with progress_bar.counting("pictures") as update:
         predictions = runs.predict(
             opened,
-            opened.model(),
+            opened.load_model(),
             images,
             invert=invert,
             as_is=as_is,
@@ -94,7 +94,7 @@ def _check_figure_path(path: str) -> None:
     if not path.lower().endswith(".png"):
         raise InputError(f"--show {path!r} is not the name of a PNG file; end it with .png")
     if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--show {path!r} is in a folder that does not exist; make it first")
+        raise InputError(f"--show {path!r} is in a folder that does not exist; create it first")
 
 
 def _format_prediction(prediction: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Standard input, output and error, also where they are closed, full or ASCII."""
+"""Makes standard input, output and error usable if they are closed, full or ASCII."""
 
 import codecs
 import errno
@@ -73,7 +73,7 @@ def flush(stream: TextIO | None) -> OSError | None:
     try:
         stream.flush()
     except OSError as error:
-        # Python would flush again at exit, and print a traceback.
+        # Otherwise Python would flush again at exit, and print a traceback.
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
@@ -87,7 +87,7 @@ def flush(stream: TextIO | None) -> OSError | None:
 def _open_descriptors() -> set[int]:
     """Opens those of the descriptors 0, 1 and 2 that are closed, and returns them.
 
-    Otherwise the next opened files would get these numbers, and the output of native code.
+    Otherwise the next files to be opened would get these numbers, and the output of native code.
     """
     closed = set()
     for number in range(3):
@@ -139,7 +139,7 @@ def _one_line_warnings() -> Iterator[None]:
 
     ours.addHandler(handler)
     ours.propagate = False
-    # It warns where it has no cache folder, but works.
+    # Matplotlib warns if it has no cache folder, although it works.
     matplotlib.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

@@ -37,7 +37,7 @@ _PER_PROCESS = {
     "data_dir",
     "output_dir",
     "checkpoint_seconds",
-    "keep_checkpoints",
+    "max_to_keep",
     "profile",
     "tensorboard",
     "as_json",
@@ -68,7 +68,7 @@ _NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
     default=1,
     show_default=True,
     group="run",
-    help="Number of networks to train, with consecutive seeds from --seed on.",
+    help="Number of networks to train, with consecutive seeds that start at --seed.",
 )
 @option(
     "--vmap-seeds/--no-vmap-seeds",
@@ -103,7 +103,7 @@ _NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
     "--checkpoint-steps",
     type=Integer(1),
     group="run",
-    help="Number of steps between two possible checkpoints.  [default: 200]",
+    help="Check every N steps whether a checkpoint is due.  [default: 200]",
 )
 @option(
     "--checkpoint-seconds",
@@ -114,7 +114,7 @@ _NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
     help="Minimum time between two checkpoints.",
 )
 @option(
-    "--keep-checkpoints",
+    "--max-to-keep",
     type=Integer(1),
     default=3,
     show_default=True,
@@ -141,8 +141,8 @@ _NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
     type=DeviceCount(),
     metavar="all|N",
     group="devices",
-    help="Number of devices to split each batch over.  [default: the CPU cores that divide it "
-    "evenly, one GPU or TPU, or with --distributed all]",
+    help="Number of devices to split each batch over.  [default: the largest number of CPU cores "
+    "that divides the batch size, one GPU or TPU, or all with --distributed]",
 )
 @option(
     "--distributed",
@@ -167,7 +167,7 @@ _NOT_WITH_RESUME = ("name", "seeds", "vmap_seeds", "output_dir")
     "--process-id",
     type=Integer(0),
     group="devices",
-    help="Number of this process, from 0 on, if it is not detected.",
+    help="Number of this process, counted from 0, if it is not detected.",
 )
 @option(
     "--join-timeout",
@@ -194,7 +194,7 @@ def train(
     resume: str | None,
     checkpoint_steps: int | None,
     checkpoint_seconds: float,
-    keep_checkpoints: int,
+    max_to_keep: int,
     profile: bool,
     tensorboard: bool,
     as_json: bool,
@@ -209,8 +209,8 @@ def train(
     """Train a network by a recipe, by default the lecture's program.
 
     Metrics, pictures and parameters are written into a new run folder. dlc-jax recipes lists the
-    recipes; options that are not given have the recipe's values. Without a recipe and --dataset,
-    the bundled mnist-5k stands in for mnist if that is not available.
+    recipes; options that are not given have the recipe's values. If neither RECIPE nor --dataset
+    is given and MNIST is not available, mnist-5k is used.
 
     \b
     Examples:
@@ -236,7 +236,7 @@ def train(
 
     num_devices = jax.device_count() if isinstance(devices, str) else devices
     options = runs.RunOptions(
-        runs.CheckpointOptions(checkpoint_seconds, keep_checkpoints), profile, tensorboard
+        runs.CheckpointOptions(checkpoint_seconds, max_to_keep), profile, tensorboard
     )
     if resume is not None:
         result = _resume(Path(resume), data_dir, _given(ctx), options, num_devices)
@@ -262,14 +262,14 @@ def train(
     )
     configs = [dataclasses.replace(config, seed=each) for each in range(seed, seed + seeds)]
     names = [f"{name}-seed{each.seed}" if name and seeds > 1 else name for each in configs]
-    with _watch(configs, dataset) as on_epoch:
+    with _watch(configs, dataset) as on_epoch_end:
         results = train_seeds(
             configs,
             dataset,
             Path(output_dir),
             names,
             vmap=vmap_seeds,
-            on_epoch=on_epoch,
+            on_epoch_end=on_epoch_end,
             options=options,
             warn=warn,
             num_devices=num_devices,
@@ -366,11 +366,11 @@ def _resume(
         _given_fields({name: value for name, value in given.items() if name in fields})
     )
     dataset = load_dataset_of(config, data_dir)
-    with _watch([config], dataset) as on_epoch:
+    with _watch([config], dataset) as on_epoch_end:
         return runs.resume(
             Run(folder, config),
             dataset,
-            on_epoch=on_epoch,
+            on_epoch_end=on_epoch_end,
             options=options,
             warn=warn,
             num_devices=num_devices,
@@ -392,7 +392,7 @@ def _watch(
     dataset = dataset.take(configs[0].num_examples)
     with epoch_bar(configs[0].epochs) as bar, raise_on_sigterm():
 
-        def on_epoch(run: "Run", record: "EpochRecord") -> None:
+        def on_epoch_end(run: "Run", record: "EpochRecord") -> None:
             bar.update(record)
             if record.epoch:
                 prefix = f"seed {run.config.seed}   " if len(configs) > 1 else ""
@@ -403,7 +403,7 @@ def _watch(
                     f"training and {dataset.num_test:,} test images), {run.config.device}"
                 )
 
-        yield on_epoch
+        yield on_epoch_end
 
 
 def _epoch_line(record: "EpochRecord") -> str:

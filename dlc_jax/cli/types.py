@@ -24,7 +24,7 @@ class PathType(click.ParamType):  # type: ignore[type-arg]
 
 
 class Integer(click.ParamType):  # type: ignore[type-arg]
-    """An integer from a minimum on."""
+    """An integer that is at least `minimum`."""
 
     name = "integer"
 
@@ -58,7 +58,7 @@ class PositiveNumber(click.ParamType):  # type: ignore[type-arg]
 
 
 class Fraction(click.ParamType):  # type: ignore[type-arg]
-    """A number from 0 on and below a limit, by default 1."""
+    """A number that is at least 0 and below a limit, by default 1."""
 
     name = "number"
 
@@ -70,8 +70,10 @@ class Fraction(click.ParamType):  # type: ignore[type-arg]
     ) -> float:
         number = _parse_float(value)
         if not 0 <= number < self.limit:
-            limit = "" if self.limit == math.inf else f" and below {self.limit:g}"
-            self.fail(f"{value} is not a number from 0{limit}", param, ctx)
+            problem = "negative" if number < 0 else "too large"
+            problem = "not a number" if math.isnan(number) else problem
+            limit = "" if self.limit == math.inf else f", but below {self.limit:g}"
+            self.fail(f"{value} is {problem}; give 0 or more{limit}", param, ctx)
         return number
 
 
@@ -105,7 +107,7 @@ class Assignment(click.ParamType):  # type: ignore[type-arg]
             return value
         name, _, text = value.partition("=")
         if not (name and text):
-            self.fail(f"{value} is not NAME=VALUE", param, ctx)
+            self.fail(f"{value} is not NAME=VALUE; give a name and a value", param, ctx)
         if self.value_type is not None:
             return name, self.value_type.convert(text, param, ctx)
         if text in ("true", "false"):

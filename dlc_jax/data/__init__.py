@@ -7,7 +7,7 @@ from dlc_jax.data.batching import Batch, BatchPlan
 from dlc_jax.data.catalog import (
     DATASETS,
     DatasetInfo,
-    fetch,
+    download_and_prepare,
     find,
     load,
     names,
@@ -19,7 +19,7 @@ from dlc_jax.data.normalization import Normalize
 from dlc_jax.data.records import RecordDataset, Records
 from dlc_jax.data.source import ArraySource, Source
 from dlc_jax.data.tfds_folder import data_folder
-from dlc_jax.errors import DatasetUnavailable
+from dlc_jax.errors import DatasetUnavailableError
 
 if TYPE_CHECKING:
     from dlc_jax.data.streaming import StreamingSource, stream
@@ -31,7 +31,7 @@ __all__ = [
     "BatchPlan",
     "Dataset",
     "DatasetInfo",
-    "DatasetUnavailable",
+    "DatasetUnavailableError",
     "Examples",
     "Normalize",
     "RecordDataset",
@@ -39,7 +39,7 @@ __all__ = [
     "Source",
     "StreamingSource",
     "data_folder",
-    "fetch",
+    "download_and_prepare",
     "find",
     "load",
     "names",

@@ -24,7 +24,7 @@ Flip = Literal["none", "random", "alternating"]
 Padding = Literal["zero", "reflect"]
 
 _PAD_MODES = {"zero": "constant", "reflect": "reflect"}
-# Takes the place of the epoch for random numbers that are the same in all epochs.
+# Replaces the epoch in random numbers that are the same in all epochs.
 _ALL_EPOCHS = 2**32 - 1
 
 
@@ -33,10 +33,10 @@ class Augmentation:
     """Random changes of training images, applied in the order of the attributes.
 
     Attributes:
-      flip: left-right flips: "none", at "random", or "alternating" (see `alternating_flip`).
-      translate: maximum translation along each axis, in pixels; 0 for none.
-      padding: how translated images are padded; see `shift`.
-      cutout: height and width of the square set to zero, in pixels; 0 for none.
+      flip: Left-right flips: "none", "random" or "alternating" (see `alternating_flip`).
+      translate: Maximum translation along each axis, in pixels; 0 for none.
+      padding: How translated images are padded; see `shift`.
+      cutout: Height and width of the square set to zero, in pixels; 0 for none.
 
     Example:
       >>> augment = jax.jit(Augmentation("random", translate=2, padding="reflect", cutout=3))
@@ -52,7 +52,7 @@ class Augmentation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it leaves all images unchanged."""
+        """Whether all images are left unchanged."""
         return self.flip == "none" and not self.translate and not self.cutout
 
     def __call__(
@@ -65,13 +65,13 @@ class Augmentation:
         """Augments a batch.
 
         Args:
-          key: the same for all epochs of a training run.
-          images: normalized, so that zero is the mean.
-          index: index of each example in the training split.
-          epoch: from 0.
+          key: Random key, the same for all epochs of a training run.
+          images: Images, normalized so that zero is the mean.
+          index: Index of each example in the training split.
+          epoch: Number of the epoch, starting at 0.
 
         Raises:
-          InputError: the cutout is larger than the images, or there is no such padding.
+          InputError: The cutout is larger than the images, or the padding is unknown.
         """
         images = _as_jax(images)
         bits = _bits_by_example(key, index, epoch, 5)
@@ -92,8 +92,8 @@ def flip_left_right(images: AnyImages, where: Bool[AnyArray, " batch"]) -> Image
     """Flips some of the images horizontally.
 
     Args:
-      images: of any dtype.
-      where: which images to flip.
+      images: Images of any dtype.
+      where: Whether to flip each image.
 
     Example:
       >>> images = jnp.array([[1, 2], [3, 4]]).reshape(2, 1, 2, 1)
@@ -109,8 +109,8 @@ def random_flip(key: PRNGKeyArray, images: AnyImages) -> Images:
     """Flips each image horizontally with probability one half.
 
     Args:
-      key: random key.
-      images: of any dtype.
+      key: Random key.
+      images: Images of any dtype.
 
     Example:
       >>> random_flip(jax.random.key(0), jnp.ones((2, 8, 8, 3))).shape
@@ -132,10 +132,10 @@ def alternating_flip(
     any two successive epochs show each image both ways.
 
     Args:
-      key: the same for all epochs.
-      images: of any dtype.
-      index: index of each example in the training split.
-      epoch: from 0.
+      key: Random key, the same for all epochs.
+      images: Images of any dtype.
+      index: Index of each example in the training split.
+      epoch: Number of the epoch, starting at 0.
 
     Example:
       >>> images, index = jnp.arange(12).reshape(2, 1, 6, 1), jnp.arange(2)
@@ -152,16 +152,16 @@ def crop(
 ) -> Shaped[Array, "batch height width channels"]:
     """Crops a window from each image.
 
-    Where the corners are traced, as inside `jax.jit`, windows are moved inside their image, as
-    `jax.lax.dynamic_slice` does.
+    If the corners are traced, as inside `jax.jit`, windows are moved inside their image, as by
+    `jax.lax.dynamic_slice`.
 
     Args:
-      images: of any dtype.
-      corners: first row and column of each window, in pixels.
-      size: height and width of the windows, in pixels.
+      images: Images of any dtype.
+      corners: First row and column of each window.
+      size: Height and width of the windows, in pixels.
 
     Raises:
-      InputError: a window is empty, larger than the images, or not inside its image.
+      InputError: A window is empty, larger than the images, or not inside its image.
 
     Example:
       >>> crop(jnp.arange(9).reshape(1, 3, 3, 1), jnp.array([[1, 0]]), (2, 2)).reshape(2, 2)
@@ -176,7 +176,7 @@ def crop(
             image = int(outside.argmax())
             raise InputError(
                 f"the window at {np.asarray(corners)[image].tolist()} of image {image} is not "
-                f"inside the image; choose corners from [0, 0] to {list(last)}"
+                f"inside the image; use corners from [0, 0] to {list(last)}"
             )
 
     def window(image: Array, corner: Array) -> Array:
@@ -193,12 +193,12 @@ def random_crop(
     """Crops a window at a random position from each image.
 
     Args:
-      key: random key.
-      images: of any dtype.
-      size: height and width of the windows, in pixels.
+      key: Random key.
+      images: Images of any dtype.
+      size: Height and width of the windows, in pixels.
 
     Raises:
-      InputError: the windows are empty or larger than the images.
+      InputError: The windows are empty or larger than the images.
 
     Example:
       >>> random_crop(jax.random.key(0), jnp.ones((2, 8, 8, 3)), (6, 5)).shape
@@ -216,13 +216,13 @@ def shift(
     """Translates each image by its own offset.
 
     Args:
-      images: of any dtype.
-      offsets: pixels by which each image moves down and right, from -max_shift to max_shift.
-      max_shift: maximum absolute value of the offsets, which sets the width of the padding.
-      padding: what fills the border: "zero" (the mean of normalized images) or "reflect".
+      images: Images of any dtype.
+      offsets: Pixels by which each image moves down and right, from -max_shift to max_shift.
+      max_shift: Maximum absolute value of the offsets, which sets the width of the padding.
+      padding: What fills the border: "zero" (the mean of normalized images) or "reflect".
 
     Raises:
-      InputError: there is no such padding, or an offset is out of range (see `crop`).
+      InputError: The padding is unknown, or an offset is out of range (see `crop`).
 
     Example:
       >>> image = jnp.array([[1, 2, 3]]).reshape(1, 1, 3, 1)
@@ -230,7 +230,7 @@ def shift(
       Array([0, 1, 2], dtype=int32)
     """
     if padding not in _PAD_MODES:
-        raise InputError(f"there is no padding {padding!r}; choose zero or reflect")
+        raise InputError(f"padding is {padding!r}; it must be zero or reflect")
     images = _as_jax(images)
     border = (max_shift, max_shift)
     padded = jnp.pad(images, [(0, 0), border, border, (0, 0)], mode=_PAD_MODES[padding])
@@ -243,13 +243,13 @@ def random_translate(
     """Translates each image at random by up to `max_shift` pixels along each axis.
 
     Args:
-      key: random key.
-      images: of any dtype.
-      max_shift: maximum translation in each direction, in pixels.
-      padding: what fills the border; see `shift`.
+      key: Random key.
+      images: Images of any dtype.
+      max_shift: Maximum translation in each direction, in pixels.
+      padding: What fills the border; see `shift`.
 
     Raises:
-      InputError: there is no such padding.
+      InputError: The padding is unknown.
 
     Example:
       >>> random_translate(jax.random.key(0), jnp.ones((2, 8, 8, 3)), 2).shape
@@ -264,9 +264,9 @@ def cutout_at(images: AnyImages, corners: Int[AnyArray, "batch 2"], size: int) -
     """Sets a square of each image to zero.
 
     Args:
-      images: of any dtype; normalized, so that zero is the mean.
-      corners: first row and column of each square, in pixels.
-      size: height and width of the squares, in pixels.
+      images: Images of any dtype, normalized so that zero is the mean.
+      corners: First row and column of each square.
+      size: Height and width of the squares, in pixels.
 
     Example:
       >>> cutout_at(jnp.ones((1, 3, 3, 1)), jnp.array([[0, 1]]), 2).reshape(3, 3)
@@ -289,12 +289,12 @@ def cutout(key: PRNGKeyArray, images: AnyImages, size: int) -> Images:
     Unlike in the paper, squares lie entirely inside the image.
 
     Args:
-      key: random key.
-      images: of any dtype; normalized, so that zero is the mean.
-      size: height and width of the squares, in pixels.
+      key: Random key.
+      images: Images of any dtype, normalized so that zero is the mean.
+      size: Height and width of the squares, in pixels.
 
     Raises:
-      InputError: the squares are empty or larger than the images.
+      InputError: The squares are empty or larger than the images.
 
     Example:
       >>> int(cutout(jax.random.key(0), jnp.ones((1, 8, 8, 1)), 3).sum())
@@ -304,7 +304,7 @@ def cutout(key: PRNGKeyArray, images: AnyImages, size: int) -> Images:
 
 
 def _as_jax(array: AnyArray) -> Array:
-    """A JAX array; of a NumPy array a copy, since JAX computes in the background."""
+    """Converts to a JAX array; copies NumPy arrays, since JAX computes in the background."""
     return jnp.asarray(owned_copy(array))
 
 
@@ -314,7 +314,7 @@ def _bits_by_example(
     epoch: Int[AnyArray, ""] | int,
     count: int,
 ) -> UInt32[Array, "batch count"]:
-    """Random bits that depend on the key, the epoch and each example's index only."""
+    """Random bits that depend only on the key, the epoch and each example's index."""
     epoch_key = jax.random.fold_in(key, epoch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(epoch_key, _as_jax(index))
     return jax.vmap(lambda key: jax.random.bits(key, (count,), jnp.uint32))(keys)
@@ -338,6 +338,6 @@ def _last_corner(images: AnyImages, size: tuple[int, int]) -> tuple[int, int]:
     if not (1 <= size[0] <= height and 1 <= size[1] <= width):
         raise InputError(
             f"a window of {size[0]}x{size[1]} pixels does not fit into images of {height}x{width}; "
-            f"choose 1x1 to {height}x{width}"
+            f"use 1x1 to {height}x{width}"
         )
     return height - size[0], width - size[1]

@@ -1,4 +1,4 @@
-"""Batches, and how an epoch is cut into them: order, padding, chunks."""
+"""Batches, and how an epoch is divided into them: order, padding, chunks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ class Batch:
     """Examples of one training step; in a chunk, each leaf has a leading axis [steps].
 
     Attributes:
-      examples: any pytree of arrays [batch, ...], such as `dlc_jax.data.Examples`.
-      index: each example's position in the dataset, [batch].
-      epoch: number of the epoch, from 0.
-      weight: 1 for an example and 0 for padding, [batch]; None if nothing is padded.
+      examples: Any pytree of arrays [batch, ...], such as `dlc_jax.data.Examples`.
+      index: Each example's position in the dataset, [batch].
+      epoch: Number of the epoch, starting at 0.
+      mask: 1 for an example and 0 for padding, [batch]; None if nothing is padded.
     """
 
     examples: Any
     index: Int[AnyArray, "*steps batch"]
     epoch: Int[AnyArray, "*steps"]
-    weight: Float[AnyArray, "*steps batch"] | None = None
+    mask: Float[AnyArray, "*steps batch"] | None = None
 
     @classmethod
-    def of(cls, examples: Any) -> "Batch":
-        """A batch of the given examples, for a single step.
+    def from_examples(cls, examples: Any) -> "Batch":
+        """Makes a batch of the given examples, for a single step.
 
         Example:
           >>> import jax.numpy as jnp
-          >>> Batch.of({"x": jnp.zeros((3, 2))}).index
+          >>> Batch.from_examples({"x": jnp.zeros((3, 2))}).index
           Array([0, 1, 2], dtype=int32)
         """
         size = len(jax.tree.leaves(examples)[0])
@@ -45,27 +45,27 @@ class Batch:
 
     @property
     def weights(self) -> Float[Array, "*steps batch"]:
-        """The weights; ones if nothing is padded."""
-        if self.weight is not None:
-            return jnp.asarray(self.weight)
+        """Weights of the examples: the mask, or ones if nothing is padded."""
+        if self.mask is not None:
+            return jnp.asarray(self.mask)
         # Derived from the index, so that it lies on the devices as the examples do.
         return jnp.ones_like(self.index, jnp.float32)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an epoch is cut into batches of one size.
+    """A division of an epoch into batches of the same size.
 
-    The last batch of an epoch, and batches that do not divide among the devices, are padded
-    with examples of weight 0.
+    A smaller last batch, and batches that do not divide evenly among the devices, are padded with
+    examples of weight 0.
 
     Attributes:
-      num_examples: number of examples in an epoch.
-      batch_size: examples in a batch, without padding.
-      multiple: the padded size is a multiple of this, the number of devices.
+      num_examples: Number of examples in an epoch.
+      batch_size: Number of examples in a batch, without padding.
+      multiple: Number of devices; the padded batch size is a multiple of it.
 
     Raises:
-      InputError: the batch size is not between 1 and the number of examples.
+      InputError: The batch size is not between 1 and the number of examples.
     """
 
     num_examples: int
@@ -85,28 +85,28 @@ class BatchPlan:
         return -(-self.num_examples // self.batch_size)
 
     @property
-    def width(self) -> int:
+    def padded_batch_size(self) -> int:
         """Size of a padded batch."""
         return -(-self.batch_size // self.multiple) * self.multiple
 
     @property
     def is_padded(self) -> bool:
         """Whether any batch has padding."""
-        return self.width * self.steps_per_epoch != self.num_examples
+        return self.padded_batch_size * self.steps_per_epoch != self.num_examples
 
     def positions(self, step: Any, xp: Any = np) -> tuple[Any, Any]:
-        """Positions within the epoch's order, and weights, of the batches at some steps.
+        """Returns the positions in the epoch's order, and the masks, of the batches at some steps.
 
         Args:
-          step: steps within the epoch, [steps].
-          xp: the array library, NumPy or `jax.numpy`.
+          step: Steps within the epoch, [steps].
+          xp: The array library, NumPy or `jax.numpy`.
 
         Returns:
-          int32 [steps, width], padding repeats the batch's own examples; and float32
-          [steps, width], or None if nothing is padded.
+          Positions, int32 [steps, padded_batch_size], where padding repeats the batch's examples,
+          and masks, float32 [steps, padded_batch_size], or None if nothing is padded.
         """
         start = step[:, None] * self.batch_size
-        row = xp.arange(self.width, dtype=xp.int32)
+        row = xp.arange(self.padded_batch_size, dtype=xp.int32)
         if not self.is_padded:
             return (start + row).astype(xp.int32), None
         size = xp.minimum(self.batch_size, self.num_examples - start)
@@ -115,10 +115,10 @@ class BatchPlan:
     def chunks(
         self, start: int, stop: int, max_steps: int | None = None, parts: int | None = None
     ) -> Iterator[tuple[int, int]]:
-        """First step and number of steps of each chunk from step `start` to step `stop`.
+        """Yields the first step and number of steps of each chunk from step `start` to `stop`.
 
-        Chunks end with the epoch and wherever the steps done in it are a multiple of
-        `max_steps`; these pieces are cut again into chunks of at most `parts` steps.
+        Chunks end with the epoch, and wherever the number of its steps done is a multiple of
+        `max_steps`; these are cut again into chunks of at most `parts` steps.
         """
         epoch_steps = self.steps_per_epoch
         max_steps = min(max_steps or epoch_steps, epoch_steps)

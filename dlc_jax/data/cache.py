@@ -1,7 +1,7 @@
 """Cache of decoded datasets, as safetensors files.
 
-The metadata has a hash of each array, which is checked on reading. Of each dataset the most
-recently used sources are kept.
+The metadata has a hash of each array, which is checked on reading. The three most recently used
+versions of each dataset are kept; other source files or numbers of shards count as versions.
 """
 
 import json
@@ -21,8 +21,8 @@ from dlc_jax.errors import InputError
 from dlc_jax.utils import strict_json
 from dlc_jax.utils.files import atomic_writer, cache_folder, remove_partial_files
 
-# A key consists of the dataset, its source (a version, maybe a fingerprint of the files) and
-# maybe a shard.
+# A key consists of the dataset, its source (a version and, for TFDS, a fingerprint of the files)
+# and, for part of a dataset, the shard.
 _KEY = re.compile(
     r"(?P<name>.+?)-(?P<source>\d[\w.+]*(-[0-9a-f]{12})?)(-\d+(?P<num_shards>of\d+))?\.safetensors"
 )
@@ -30,12 +30,12 @@ _SOURCES_PER_DATASET = 3
 
 
 def path(key: str) -> Path:
-    """The cache file of a key, whether or not it exists."""
+    """Returns the cache file of a key, whether or not it exists."""
     return cache_folder() / f"{key}.safetensors"
 
 
 def contains(key: str) -> bool:
-    """Whether the cache has a dataset, as far as permissions show."""
+    """Returns whether the cache has a dataset; False if its folder can't be read."""
     try:
         return path(key).is_file()
     except OSError:
@@ -43,19 +43,20 @@ def contains(key: str) -> bool:
 
 
 def get_or_load(key: str, load: Callable[[], Dataset]) -> Dataset:
-    """The cached dataset of a key; if there is none, loads and caches it.
+    """Returns the cached dataset of a key; if there is none, loads and caches it.
 
-    If the cache can't be read or written, for lack of permission or space, it is loaded each time.
+    If the cache can't be read or written, for lack of permission or space, `load` is called each
+    time.
 
     Args:
-      key: identifies what `load` returns.
-      load: loads the dataset.
+      key: Key of the dataset that `load` returns.
+      load: Function that loads the dataset.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: The cache file is damaged.
     """
     file = path(key)
-    # Without a cache loading is only slower.
+    # Without the cache, loading is only slower.
     with suppress(OSError):
         if file.is_file():
             dataset = _read(file)
@@ -127,5 +128,5 @@ def _read(path: Path) -> Dataset:
         )
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"the cache file {str(path)!r} is damaged; delete it and run again to create it anew"
+            f"the cache file {str(path)!r} is damaged; delete it and run again to recreate it"
         ) from error

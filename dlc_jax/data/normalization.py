@@ -20,12 +20,12 @@ class Normalize:
     It is hashable and a pytree without leaves, so that it can be passed to transformed functions.
 
     Args:
-      mean: any sequence or array, rounded to float32.
-      std: any sequence or array, rounded to float32.
+      mean: Any sequence or array, rounded to float32.
+      std: Any sequence or array, rounded to float32.
 
     Attributes:
-      mean: mean of each channel, on the pixels' scale from 0 to 255.
-      std: standard deviation of each channel, on the same scale.
+      mean: Mean of each channel, on the pixels' scale from 0 to 255.
+      std: Standard deviation of each channel, on the same scale.
 
     Example:
       >>> normalize = Normalize(mean=[100], std=[50])
@@ -46,13 +46,13 @@ class Normalize:
 
     @classmethod
     def fit(cls, images: UInt8[AnyArray, "examples height width channels"]) -> "Normalize":
-        """Mean and standard deviation over all pixels of the images.
+        """Computes the mean and standard deviation over all pixels of the images.
 
         Example:
           >>> Normalize.fit(np.array([0, 2], np.uint8).reshape(2, 1, 1, 1))
           Normalize(mean=(1.0,), std=(1.0,))
         """
-        # In batches that fit the processor's cache.
+        # Batches of this size fit into the processor's cache.
         images = np.asarray(images)
         return cls.from_batches(images[start : start + 256] for start in range(0, len(images), 256))
 
@@ -60,7 +60,7 @@ class Normalize:
     def from_batches(
         cls, batches: Iterable[UInt8[np.ndarray, "examples height width channels"]]
     ) -> "Normalize":
-        """As `fit`, for images that come in batches."""
+        """Computes the same as `fit`, for images that come in batches."""
         total, squares, count = np.zeros(()), np.zeros(()), 0
         for batch in batches:
             pixels = batch.reshape(-1, batch.shape[-1]).astype(np.float64)
@@ -77,7 +77,7 @@ class Normalize:
     def __call__(
         self, images: UInt8[AnyArray, "*batch height width channels"]
     ) -> Float[Array, "*batch height width channels"]:
-        """The normalized images, as float32."""
+        """Normalizes images, to float32."""
         if isinstance(images, np.ndarray):
             # JAX computes in the background, when the caller may already have changed them.
             images = np.array(images, np.float32)

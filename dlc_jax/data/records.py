@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from dlc_jax.data.dataset import Dataset, Examples, check_num_examples
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 
 # Called with the number of images decoded and their total number.
 ProgressFn: TypeAlias = Callable[[int, int], None]
@@ -33,9 +33,9 @@ class Records:
     """A split whose examples are read on demand, in any order. It can be pickled.
 
     Attributes:
-      reader: returns the examples at the given indices, in that order.
-      num_examples: number of examples.
-      image_shape: height, width and channels of an image.
+      reader: Function that returns the examples at the given indices, in that order.
+      num_examples: Number of examples.
+      image_shape: Height, width and channels of an image.
 
     Example:
       >>> images = np.zeros((3, 2, 2, 1), np.uint8)
@@ -50,11 +50,11 @@ class Records:
 
     @classmethod
     def from_arrays(cls, examples: Examples, *, copy: bool = True) -> "Records":
-        """Records of a split in memory.
+        """Makes records of a split in memory.
 
         Args:
-          examples: arrays of NumPy or JAX.
-          copy: as for `Dataset`.
+          examples: NumPy or JAX arrays.
+          copy: Whether to copy the arrays, so that later changes to them have no effect.
         """
         images, labels = (np.array(a) if copy else np.asarray(a) for a in examples)
         height, width, channels = images.shape[1:]
@@ -72,18 +72,18 @@ class Records:
         """Reads the examples at the given indices, in that order, as NumPy arrays.
 
         Args:
-          indices: [n], from 0.
+          indices: Indices [n], starting at 0.
 
         Returns:
           Images uint8 [n, height, width, channels] and labels int32 [n].
 
         Raises:
-          InputError: an index is out of range, or a file is damaged.
+          InputError: An index is out of range, or a file is damaged.
         """
         indices = np.asarray(indices, np.int64)
         if outside := indices[(indices < 0) | (indices >= self.num_examples)].tolist():
             raise InputError(
-                f"there is no example {outside[0]}; ask for 0 to {self.num_examples - 1}"
+                f"index {outside[0]} is out of range; use 0 to {self.num_examples - 1}"
             )
         examples = self.reader(indices)
         if _returns_new_arrays(self.reader):
@@ -93,30 +93,30 @@ class Records:
 
     @property
     def images(self) -> "_Images":
-        """The images alone, by index."""
+        """The images without their labels, by index."""
         return _Images(self)
 
     def take(self, num_examples: int) -> "Records":
-        """The first `num_examples` records only.
+        """Returns the first `num_examples` records.
 
         Raises:
-          InputError: there are fewer.
+          InputError: There are fewer records.
         """
         if num_examples > self.num_examples:
             raise InputError(
-                f"there are {self.num_examples} records, not {num_examples}; ask for fewer"
+                f"there are {self.num_examples} records, not {num_examples}; use fewer"
             )
         return replace(self, num_examples=num_examples)
 
     def shard(self, index: int, num_shards: int) -> "Records":
-        """One of `num_shards` contiguous shards of about the same size.
+        """Returns one of `num_shards` contiguous shards of about the same size.
 
         Args:
-          index: from 0.
-          num_shards: number of shards.
+          index: Number of the shard, starting at 0.
+          num_shards: Number of shards.
 
         Raises:
-          InputError: there is no such shard, or there are fewer records than shards.
+          InputError: There is no such shard, or there are fewer records than shards.
 
         Example:
           >>> labels = np.arange(5)
@@ -126,8 +126,8 @@ class Records:
         """
         if not 0 <= index < num_shards <= self.num_examples:
             raise InputError(
-                f"there is no shard {index} of {num_shards} of {self.num_examples} records; ask "
-                "for fewer shards"
+                f"there is no shard {index} of {num_shards} of {self.num_examples} records; use 0 "
+                f"to num_shards - 1, and at most {self.num_examples} shards"
             )
         start, stop = (self.num_examples * each // num_shards for each in (index, index + 1))
         return replace(self, reader=_OffsetReader(self.reader, start), num_examples=stop - start)
@@ -136,10 +136,10 @@ class Records:
         """Reads all records into memory.
 
         Args:
-          report: called with the number of records read so far.
+          report: Function called with the number of records read so far.
 
         Raises:
-          InputError: a file is damaged.
+          InputError: A file is damaged.
         """
         chunks = []
         for start in range(0, self.num_examples, _CHUNK_SIZE):
@@ -154,12 +154,12 @@ class RecordDataset:
     """An image classification dataset whose examples are read on demand.
 
     Attributes:
-      name: the dataset's name.
-      version: its publisher's version.
-      train: training split.
-      test: test split.
-      class_names: names of the classes, by label.
-      provenance: description of where the records are.
+      name: Name of the dataset.
+      version: The publisher's version.
+      train: Training split.
+      test: Test split.
+      class_names: Names of the classes, by label.
+      provenance: Description of where the records are.
     """
 
     name: str
@@ -171,11 +171,11 @@ class RecordDataset:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, copy: bool = True) -> "RecordDataset":
-        """Records of a dataset in memory.
+        """Makes records of a dataset in memory.
 
         Args:
-          dataset: its arrays may be of NumPy or JAX.
-          copy: as for `Dataset`.
+          dataset: A dataset of NumPy or JAX arrays.
+          copy: Whether to copy the arrays, so that later changes to them have no effect.
         """
         return cls(
             dataset.name,
@@ -202,23 +202,23 @@ class RecordDataset:
         return self.train.image_shape
 
     def take(self, num_examples: int) -> "RecordDataset":
-        """The dataset with only its first `num_examples` training examples; 0 keeps all.
+        """Returns the dataset with its first `num_examples` training examples; 0 keeps all.
 
         Raises:
-          InputError: it has fewer.
+          InputError: The dataset has fewer.
         """
         check_num_examples(self.name, num_examples, self.num_train)
         return replace(self, train=self.train.take(num_examples)) if num_examples else self
 
     def head(self, max_examples: int) -> Dataset:
-        """The first examples of each split in memory, at most `max_examples` of each."""
+        """Reads the first examples of each split into memory, at most `max_examples` of each."""
         train, test = (
             split.take(min(max_examples, len(split))) for split in (self.train, self.test)
         )
         return replace(self, train=train, test=test).load()
 
     def shard(self, index: int, num_shards: int) -> "RecordDataset":
-        """The dataset with one of `num_shards` shards of each split; see `Records.shard`."""
+        """Returns one of `num_shards` shards of each split; see `Records.shard`."""
         train, test = (split.shard(index, num_shards) for split in (self.train, self.test))
         return replace(self, train=train, test=test)
 
@@ -226,10 +226,10 @@ class RecordDataset:
         """Reads the dataset into memory.
 
         Args:
-          progress: called with the number of images decoded and their total number.
+          progress: Function called with the number of images decoded and their total number.
 
         Raises:
-          InputError: a file is damaged.
+          InputError: A file is damaged.
         """
         total = self.num_train + self.num_test
         return Dataset(
@@ -276,7 +276,7 @@ class _ArrayReader:
 
 
 def _returns_new_arrays(reader: Callable[[Indices], Examples]) -> bool:
-    """Whether nobody else has the arrays that a reader returns."""
+    """Whether a reader returns arrays to which nothing else refers."""
     if isinstance(reader, _OffsetReader):
         return _returns_new_arrays(reader.reader)
     return isinstance(reader, _ArrayReader | _ArrayRecordReader)
@@ -288,9 +288,9 @@ class _ArrayRecordReader:
 
     Attributes:
       source: TFDS's data source, which returns encoded images.
-      folder: the dataset's folder, for error messages.
-      image_shape: height, width and channels of the images to return.
-      resize: whether to scale the images to that shape.
+      folder: The dataset's folder, for error messages.
+      image_shape: Height, width and channels of the images to return.
+      resize: Whether to scale the images to that shape.
     """
 
     source: Any
@@ -312,7 +312,7 @@ class _ArrayRecordReader:
 
         height, width, channels = self.image_shape
         picture: Image.Image = Image.open(io.BytesIO(encoded))
-        # Some of ImageNet's images are grey or CMYK.
+        # Some of ImageNet's images are gray or CMYK.
         if picture.mode != _MODES[channels]:
             picture = picture.convert(_MODES[channels])
         if self.resize:
@@ -325,18 +325,18 @@ def open_prepared(folder: Path, image_size: int | None = None) -> RecordDataset:
 
     Args:
       folder: <data_dir>/<name>/<version>, as TFDS wrote it.
-      image_size: height and width in pixels of the images to return: the shorter side is scaled
-        to it, and the central square is cut out. By default images keep their size.
+      image_size: Height and width of the images in pixels: the shorter side is scaled to it, and
+        the central square is cropped. By default images keep their size.
 
     Raises:
-      DatasetUnavailable: TFDS is not installed.
-      InputError: the files are damaged, in another format than ArrayRecord, or no labelled
-        images; or the images differ in size and no `image_size` is given.
+      DatasetUnavailableError: TFDS is not installed.
+      InputError: The files are damaged, not in ArrayRecord format, or not labeled images; or the
+        images differ in size and `image_size` is not given.
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DatasetUnavailable(
+        raise DatasetUnavailableError(
             "reading prepared datasets needs TFDS; run: pip install tensorflow-datasets "
             "importlib_resources"
         ) from error
@@ -348,7 +348,7 @@ def open_prepared(folder: Path, image_size: int | None = None) -> RecordDataset:
     if file_format != "array_record":
         raise InputError(
             f"the dataset in {str(folder)!r} was prepared as {file_format}, which needs "
-            "TensorFlow; name another --data-dir to prepare it there as array_record"
+            "TensorFlow; prepare it as array_record in another data_dir (--data-dir)"
         )
     shape = _image_shape(features, folder, image_size)
     return RecordDataset(
@@ -365,20 +365,20 @@ def open_prepared(folder: Path, image_size: int | None = None) -> RecordDataset:
 def _reading(folder: Path) -> Iterator[None]:
     """Raises any error inside as an `InputError` about damaged files.
 
-    TFDS, protobuf, ArrayRecord and Pillow each raise errors of their own.
+    TFDS, protobuf, ArrayRecord and Pillow each raise their own errors.
     """
     try:
         yield
     except Exception as error:
-        # ArrayRecord has no error class for this.
+        # ArrayRecord has no error class for too many open files.
         if os.strerror(errno.EMFILE) in str(error):
             raise InputError(
-                f"the files in {str(folder)!r} are more than may be open at the same time; "
+                f"the dataset in {str(folder)!r} has more files than may be open at the same time; "
                 "raise the limit (ulimit -n)"
             ) from error
         raise InputError(
             f"the prepared dataset in {str(folder)!r} is damaged "
-            f"({type(error).__name__}); delete that folder and run again to prepare it anew"
+            f"({type(error).__name__}); delete that folder and run again to prepare it again"
         ) from error
 
 
@@ -407,7 +407,7 @@ def _image_shape(
     if not all(isinstance(features.get(name), kind) for name, kind in kinds.items()):
         raise InputError(
             f"the dataset in {str(folder)!r} has no 'image' with a class as its 'label' but "
-            f"{', '.join(map(repr, features))}; name one for image classification"
+            f"{', '.join(map(repr, features))}; choose a dataset for image classification"
         )
     if image_size is not None and image_size < 1:
         raise InputError(f"an image size of {image_size} pixels is too small; give 1 or more")
@@ -430,7 +430,7 @@ def _split(
     if split not in builder.info.splits:
         raise InputError(
             f"the dataset in {str(folder)!r} has no split {split!r} but "
-            f"{', '.join(map(repr, builder.info.splits))}; name another dataset"
+            f"{', '.join(map(repr, builder.info.splits))}; choose another dataset"
         )
     with _reading(folder):
         count = builder.info.splits[split].num_examples
@@ -441,7 +441,7 @@ def _split(
 
 
 def _test_split(builder: Any, folder: Path, shape: tuple[int, int, int], resize: bool) -> Records:
-    """The test split, or validation if there is none or its labels are secret, as ImageNet's."""
+    """The test split, or validation if there is none or its labels are secret, as in ImageNet."""
     if "test" in builder.info.splits:
         test = _split(builder, "test", folder, shape, resize)
         if test[0][1] >= 0:

@@ -1,4 +1,4 @@
-"""The order in which an epoch takes the training examples."""
+"""The order of the training examples in an epoch."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from dlc_jax.typing import AnyArray
 
 
 def split_key(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The key of a run, split into a shuffling key and an augmentation key."""
+    """Splits the key of a run into a shuffling key and an augmentation key."""
     shuffling, augmentation = jax.random.split(key)
     return shuffling, augmentation
 
@@ -17,12 +17,12 @@ def split_key(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
 def epoch_permutation(
     key: PRNGKeyArray, epoch: Int[AnyArray, ""] | int, num_examples: int
 ) -> Int[Array, " examples"]:
-    """A random permutation of the examples' indices, another one in each epoch.
+    """Returns a random permutation of the examples' indices, a different one in each epoch.
 
     Args:
-      key: the run's key, the same for all epochs.
-      epoch: number of the epoch, from 0.
-      num_examples: number of examples.
+      key: The run's key, the same for all epochs.
+      epoch: Number of the epoch, starting at 0.
+      num_examples: Number of examples.
 
     Example:
       >>> import jax

@@ -24,20 +24,20 @@ class Source(Protocol):
     """A source of batches for a training loop.
 
     Attributes:
-      plan: how epochs are cut into batches.
-      mesh: devices that share each batch; None for one device.
+      plan: How epochs are divided into batches.
+      mesh: Devices that share each batch; None for one device.
     """
 
     plan: BatchPlan
     mesh: Mesh | None
 
     def chunks(self, start: int, stop: int, max_steps: int | None = None) -> Iterator[Batch]:
-        """Chunks of stacked batches, from step `start` to step `stop` of the training.
+        """Yields chunks of stacked batches, from step `start` to step `stop` of the training.
 
         Args:
-          start: number of steps done before.
-          stop: step to stop before.
-          max_steps: a chunk ends wherever this many steps of an epoch are done.
+          start: First step.
+          stop: Step before which to stop.
+          max_steps: Chunks end wherever the steps done in an epoch are a multiple of this.
 
         Yields:
           Batches with a leading axis [steps], on the devices. A chunk never crosses the end of
@@ -46,36 +46,35 @@ class Source(Protocol):
         ...
 
     def sizes(self, start: int, stop: int, max_steps: int | None = None) -> Sequence[int]:
-        """The different numbers of steps of these chunks."""
+        """Returns the different numbers of steps of these chunks."""
         ...
 
     def abstract(self, num_steps: int) -> Batch:
-        """Shapes, dtypes and shardings of a chunk of `num_steps` steps."""
+        """Returns the shapes, dtypes and shardings of a chunk of `num_steps` steps."""
         ...
 
 
 class ArraySource:
-    """A dataset in memory.
+    """A source of examples in memory.
 
-    With a key, each epoch has an order of its own, drawn and gathered on the devices; without
-    one, examples come in their own order.
+    With a key, each epoch has its own random order, and batches are gathered on the devices;
+    without one, examples keep their order.
 
     Args:
-      examples: a pytree of arrays [examples, ...].
-      batch_size: batch size.
-      key: the run's key; an array of keys [networks] gives each network of an ensemble its own
+      examples: A pytree of arrays [examples, ...].
+      batch_size: Batch size.
+      key: The run's key; an array of keys [networks] gives each network of an ensemble its own
         order, and batches an axis [networks] after the axis of steps.
-      mesh: devices that share each batch.
-      max_chunk_steps: steps of a chunk at most, for evaluation on little memory.
+      mesh: Devices that share each batch.
 
     Raises:
-      InputError: the batch size does not fit the examples.
+      InputError: The batch size is not between 1 and the number of examples.
 
     Example:
       >>> import numpy as np
       >>> source = ArraySource({"x": np.arange(10.0)}, batch_size=4)
       >>> [chunk] = source.chunks(0, 3)
-      >>> chunk.examples["x"].shape, chunk.weight.sum()
+      >>> chunk.examples["x"].shape, chunk.mask.sum()
       ((3, 4), Array(10., dtype=float32))
     """
 
@@ -93,7 +92,7 @@ class ArraySource:
         self._ordered: dict[tuple[int, int], Batch] = {}
         if key is None:
             self._key = None
-            # The caller may change its arrays while chunks are still to be cut from these.
+            # The caller may change its arrays before all chunks have been cut from these.
             self._examples = jax.tree.map(np.array, examples)
         else:
             self._examples, self._key = sharding.replicate((examples, key), mesh)
@@ -117,7 +116,7 @@ class ArraySource:
     def abstract(self, num_steps: int) -> Batch:
         """See `Source.abstract`."""
         networks = () if self._key is None else self._key.shape
-        rows = (num_steps, *networks, self.plan.width)
+        rows = (num_steps, *networks, self.plan.padded_batch_size)
 
         def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
             where = sharding.batch_sharding(self.mesh, axis=1, ndim=len(shape))
@@ -127,20 +126,20 @@ class ArraySource:
             lambda a: abstract((*rows, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)),
             self._examples,
         )
-        weight = abstract(rows, np.float32) if self.plan.is_padded else None
+        mask = abstract(rows, np.float32) if self.plan.is_padded else None
         epoch = abstract((num_steps, *networks), np.int32)
-        return Batch(examples, abstract(rows, np.int32), epoch, weight)
+        return Batch(examples, abstract(rows, np.int32), epoch, mask)
 
     def _in_order(self, epoch: int, step: int, count: int) -> Batch:
         """A chunk of an epoch without shuffling, which is put on the devices once."""
         if (step, count) not in self._ordered:
-            index, weight = self.plan.positions(np.arange(step, step + count))
+            index, mask = self.plan.positions(np.arange(step, step + count))
             examples = jax.tree.map(lambda array: array[index], self._examples)
-            chunk = Batch(examples, index, np.zeros(count, np.int32), weight)
+            chunk = Batch(examples, index, np.zeros(count, np.int32), mask)
             self._ordered[step, count] = sharding.put_batch(chunk, self.mesh, axis=1)
         chunk = self._ordered[step, count]
         numbers = sharding.replicate(np.full(count, epoch, np.int32), self.mesh)
-        return Batch(chunk.examples, chunk.index, numbers, chunk.weight)
+        return Batch(chunk.examples, chunk.index, numbers, chunk.mask)
 
 
 @partial(jax.jit, static_argnames=("plan", "count", "mesh"))
@@ -157,11 +156,11 @@ def _gather(
 
     def gather(key: PRNGKeyArray) -> Batch:
         steps = step + jnp.arange(count, dtype=jnp.int32)
-        positions, weight = plan.positions(steps, jnp)
+        positions, mask = plan.positions(steps, jnp)
         index = epoch_permutation(key, epoch, plan.num_examples)[positions]
-        index, weight = sharding.constrain_batch((index, weight), mesh, axis=1)
+        index, mask = sharding.constrain_batch((index, mask), mesh, axis=1)
         rows = jax.tree.map(lambda array: array[index], examples)
-        return Batch(rows, index, jnp.full(count, epoch), weight)
+        return Batch(rows, index, jnp.full(count, epoch), mask)
 
     if key.ndim:
         return jax.vmap(gather, out_axes=1)(key)

@@ -26,9 +26,9 @@ class DataSpec:
     """The images and classes of a network or a dataset.
 
     Attributes:
-      label: what it belongs to, in words, such as "the run in 'runs/first'".
-      image_shape: height, width and channels.
-      class_names: names of the classes, by label.
+      label: Description of the network or dataset, such as "the run in 'runs/first'".
+      image_shape: Height, width and channels.
+      class_names: Names of the classes, by label.
     """
 
     label: str
@@ -36,8 +36,8 @@ class DataSpec:
     class_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, label: str, source: HasDataSpec) -> "DataSpec":
-        """The spec of a dataset or of a run's configuration."""
+    def from_source(cls, label: str, source: HasDataSpec) -> "DataSpec":
+        """Makes the spec of a dataset or of a run's configuration."""
         return cls(label, tuple(source.image_shape), tuple(source.class_names))
 
 
@@ -45,7 +45,7 @@ def check_compatible(first: DataSpec, second: DataSpec) -> None:
     """Checks that two specs have the same image shape and the same classes in the same order.
 
     Raises:
-      InputError: they differ; it names the first difference.
+      InputError: The specs differ; the message names the first difference.
 
     Example:
       >>> mnist = DataSpec("the dataset mnist", (28, 28, 1), tuple("0123456789"))

@@ -1,7 +1,7 @@
-"""Datasets that do not fit into memory, read by Grain while training goes on.
+"""Datasets that do not fit into memory, read by Grain while training runs.
 
-The records of a batch follow from its number alone, so that a stream can begin at any step, and
-each of several processes reads its own rows only.
+The records of a batch depend only on its number, so that a stream can begin at any step, and each
+of several processes reads only its own rows.
 """
 
 import os
@@ -31,11 +31,11 @@ from dlc_jax.errors import InputError
 
 _T = TypeVar("_T")
 
-# Batches, or chunks, on their way to the device while another one is used.
+# Number of chunks transferred ahead of time.
 _PREFETCH_TO_DEVICE = 2
-# Size of a chunk in bytes at most, if it has more than one batch.
+# Maximum chunk size in bytes; a chunk has at least one batch.
 _MAX_CHUNK_BYTES = 2**25
-# Grain's threads ask for an epoch's order all at once.
+# Grain's threads request an epoch's order at the same time, which is computed only once.
 _ORDER_LOCK = threading.Lock()
 
 
@@ -51,43 +51,43 @@ def batches(
     records: Records,
     indices: IndicesByStep,
     *,
-    threads: int = 16,
-    prefetch: int = 16,
-    workers: int = 0,
+    num_threads: int = 16,
+    prefetch_buffer_size: int = 16,
+    num_workers: int = 0,
 ) -> Generator[Examples, None, None]:
-    """Batches of records in host memory, decoded ahead of time.
+    """Yields batches of records in host memory, decoded ahead of time.
 
-    Closing the generator ends its threads and processes, as reading to its end does.
+    Closing the generator, or reading it to its end, ends its threads and processes.
 
     Args:
-      records: records.
-      indices: for each batch, the indices of its records.
-      threads: number of batches decoded at the same time in each process.
-      prefetch: number of batches decoded in advance.
-      workers: number of processes that decode instead of this one. They import the main module,
+      records: The records to read.
+      indices: For each batch, the indices of its records.
+      num_threads: Number of batches decoded at the same time in each process.
+      prefetch_buffer_size: Number of batches decoded in advance.
+      num_workers: Number of processes that decode instead of this one. They import the main module,
         as with `multiprocessing`.
 
     Yields:
       Images uint8 [batch, height, width, channels] and labels int32 [batch].
 
     Raises:
-      InputError: a file is damaged.
+      InputError: A file is damaged.
     """
     if not flags.FLAGS.is_parsed():
-        # Grain reads absl's flags, which a program that is not absl's own never parses.
+        # Grain reads absl's flags, which only absl apps parse.
         flags.FLAGS.mark_as_parsed()
-    share = -(-prefetch // max(workers, 1))
+    share = -(-prefetch_buffer_size // max(num_workers, 1))
     read = grain.MapDataset.source(indices).map(records.read)
-    options = grain.ReadOptions(num_threads=min(threads, share), prefetch_buffer_size=share)
+    options = grain.ReadOptions(num_threads=min(num_threads, share), prefetch_buffer_size=share)
     ahead = read.to_iter_dataset(options).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_accelerators
+        grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_leave_accelerators
     )
     with closing(iter(ahead)) as batch:
         yield from batch
 
 
 def _leave_accelerators(worker: int, workers: int) -> None:
-    # A worker that computes an order would otherwise take memory of the training's device.
+    # A worker that computes an order would otherwise take memory of the training device.
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -102,39 +102,39 @@ def stream(
     epochs: int | None = None,
     mesh: Mesh | None = None,
     image_size: int | None = None,
-    threads: int = 16,
-    prefetch: int = 16,
-    workers: int = 0,
+    num_threads: int = 16,
+    prefetch_buffer_size: int = 16,
+    num_workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Batches on the device, of a dataset that need not fit into memory.
+    """Yields batches on the device, of a dataset that need not fit into memory.
 
     An epoch takes the records in the order `epoch_permutation(key, epoch, num_examples)`. All
-    batches have the same size: where it does not divide, the epoch's last batch, or each batch
-    on several devices, is padded with examples of weight 0. Closing the generator ends its
-    threads and processes, as reading to its end does.
+    batches have the same size: if needed, the epoch's last batch, or each batch on several
+    devices, is padded with examples of weight 0. Closing the generator, or reading it to its end,
+    ends its threads and processes.
 
     Args:
-      source: name of a dataset, as for `dlc_jax.data.open_records`, or records.
-      data_dir: where the dataset is; see there.
-      split: train or test.
-      batch_size: batch size, over all processes.
-      key: the run's key, for shuffling; without one, records come in their own order.
-      start: number of batches to skip.
-      epochs: number of epochs; by default there is no end.
-      mesh: devices that share each batch, of this process or of several, each of which reads the
-        rows of its own devices only.
-      image_size: height and width of the images in pixels; see `open_records`.
-      threads: number of batches decoded at the same time in each process.
-      prefetch: number of batches decoded in advance.
-      workers: number of processes that decode instead of this one; see `batches`.
+      source: Name of a dataset, as for `dlc_jax.data.open_records`, or records.
+      data_dir: Folder of prepared datasets; see `dlc_jax.data.load`.
+      split: The split, "train" or "test".
+      batch_size: Batch size, over all processes.
+      key: The run's key, for shuffling; without one, records keep their order.
+      start: Number of batches to skip.
+      epochs: Number of epochs; by default unlimited.
+      mesh: Devices that share each batch, of one or several processes; each process reads only the
+        rows of its own devices.
+      image_size: Height and width of the images in pixels; see `open_records`.
+      num_threads: Number of batches decoded at the same time in each process.
+      prefetch_buffer_size: Number of batches decoded in advance.
+      num_workers: Number of processes that decode instead of this one; see `batches`.
 
     Yields:
       Batches of `dlc_jax.data.Examples`, with uint8 images.
 
     Raises:
-      DatasetUnavailable: the dataset is not on this machine and can't be downloaded.
-      InputError: a number is out of range, there is no such split, or the dataset can't be read
-        (see `open_records`).
+      DatasetUnavailableError: The dataset is not on this machine and can't be downloaded.
+      InputError: A number is out of range, the split is unknown, or the dataset can't be read (see
+        `open_records`).
 
     Example:
       >>> batches = stream("mnist-5k", batch_size=100)
@@ -148,7 +148,13 @@ def stream(
     if isinstance(source, str):
         source = _split(source, data_dir, split, image_size)
     streamed = StreamingSource(
-        source, batch_size, key=key, mesh=mesh, threads=threads, prefetch=prefetch, workers=workers
+        source,
+        batch_size,
+        key=key,
+        mesh=mesh,
+        num_threads=num_threads,
+        prefetch_buffer_size=prefetch_buffer_size,
+        num_workers=num_workers,
     )
     stop = sys.maxsize if epochs is None else epochs * streamed.plan.steps_per_epoch
     return streamed.batches(start, stop)
@@ -158,25 +164,25 @@ def _split(
     name: str, data_dir: str | os.PathLike[str] | None, split: str, image_size: int | None
 ) -> Records:
     if split not in ("train", "test"):
-        raise InputError(f"there is no split {split!r}; choose train or test")
+        raise InputError(f"split is {split!r}; it must be train or test")
     records: Records = getattr(open_records(name, data_dir, image_size=image_size), split)
     return records
 
 
 class StreamingSource:
-    """Records that are read while training goes on; a `dlc_jax.data.Source`.
+    """A `dlc_jax.data.Source` of records that are read while training runs.
 
     Args:
-      records: records.
-      batch_size: batch size, over all processes.
-      key: the run's key, for shuffling; without one, records come in their own order.
-      mesh: devices that share each batch.
-      threads: number of batches decoded at the same time in each process.
-      prefetch: number of batches decoded in advance.
-      workers: number of processes that decode instead of this one; see `batches`.
+      records: The records to read.
+      batch_size: Batch size, over all processes.
+      key: The run's key, for shuffling; without one, records keep their order.
+      mesh: Devices that share each batch.
+      num_threads: Number of batches decoded at the same time in each process.
+      prefetch_buffer_size: Number of batches decoded in advance.
+      num_workers: Number of processes that decode instead of this one; see `batches`.
 
     Raises:
-      InputError: a number is out of range.
+      InputError: A number is out of range.
     """
 
     def __init__(
@@ -186,15 +192,15 @@ class StreamingSource:
         *,
         key: PRNGKeyArray | None = None,
         mesh: Mesh | None = None,
-        threads: int = 16,
-        prefetch: int = 16,
-        workers: int = 0,
+        num_threads: int = 16,
+        prefetch_buffer_size: int = 16,
+        num_workers: int = 0,
     ) -> None:
         for name, value, minimum in (
             ("batch_size", batch_size, 1),
-            ("threads", threads, 0),
-            ("prefetch", prefetch, 0),
-            ("workers", workers, 0),
+            ("num_threads", num_threads, 0),
+            ("prefetch_buffer_size", prefetch_buffer_size, 0),
+            ("num_workers", num_workers, 0),
             ("the number of records", len(records), 1),
         ):
             if value < minimum:
@@ -202,12 +208,17 @@ class StreamingSource:
         batch_size = min(batch_size, len(records))
         self.plan = BatchPlan(len(records), batch_size, 1 if mesh is None else mesh.size)
         self._records, self._key, self.mesh = records, key, mesh
-        self._read = partial(batches, threads=threads, prefetch=prefetch, workers=workers)
+        self._read = partial(
+            batches,
+            num_threads=num_threads,
+            prefetch_buffer_size=prefetch_buffer_size,
+            num_workers=num_workers,
+        )
         image_bytes = int(np.prod(records.image_shape))
-        self._chunk_steps = max(1, _MAX_CHUNK_BYTES // (self.plan.width * image_bytes))
+        self._chunk_steps = max(1, _MAX_CHUNK_BYTES // (self.plan.padded_batch_size * image_bytes))
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Single batches, from step `start` to step `stop`."""
+        """Yields single batches, from step `start` to step `stop`."""
         for chunk in self._stacked(start, stop, ((step, 1) for step in range(start, stop))):
             yield jax.tree.map(lambda array: array[0], chunk)
 
@@ -225,7 +236,7 @@ class StreamingSource:
 
     def abstract(self, num_steps: int) -> Batch:
         """See `Source.abstract`."""
-        rows = (num_steps, self.plan.width)
+        rows = (num_steps, self.plan.padded_batch_size)
 
         def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
             where = sharding.batch_sharding(self.mesh, axis=1, ndim=len(shape))
@@ -234,14 +245,14 @@ class StreamingSource:
         examples = Examples(
             abstract((*rows, *self._records.image_shape), np.uint8), abstract(rows, np.int32)
         )
-        weight = abstract(rows, np.float32) if self.plan.is_padded else None
-        return Batch(examples, abstract(rows, np.int32), abstract((num_steps,), np.int32), weight)
+        mask = abstract(rows, np.float32) if self.plan.is_padded else None
+        return Batch(examples, abstract(rows, np.int32), abstract((num_steps,), np.int32), mask)
 
     def _stacked(
         self, start: int, stop: int, cuts: Iterable[tuple[int, int]]
     ) -> Generator[Batch, None, None]:
-        """Chunks on the devices; transfers go on in the background, begun in advance."""
-        rows = _own_rows(self.plan.width, self.mesh)
+        """Yields chunks on the devices, transferred ahead of time in the background."""
+        rows = _own_rows(self.plan.padded_batch_size, self.mesh)
         indices = _Indices(self.plan, self._key, start, stop, rows)
         with closing(self._read(self._records, indices)) as host:
 
@@ -250,18 +261,18 @@ class StreamingSource:
                 examples = Examples(*(np.stack(arrays) for arrays in zip(*read, strict=True)))
                 steps = [indices.of_step(step) for step in range(first, first + count)]
                 index = np.stack([index for index, _ in steps])
-                weight = np.stack([w for _, w in steps]) if self.plan.is_padded else None
+                mask = np.stack([w for _, w in steps]) if self.plan.is_padded else None
                 epoch = first // self.plan.steps_per_epoch
-                whole = Batch(None, index, np.full(count, epoch, np.int32), weight)
+                whole = Batch(None, index, np.full(count, epoch, np.int32), mask)
                 whole = sharding.put_batch(whole, self.mesh, axis=1)
-                put = partial(_put_rows, mesh=self.mesh, width=self.plan.width)
-                return Batch(jax.tree.map(put, examples), whole.index, whole.epoch, whole.weight)
+                put = partial(_put_rows, mesh=self.mesh, width=self.plan.padded_batch_size)
+                return Batch(jax.tree.map(put, examples), whole.index, whole.epoch, whole.mask)
 
             yield from _in_advance((partial(chunk, *cut) for cut in cuts), _PREFETCH_TO_DEVICE)
 
 
 def _in_advance(makers: Iterable[Callable[[], _T]], count: int) -> Generator[_T, None, None]:
-    """What the functions return, called up to `count` ahead."""
+    """Yields the results of the functions, which are called up to `count` ahead."""
     made: deque[_T] = deque()
     for make in makers:
         made.append(make())
@@ -293,12 +304,12 @@ class _Indices:
     """The records that each step reads in this process.
 
     Attributes:
-      plan: how epochs are cut into batches.
-      key: the run's key, if there is shuffling.
-      start: first step.
-      stop: step to stop before.
-      rows: the rows of a batch that this process reads.
-      orders: orders of the latest epochs, the last of which may be needed again.
+      plan: How epochs are divided into batches.
+      key: The run's key for shuffling; None for the records' own order.
+      start: First step.
+      stop: Step before which to stop.
+      rows: The rows of a batch that this process reads.
+      orders: Orders of the latest epochs, the last of which may be needed again.
     """
 
     plan: BatchPlan
@@ -316,11 +327,11 @@ class _Indices:
         return index[self.rows]
 
     def of_step(self, step: int) -> tuple[Int[np.ndarray, " batch"], Any]:
-        """Indices and weights of a whole batch."""
+        """Indices and mask of a whole batch."""
         epoch, within = divmod(step, self.plan.steps_per_epoch)
-        positions, weight = self.plan.positions(np.array([within]))
+        positions, mask = self.plan.positions(np.array([within]))
         index = self._order(epoch)[positions[0]]
-        return index.astype(np.int32), None if weight is None else weight[0]
+        return index.astype(np.int32), None if mask is None else mask[0]
 
     def _order(self, epoch: int) -> Indices:
         num_examples = self.plan.num_examples
@@ -328,7 +339,7 @@ class _Indices:
             return np.arange(num_examples)
         with _ORDER_LOCK:
             if epoch not in self.orders:
-                # Batches of the epoch before may still be asked for.
+                # Batches of the previous epoch may still be requested.
                 latest = list(self.orders.items())[-1:]
                 order = np.asarray(epoch_permutation(self.key, epoch, num_examples))
                 self.orders = {**dict(latest), epoch: order}

@@ -1,8 +1,8 @@
 """Downloads datasets and prepares them in TFDS's format, without TensorFlow.
 
 TFDS's builders read and encode files with TensorFlow. The builders here inherit everything else
-from them (URLs, checksums, features and keys, so the order of the examples), but read the files
-in Python and yield Pillow images.
+from them (URLs, checksums, features, and keys, which determine the order of the examples), but read
+the files in Python and yield Pillow images.
 """
 
 import errno
@@ -26,33 +26,33 @@ from urllib.parse import urlsplit
 import numpy as np
 from jaxtyping import UInt8
 
-from dlc_jax.errors import DatasetUnavailable, InputError
+from dlc_jax.errors import DatasetUnavailableError, InputError
 from dlc_jax.utils.files import is_unmodified
 
 # Pairs of a key and the features of an example.
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
-# Seconds.
+# Seconds to wait for an answer of the host.
 _PROBE_TIMEOUT = 4.0
 # Seconds without changes after which unfinished files count as abandoned.
 _ABANDONED_AFTER = 24 * 3600.0
 
 
 def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
-    """Downloads a dataset and prepares it in ArrayRecord format, as TFDS itself would.
+    """Downloads a dataset and prepares it in ArrayRecord format, as TFDS would.
 
     Args:
-      name: TFDS's name: mnist, fashion_mnist or cifar10.
-      data_dir: folder of prepared datasets, created if need be. The downloaded files stay in its
+      name: TFDS's name of the dataset: mnist, fashion_mnist or cifar10.
+      data_dir: Folder of prepared datasets, created if needed. The downloaded files stay in its
         subfolder `downloads`, as with TFDS.
-      progress: whether to show TFDS's progress bars, if standard error is a terminal.
+      progress: Whether to show TFDS's progress bars, if standard error is a terminal.
 
     Returns:
       The folder <data_dir>/<name>/<version>. If it exists, nothing is downloaded.
 
     Raises:
-      DatasetUnavailable: TFDS is not installed, or the host does not answer within 5 seconds.
-      InputError: there is no such dataset, `data_dir` can't be written to or is full, or the
+      DatasetUnavailableError: TFDS is not installed, or the host does not answer within 4 seconds.
+      InputError: The dataset is unknown, `data_dir` can't be written to or is full, or the
         files are not what TFDS expects.
     """
     builder_class = _builder_class(name)
@@ -71,7 +71,7 @@ def prepare(name: str, data_dir: Path, *, progress: bool = False) -> Path:
         try:
             builder = builder_class(data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare(download_config=config)
-        # TFDS, requests, gzip, tarfile and ArrayRecord each raise errors of their own.
+        # TFDS, requests, gzip, tarfile and ArrayRecord each raise their own errors.
         except Exception as error:
             # Another process may have prepared it in the meantime.
             if not prepared.exists():
@@ -84,7 +84,7 @@ class _Builder:
 
     official: ClassVar[Any]
 
-    # TFDS prints both messages to standard output.
+    # Silenced, since TFDS would print both messages to standard output.
     def _log_download_bytes(self) -> None: ...
 
     def _log_download_done(self) -> None: ...
@@ -92,7 +92,7 @@ class _Builder:
 
 class _MnistLike(_Builder):
     def _split_generators(self, dl_manager: Any) -> Any:
-        # Sequentially: TFDS would continue the other downloads if one failed.
+        # One after the other, since TFDS would continue the other downloads if one failed.
         def download(urls: dict[str, str]) -> dict[str, Path]:
             return {key: dl_manager.download(url) for key, url in urls.items()}
 
@@ -151,13 +151,14 @@ def _builder_class(name: str) -> Any:
 
         official = getattr(tfds.image_classification, class_name)
     except ImportError as error:
-        raise DatasetUnavailable(
+        raise DatasetUnavailableError(
             f"downloading {name!r} needs TFDS ({error}); run: pip install tensorflow-datasets "
             "importlib_resources"
         ) from error
     namespace = {"__module__": __name__, "name": name, "official": official}
     builder_class = type(official)(class_name, (mixin, official), namespace, skip_registration=True)
-    # TFDS finds the checksums by the module. Set on creation, it would register the class there.
+    # TFDS finds the checksums by the module. If it were set on creation, TFDS would register the
+    # class there.
     builder_class.__module__ = official.__module__
     return builder_class
 
@@ -166,7 +167,7 @@ def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """Reads a gzipped IDX file of bytes: images [n, height, width] or labels [n].
 
     Raises:
-      ValueError: it has another format, or another length than its header says.
+      ValueError: It has another format, or another length than its header says.
     """
     with gzip.open(path) as file:
         data = file.read()
@@ -182,7 +183,7 @@ def _members(archive: Path, names: list[str]) -> list[bytes]:
     """Contents of files in a tar.gz archive.
 
     Raises:
-      ValueError: a file is missing.
+      ValueError: A file is missing.
     """
     found = {}
     with tarfile.open(archive, "r:gz") as tar:
@@ -301,7 +302,7 @@ def _to_input_error(error: Exception, name: str, data_dir: Path, urls: list[str]
     if isinstance(error, NonMatchingChecksumError):
         return InputError(
             f"{url} is not the file that TFDS expects (its checksum differs); try again later, "
-            f"or point TFDS_DATA_DIR or --data-dir at a folder where {name!r} is prepared"
+            f"or set TFDS_DATA_DIR or data_dir (--data-dir) to a folder where {name!r} is prepared"
         )
     if isinstance(error, (DownloadError, requests.RequestException)):
         return _unreachable(name, url, data_dir, type(error).__name__)
@@ -316,16 +317,16 @@ def _to_input_error(error: Exception, name: str, data_dir: Path, urls: list[str]
     )
 
 
-def _unreachable(name: str, url: str, data_dir: Path, problem: str) -> DatasetUnavailable:
-    return DatasetUnavailable(
+def _unreachable(name: str, url: str, data_dir: Path, problem: str) -> DatasetUnavailableError:
+    return DatasetUnavailableError(
         f"{name!r} is not prepared in {str(data_dir)!r} and {urlsplit(url).netloc} can't be "
-        f"reached ({problem}); connect to the network, or point TFDS_DATA_DIR or --data-dir "
-        "at a folder where it is prepared"
+        f"reached ({problem}); connect to the network, or set TFDS_DATA_DIR or data_dir "
+        "(--data-dir) to a folder where it is prepared"
     )
 
 
 def _unwritable(data_dir: Path, problem: str) -> InputError:
     return InputError(
         f"the data folder {str(data_dir)!r} can't be written to ({problem}); "
-        "point TFDS_DATA_DIR or --data-dir at another folder"
+        "set TFDS_DATA_DIR or data_dir (--data-dir) to another folder"
     )

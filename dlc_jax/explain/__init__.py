@@ -1,4 +1,4 @@
-"""Explanations of trained networks, one module for each method.
+"""Explanations of trained networks, one module per method.
 
 All methods are pure functions of an `ImageClassifier` and pixels from 0 to 1:
 
@@ -7,7 +7,7 @@ All methods are pure functions of an `ImageClassifier` and pixels from 0 to 1:
 - robustness: `adversarial`, `fooling`.
 
 They work inside `jax.jit`, and check their arguments before they compute anything. `explain_run`
-writes pictures, tables and an HTML report (`report`).
+writes pictures, tables and an HTML report (see `report`).
 """
 
 from dlc_jax.explain.classifier import ImageClassifier

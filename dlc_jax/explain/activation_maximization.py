@@ -86,9 +86,9 @@ def maximize_activation(
         noise, around the training images' mean, with the largest activation.
 
     Raises:
-      InputError: There is no such stage or unit, no units are given, the network takes no such
-        images, the initial images have another shape, there are no steps, or the jitter is
-        negative.
+      InputError: There is no such stage or unit, no units are given, the network does not accept
+        images of this shape, the initial images have the wrong shape, there are no steps, or the
+        jitter is negative.
 
     Example:
       >>> import jax
@@ -136,11 +136,11 @@ def _initial_images(
     key: PRNGKeyArray,
     image_shape: ImageShape,
 ) -> Float[Array, "units height width channels"]:
-    """For each unit the random image with the largest activation."""
+    """The random image with the largest activation, for each unit."""
     noise = jax.random.normal(key, (_CANDIDATES, *image_shape), jnp.float32).astype(float)
     noise = gradient_ascent.gaussian_blur(noise, min(image_shape[:2]) / 14)
     candidates = (classifier.pixel_mean + _CONTRAST * noise / noise.std()).clip(0, 1)
-    # One by one, since all at once may take more memory than the ascent.
+    # One by one, since all candidates at once may need more memory than the ascent.
     activations = lax.map(lambda image: _all_units(classifier, image[None], stage)[0], candidates)
     return candidates[activations[:, jnp.asarray(units)].argmax(0)]
 
@@ -148,7 +148,7 @@ def _initial_images(
 def _all_units(
     classifier: ImageClassifier, pixels: gradient_ascent.Images, stage: str
 ) -> Float[Array, "batch units"]:
-    """Activations of all units of a stage; of feature maps the means."""
+    """Activations of all units of a stage; for feature maps, their means."""
     activations = classifier.activations(pixels, stage)
     return activations.reshape(len(pixels), -1, activations.shape[-1]).mean(1)
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from dlc_jax.errors import InputError
 from dlc_jax.explain.argument_checks import check_labels, check_positive, is_traced
 from dlc_jax.explain.classifier import ImageClassifier, Pixels
-from dlc_jax.nn.losses import cross_entropy, log_odds_against, misclassified
+from dlc_jax.nn.losses import cross_entropy, misclassification_log_odds, misclassified
 from dlc_jax.typing import AnyArray
 
 Scalar: TypeAlias = Float[AnyArray, ""] | float
@@ -68,7 +68,7 @@ class AttackSummary(NamedTuple):
 
 @jax.jit
 def summarize_attack(result: AttackResult) -> AttackSummary:
-    """Success rate of an attack, and means over the images on which it succeeds.
+    """Returns the success rate of an attack, and means over the images on which it succeeds.
 
     Args:
       result: Result of the attack.
@@ -99,9 +99,10 @@ def fast_gradient_sign(
     *,
     epsilon: Scalar,
 ) -> AttackResult:
-    """Fast gradient sign method, FGSM (Goodfellow et al. 2015, section 4).
+    """Attacks images by the fast gradient sign method, FGSM (Goodfellow et al. 2015, section 4).
 
-    One step of length `epsilon` along the sign of the loss's gradient, clipped to [0, 1].
+    It takes one step of length `epsilon` along the sign of the loss's gradient, and clips the
+    pixels to [0, 1].
 
     Args:
       classifier: The classifier to attack.
@@ -110,7 +111,7 @@ def fast_gradient_sign(
       epsilon: Change of each pixel, from 0 to 1.
 
     Raises:
-      InputError: Pixels or labels do not suit the network, or epsilon is negative.
+      InputError: Pixels or labels do not match the network, or epsilon is negative.
 
     Example:
       >>> import numpy as np
@@ -196,10 +197,10 @@ def projected_gradient_descent(
     steps: int = 40,
     step_size: Scalar | None = None,
 ) -> AttackResult:
-    """Projected gradient descent, PGD (Madry et al. 2018, section 2.1).
+    """Attacks images by projected gradient descent, PGD (Madry et al. 2018, section 2.1).
 
     The start is drawn uniformly from the ball around the image. Each step goes along the loss's
-    steepest ascent in the norm (for "inf" the sign of the gradient), and is projected to the ball
+    steepest ascent in the norm (for "inf", the sign of the gradient), and is projected to the ball
     and to pixels from 0 to 1.
 
     Args:
@@ -214,7 +215,7 @@ def projected_gradient_descent(
         every point of the ball can be reached.
 
     Raises:
-      InputError: Pixels or labels do not suit the network, epsilon is negative, there is no such
+      InputError: Pixels or labels do not match the network, epsilon is negative, there is no such
         norm, or there are no steps.
 
     Example:
@@ -280,7 +281,7 @@ def lbfgs_attack(
     search_steps: int = 10,
     c_range: tuple[Scalar, Scalar] = (1e-3, 1e2),
 ) -> AttackResult:
-    """Smallest perturbation that changes the prediction, by L-BFGS (Szegedy et al. 2014, 4.1).
+    """Finds small perturbations that change the prediction, by L-BFGS (Szegedy et al. 2014, 4.1).
 
     It minimizes c |r|² + loss(x + r, target) over perturbations r with x + r in [0, 1], for the
     largest c for which the network still predicts the target, which is found by a binary search
@@ -301,8 +302,8 @@ def lbfgs_attack(
       c_range: Smallest and largest c, both above 0.
 
     Raises:
-      InputError: Pixels, labels or targets do not suit the network, `c_range` is not a range above
-        0, or a number is below 1.
+      InputError: Pixels, labels or targets do not match the network, `c_range` is not a range
+        above 0, or a number is below 1.
 
     Example:
       >>> import numpy as np
@@ -405,7 +406,7 @@ def transfer_errors(
     adversarial: Sequence[Pixels],
     labels: Int[AnyArray, " batch"],
 ) -> Float[Array, "sets classifiers"]:
-    """Error of each classifier on each set of adversarial images (Szegedy et al. 2014, 4.2).
+    """Computes each classifier's error on each set of images (Szegedy et al. 2014, section 4.2).
 
     Args:
       classifiers: Classifiers to test, which may have different structures.
@@ -417,7 +418,7 @@ def transfer_errors(
       Error rates, from 0 to 1.
 
     Raises:
-      InputError: There are no classifiers or images, or pixels and labels do not suit a network.
+      InputError: There are no classifiers or images, or pixels or labels do not match a network.
 
     Example:
       >>> import numpy as np
@@ -471,7 +472,7 @@ def _loss_gradient(classifier: ImageClassifier, pixels: Array, labels: Array) ->
     """Gradient of the log-odds against each label, which has the direction of the loss's."""
 
     def loss(pixels: Array) -> Array:
-        return log_odds_against(classifier.logits(pixels), labels).sum()
+        return misclassification_log_odds(classifier.logits(pixels), labels).sum()
 
     return jax.grad(loss)(pixels)
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of explanations; they compute nothing."""
+"""Checks of the arguments of explanations, which do not run the network."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dlc_jax.explain.classifier import ImageClassifier, ImageShape
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether `jax.jit` or another transformation traces one of the values."""
+    """Returns whether `jax.jit` or another transformation traces one of the values."""
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
@@ -19,7 +19,7 @@ def check_image_shape(classifier: ImageClassifier, image_shape: ImageShape) -> N
     if not classifier.accepts(image_shape):
         shape = "x".join(map(str, image_shape))
         raise InputError(
-            f"the network takes no images of {shape}; use the size that it was built for"
+            f"the network does not accept images of {shape}; use the size that it was built for"
         )
 
 
@@ -40,15 +40,15 @@ def check_pixels(classifier: ImageClassifier, pixels: Any) -> ImageShape:
     shape = np.shape(pixels)
     if len(shape) != 4 or shape[0] == 0:
         raise InputError(
-            f"pixels of shape {shape} are no images; give [batch, height, width, channels] with "
-            "at least one image"
+            f"pixels have shape {shape}; give [batch, height, width, channels] with at least one "
+            "image"
         )
     if not is_traced(pixels):
-        # With NumPy, since JAX would compile two programs for each shape.
+        # NumPy is used because JAX would compile two programs for each shape.
         values = np.asarray(pixels)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"pixels go from {low:g} to {high:g}; scale them to go from 0 to 1")
+            raise InputError(f"pixels range from {low:g} to {high:g}; scale them to [0, 1]")
     height, width, channels = shape[1:]
     check_image_shape(classifier, (height, width, channels))
     return height, width, channels

@@ -64,7 +64,7 @@ class ImageClassifier:
           normalize: Normalization of its inputs, on pixels from 0 to 255.
 
         Raises:
-          InputError: The model is another kind of module.
+          InputError: The model is not a `dlc_jax.models.Network`.
         """
         if not isinstance(model, Network):
             raise InputError(
@@ -85,7 +85,7 @@ class ImageClassifier:
         Raises:
           InputError: The run's parameters are missing or damaged.
         """
-        return cls.from_model(run.model(), run.config.normalize)
+        return cls.from_model(run.load_model(), run.config.normalize)
 
     @property
     def pixel_mean(self) -> Float[Array, " channels"]:
@@ -93,7 +93,7 @@ class ImageClassifier:
         return jnp.asarray(self.normalize.mean, jnp.float32) / 255
 
     def stages(self, pixels: Pixels) -> OrderedDict[str, Array]:
-        """Activations of all stages, by name and in order; the last one is "logits".
+        """Returns the activations of all stages, by name and in order; the last one is "logits".
 
         Args:
           pixels: Images with pixels from 0 to 1.
@@ -101,7 +101,7 @@ class ImageClassifier:
         return _stages(self, pixels)
 
     def stages_inline(self, pixels: Pixels) -> OrderedDict[str, Array]:
-        """`stages` without `jax.jit`, so that they are variables of the caller's jaxpr.
+        """Returns `stages` without `jax.jit`, so that they are variables of the caller's jaxpr.
 
         Args:
           pixels: Images with pixels from 0 to 1.
@@ -110,7 +110,7 @@ class ImageClassifier:
         return model.stages(self.normalize(255 * pixels))
 
     def logits(self, pixels: Pixels) -> Float[Array, "batch classes"]:
-        """Logits of a batch of images.
+        """Returns the logits of a batch of images.
 
         Args:
           pixels: Images with pixels from 0 to 1.
@@ -118,7 +118,7 @@ class ImageClassifier:
         return _activations(self, pixels, stage="logits")
 
     def probabilities(self, pixels: Pixels) -> Float[Array, "batch classes"]:
-        """Softmax of the logits.
+        """Returns the softmax of the logits.
 
         Args:
           pixels: Images with pixels from 0 to 1.
@@ -126,7 +126,7 @@ class ImageClassifier:
         return _probabilities(self, pixels)
 
     def activations(self, pixels: Pixels, stage: str) -> Float[Array, "batch *positions maps"]:
-        """Activations of one stage.
+        """Returns the activations of one stage.
 
         Args:
           pixels: Images with pixels from 0 to 1.
@@ -138,7 +138,7 @@ class ImageClassifier:
         return _activations(self, pixels, stage=stage)
 
     def stage_shapes(self, image_shape: ImageShape) -> OrderedDict[str, tuple[int, ...]]:
-        """Shapes of all stages' activations for one image; nothing is computed.
+        """Returns the shapes of all stages' activations for one image, without computing them.
 
         Args:
           image_shape: Height, width and channels.
@@ -148,7 +148,7 @@ class ImageClassifier:
         return OrderedDict((name, stage.shape[1:]) for name, stage in stages.items())
 
     def accepts(self, image_shape: ImageShape) -> bool:
-        """Whether the network can be applied to images of a shape; nothing is computed.
+        """Returns whether the network can be applied to images of a shape, without running it.
 
         Most convolutional networks accept all images that are large enough. A network that
         flattens its feature maps, such as `lecture`, accepts one shape only.

@@ -28,7 +28,7 @@ class Projection(NamedTuple):
     """Projection of one activation of each image to pixels.
 
     Attributes:
-      pixels: The projection; signed.
+      pixels: The signed projection.
       position: Row and column of the activation.
       activation: The activation.
     """
@@ -59,7 +59,7 @@ def project_activation(
       rule: Backward pass of rectifiers; see `relu_rules.override_relu_gradient`.
 
     Raises:
-      InputError: There is no such stage, map or rule, or the pixels do not suit the network.
+      InputError: There is no such stage, map or rule, or the pixels do not match the network.
 
     Example:
       >>> import numpy as np
@@ -105,7 +105,7 @@ def top_activating_images(
     count: int,
     batch_size: int = 100,
 ) -> tuple[Int[Array, "maps count"], Float[Array, "maps count"]]:
-    """The images with the strongest activations of each feature map, strongest first.
+    """Finds the images with the strongest activations of each feature map, strongest first.
 
     Args:
       classifier: The classifier.
@@ -118,8 +118,8 @@ def top_activating_images(
       Indices of the images, and their activations: the largest of all positions.
 
     Raises:
-      InputError: There is no such stage, the pixels do not suit the network, there are fewer than
-        `count` images, or a number is below one.
+      InputError: There is no such stage, the pixels do not match the network, there are fewer than
+        `count` images, or a number is below 1.
 
     Example:
       >>> import numpy as np
@@ -156,7 +156,7 @@ def _top_activating_images(
 def receptive_field(
     classifier: ImageClassifier, image_shape: ImageShape, stage: str, row: int, column: int
 ) -> tuple[int, int, int, int]:
-    """The smallest rectangle that contains all pixels that can influence an activation.
+    """Returns the smallest rectangle that contains all pixels that can influence an activation.
 
     NaN pixels make all activations NaN that depend on them. From each of the four sides, a binary
     search finds the number of rows or columns of NaN that the activation does not depend on. The

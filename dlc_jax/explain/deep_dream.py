@@ -32,7 +32,7 @@ class DreamResult(NamedTuple):
 
 
 def octave_shapes(image_shape: ImageShape, octaves: int, octave_scale: float) -> list[ImageShape]:
-    """Shapes of an image at all octaves, from the smallest to its own.
+    """Returns the shapes of an image at all octaves, from the smallest to its own.
 
     Args:
       image_shape: Height, width and channels of the image.
@@ -86,8 +86,8 @@ def deep_dream(
         `gradient_ascent.normalized_gradient`); 32 in the published code, for photographs.
 
     Raises:
-      InputError: There is no such stage, there are no images, octaves or steps, the network takes
-        no images of an octave's size, the scale is below 1, or the jitter is negative.
+      InputError: There is no such stage, there are no images, octaves or steps, the network does
+        not accept images of an octave's size, the scale is below 1, or the jitter is negative.
 
     Example:
       >>> import jax
@@ -161,6 +161,6 @@ def _check_octaves(classifier: ImageClassifier, shapes: list[ImageShape]) -> Non
         octaves = accepted[::-1].index(False)
         height, width, _ = shapes[-1 - octaves]
         raise InputError(
-            f"the network takes no images of {height}x{width}, the size of one of {len(shapes)} "
-            f"octaves; use octaves={octaves}"
+            f"the network does not accept images of {height}x{width}, the size of one of "
+            f"{len(shapes)} octaves; use octaves={octaves}"
         )

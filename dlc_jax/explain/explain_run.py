@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dlc_jax.explain.report.context import NamedClassifier
     from dlc_jax.runs.folder import Run
 
-# Examples of each split of a dataset that does not fit in memory.
+# Number of examples that are read of each split of a dataset that does not fit in memory.
 _MAX_EXAMPLES = 1000
 
 
@@ -38,7 +38,7 @@ def explain_run(
     Args:
       run: The run.
       dataset: Dataset that it was trained on.
-      methods: Names of methods, of `dlc_jax.explain.report.methods.METHODS`.
+      methods: Names from `dlc_jax.explain.report.methods.METHODS`.
       paths: Image files to explain it on; by default the first test image of each class.
       output_dir: Folder to write to.
       transfer_run: Run to whose network adversarial examples are transferred.
@@ -50,8 +50,8 @@ def explain_run(
         done and of all methods.
 
     Returns:
-      "run", "files", "images" (their predicted classes), "tables", and "skipped" (the methods that
-      do not suit the network, each with the reason).
+      A dictionary of "run", "files", "images" (their predicted classes), "tables", and "skipped"
+      (the methods that can't be applied to the network, each with the reason).
 
     Raises:
       InputError: An image file can't be read, the network can't be explained, or the dataset or
@@ -69,13 +69,13 @@ def explain_run(
       ...     [Path(file).name for file in explained["files"]]
       ['filters.png', 'feature-maps.png']
     """
-    # Matplotlib takes long to import.
+    # Imported late, since Matplotlib takes long to import.
     from dlc_jax.explain.report import write_report
     from dlc_jax.explain.report.context import ExplainContext, first_image_of_each_class
     from dlc_jax.runs.predict import read_images
 
     config = run.config
-    check_compatible(_run_spec(run), DataSpec.of(f"the dataset {dataset.name}", dataset))
+    check_compatible(_run_spec(run), DataSpec.from_source(f"the dataset {dataset.name}", dataset))
     in_memory = dataset if isinstance(dataset, Dataset) else dataset.head(_MAX_EXAMPLES)
     if paths:
         pictures = read_images(config, paths, invert=invert, as_is=as_is)
@@ -113,7 +113,7 @@ def explain_run(
 
 
 def _run_spec(run: "Run") -> DataSpec:
-    return DataSpec.of(f"the run in {str(run.folder)!r}", run.config)
+    return DataSpec.from_source(f"the run in {str(run.folder)!r}", run.config)
 
 
 def _transfer_classifier(run: "Run", transfer_run: "Run | None") -> "NamedClassifier | None":

@@ -15,10 +15,10 @@ from dlc_jax.explain.classifier import ImageClassifier, Pixels
 def first_layer_filters(
     classifier: ImageClassifier,
 ) -> Float[Array, "features height width channels"]:
-    """Kernels of the first convolution, the one that reads the image's channels.
+    """Returns the kernels of the first convolution, the one that reads the image's channels.
 
-    They may be fixed, as in airbench, whose first convolution is a whitening. Of several such
-    convolutions it is the first by name.
+    They may be fixed, as in airbench, whose first convolution whitens patches. If several
+    convolutions have as many input channels, the first by name is used.
 
     Args:
       classifier: The classifier.
@@ -39,22 +39,22 @@ def first_layer_filters(
         if variable.ndim == 4 and variable.shape[2] == channels:
             return variable.transpose(3, 0, 1, 2)
     raise InputError(
-        f"the network has no convolution that reads {channels} channels; use one that has, such "
-        "as 'lecture'"
+        f"the network has no convolution that reads {channels} channels; use a convolutional "
+        "network such as 'lecture'"
     )
 
 
 def feature_maps(
     classifier: ImageClassifier, pixels: Pixels
 ) -> OrderedDict[str, Float[Array, "batch height width maps"]]:
-    """Activations of all stages with feature maps, by name and in order.
+    """Returns the activations of all stages with feature maps, by name and in order.
 
     Args:
       classifier: The classifier.
       pixels: Images with pixels from 0 to 1.
 
     Raises:
-      InputError: The pixels do not suit the network.
+      InputError: The pixels do not match the network.
 
     Example:
       >>> import numpy as np

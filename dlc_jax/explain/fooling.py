@@ -19,7 +19,7 @@ from dlc_jax.errors import InputError
 from dlc_jax.explain import gradient_ascent
 from dlc_jax.explain.argument_checks import check_image_shape, check_indices, check_positive
 from dlc_jax.explain.classifier import ImageClassifier, ImageShape, Pixels
-from dlc_jax.nn.losses import log_odds_against
+from dlc_jax.nn.losses import misclassification_log_odds
 from dlc_jax.typing import AnyArray
 
 EncodingName: TypeAlias = Literal["direct", "cppn"]
@@ -42,11 +42,11 @@ def fooling_images_by_gradient(
     steps: int = 400,
     learning_rate: Float[AnyArray, ""] | float = 0.05,
 ) -> Float[Array, "batch height width channels"]:
-    """Fooling images by gradient ascent from noise (section 3).
+    """Makes fooling images by gradient ascent from noise (section 3).
 
     The ascent starts from gray with noise of standard deviation 0.1. Each step adds the gradient
-    of the label's log-odds, with mean absolute value 1, times the learning rate, which decreases
-    linearly to zero; and clips the pixels to [0, 1].
+    of the label's log-odds, scaled to mean absolute value 1, times the learning rate, and clips
+    the pixels to [0, 1]. The learning rate decreases linearly to zero.
 
     Args:
       classifier: The classifier to fool.
@@ -60,8 +60,8 @@ def fooling_images_by_gradient(
       Images with pixels from 0 to 1.
 
     Raises:
-      InputError: There are no labels, they are no classes of the network, the network takes no
-        such images, or there are no steps.
+      InputError: There are no labels, a label is not a class of the network, the network does not
+        accept images of this shape, or there are no steps.
 
     Example:
       >>> import jax
@@ -80,7 +80,9 @@ def fooling_images_by_gradient(
     check_positive(steps=steps)
     check_image_shape(classifier, image_shape)
     if np.ndim(labels) != 1 or len(labels) == 0:
-        raise InputError(f"labels have shape {np.shape(labels)}; give [batch], at least one label")
+        raise InputError(
+            f"labels have shape {np.shape(labels)}; give [batch] with at least one label"
+        )
     num_classes = classifier.stage_shapes(image_shape)["logits"][-1]
     check_indices("class", labels, len(labels), num_classes)
     return _fooling_images_by_gradient(
@@ -101,7 +103,7 @@ def _fooling_images_by_gradient(
     unused_key = jax.random.key(0)  # without jitter
 
     def log_odds(pixels: Array) -> Array:
-        return -log_odds_against(classifier.logits(pixels), labels)
+        return -misclassification_log_odds(classifier.logits(pixels), labels)
 
     def step(pixels: Array, scale: Array) -> tuple[Array, None]:
         _, direction = gradient_ascent.normalized_gradient(log_odds, pixels, unused_key, jitter=0)
@@ -140,7 +142,7 @@ def fooling_images_by_evolution(
     encoding: EncodingName = "direct",
     resume_from: EvolutionResult | None = None,
 ) -> EvolutionResult:
-    """Fooling images by evolution, which uses only the network's output (section 2).
+    """Makes fooling images by evolution, which uses only the network's output (section 2).
 
     The algorithm is MAP-Elites (Mouret and Clune 2015, "Illuminating search spaces by mapping
     elites"). Each class has one elite, at first the best image of a random population. In each
@@ -162,8 +164,8 @@ def fooling_images_by_evolution(
         the same as that of all generations in one call, except for the history.
 
     Raises:
-      InputError: The network takes no such images, there is no such encoding, or there are no
-        generations or children.
+      InputError: The network does not accept images of this shape, there is no such encoding, or
+        there are no generations or children.
 
     Example:
       >>> import jax
@@ -280,10 +282,11 @@ def polynomial_mutation(
     rate: Float[AnyArray, ""] | float,
     strength: Float[AnyArray, ""] | float = _STRENGTH,
 ) -> Float[Array, "..."]:
-    """Polynomial mutation (Deb 2001, "Multi-objective optimization using evolutionary algorithms").
+    """Mutates pixels by polynomial mutation (Deb 2001).
 
-    A pixel changes by 1 - v^(1 / (strength + 1)), up or down, where v is uniform from 0 to 1;
-    the mean change is 1 / (strength + 2). The result is clipped to [0, 1].
+    ("Multi-objective optimization using evolutionary algorithms".) A pixel changes by
+    1 - v^(1 / (strength + 1)), up or down, where v is uniform from 0 to 1; the mean change is
+    1 / (strength + 2). The result is clipped to [0, 1].
 
     Args:
       key: PRNG key.
@@ -366,7 +369,7 @@ def _activate(x: Array, functions: Array) -> Array:
 def _uniform(
     key: PRNGKeyArray, shape: tuple[int, ...], *, minval: Any = 0.0, maxval: Any = 1.0
 ) -> Array:
-    """Uniform random numbers, drawn as float32 so that they are the same in x64 mode."""
+    """Uniform random numbers, drawn in float32 so that they are the same in x64 mode."""
     return jax.random.uniform(key, shape, jnp.float32, minval, maxval).astype(float)
 
 

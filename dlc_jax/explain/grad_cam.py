@@ -24,7 +24,7 @@ from dlc_jax.typing import AnyArray
 def grad_cam(
     classifier: ImageClassifier, pixels: Pixels, labels: Int[AnyArray, " batch"], stage: str
 ) -> Float[Array, "batch height width"]:
-    """Weighted sum of a stage's feature maps, rectified (section 3).
+    """Computes class activation maps, rectified weighted sums of a stage's maps (section 3).
 
     The weight of a map is the mean over its positions of the gradient of the label's logit
     (equation 1); the negative part of the sum is set to zero (equation 2).
@@ -39,7 +39,7 @@ def grad_cam(
       Class activation maps, resized to the images bilinearly; non-negative, in units of the logit.
 
     Raises:
-      InputError: Pixels or labels do not suit the network, or it has no such stage with feature
+      InputError: Pixels or labels do not match the network, or it has no such stage with feature
         maps.
 
     Example:

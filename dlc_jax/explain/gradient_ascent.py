@@ -29,8 +29,8 @@ def check_ascent(
       jitter: Largest shift of the images in each step, in pixels.
 
     Raises:
-      InputError: The network takes no such images or has no such stage, there are no steps, or the
-        jitter is negative.
+      InputError: The network does not accept images of this shape or has no such stage, there are
+        no steps, or the jitter is negative.
     """
     check_image_shape(classifier, image_shape)
     check_stage(classifier, image_shape, stage)
@@ -45,7 +45,7 @@ def normalized_gradient(
     key: PRNGKeyArray,
     jitter: int,
 ) -> tuple[Float[Array, " batch"], Images]:
-    """Objective of each image and its gradient, with mean absolute value 1.
+    """Returns the objective of each image and its gradient, scaled to mean absolute value 1.
 
     The images are rolled by one random offset, and the gradients are rolled back, as in the code
     that Mordvintsev et al. 2015 ("Inceptionism: going deeper into neural networks") published.
@@ -83,10 +83,10 @@ def normalized_gradient(
 
 @jax.jit
 def total_variation(pixels: Pixels) -> Float[Array, " batch"]:
-    """Total variation of each image.
+    """Returns the total variation of each image.
 
-    Sum over pixels and channels of the length of the differences to the pixels below and to the
-    right (Mahendran and Vedaldi 2016, "Visualizing deep convolutional neural networks using
+    It is the sum over pixels and channels of the length of the differences to the pixels below and
+    to the right (Mahendran and Vedaldi 2016, "Visualizing deep convolutional neural networks using
     natural pre-images", section 3, "bounded variation", with beta = 1). Differences across the
     border are zero.
 
@@ -132,5 +132,5 @@ def _blur_matrix(size: int, std: Any) -> Float[Array, "size size"]:
     """Matrix that blurs a row of pixels; unlike a kernel, it works for a traced `std`."""
     positions = jnp.arange(size)
     squares = (positions[:, None] - positions) ** 2
-    # With this smallest deviation the neighbours' weights are exactly zero.
+    # With this smallest deviation the neighbors' weights are exactly zero.
     return jax.nn.softmax(-squares / (2 * jnp.maximum(std, 1e-3) ** 2), axis=1)

@@ -27,7 +27,7 @@ def occlusion_sensitivity(
     fill_value: Float[AnyArray, ""] | float = 0.5,
     batch_size: int = 128,
 ) -> Float[Array, "batch rows columns"]:
-    """Probability of each image's label while a gray square covers a part of the image.
+    """Computes the probability of each image's label while a gray square covers part of the image.
 
     Args:
       classifier: The classifier.
@@ -42,7 +42,8 @@ def occlusion_sensitivity(
       Probabilities, for a square around each of `patch_centers`.
 
     Raises:
-      InputError: Pixels or labels do not suit the network, or the square does not suit the images.
+      InputError: Pixels or labels do not match the network, or a number is out of range (see
+        `patch_centers`).
 
     Example:
       >>> import numpy as np
@@ -93,7 +94,7 @@ def _occluded_probabilities(
 def patch_centers(
     image_shape: ImageShape, *, patch_size: int, stride: int
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " columns"]]:
-    """Rows and columns of the centers of squares that cover the whole image.
+    """Returns the rows and columns of the centers of squares that cover the whole image.
 
     A square of even size has one pixel more above and to the left of its center than below and
     to the right. Squares may reach beyond the image's borders.
@@ -105,7 +106,7 @@ def patch_centers(
 
     Raises:
       InputError: The square is larger than the image, the stride is larger than the square, or one
-        of them is below one.
+        of them is below 1.
 
     Example:
       >>> rows, columns = patch_centers((8, 10, 1), patch_size=3, stride=2)
@@ -115,13 +116,13 @@ def patch_centers(
     height, width, _ = image_shape
     if not 1 <= patch_size <= min(height, width):
         raise InputError(
-            f"patch_size {patch_size} does not suit images of {height}x{width}; "
-            f"choose from 1 to {min(height, width)}"
+            f"patch_size is {patch_size}; choose from 1 to {min(height, width)} for images of "
+            f"{height}x{width}"
         )
     if not 1 <= stride <= patch_size:
         raise InputError(
-            f"stride {stride} leaves gaps between squares; choose from 1 to patch_size, "
-            f"{patch_size}"
+            f"stride is {stride}; choose from 1 to patch_size ({patch_size}), so that there are no "
+            "gaps between squares"
         )
     rows, columns = (_centers(length, patch_size, stride) for length in (height, width))
     return rows, columns

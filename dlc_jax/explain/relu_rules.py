@@ -41,7 +41,7 @@ def override_relu_gradient(function: Callable[..., Any], rule: ReluRule) -> Call
 
     Args:
       function: A function of pytrees of arrays, given by position.
-      rule: "gradient", "deconvnet" or "guided"; see the module.
+      rule: "gradient", "deconvnet" or "guided"; see the module's description.
 
     Returns:
       A function with the same values, which can be differentiated once, in reverse mode.

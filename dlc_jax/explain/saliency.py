@@ -23,7 +23,7 @@ def input_gradient(
     *,
     rule: ReluRule = "gradient",
 ) -> Float[Array, "batch height width channels"]:
-    """Gradient of each image's logit of its label with respect to its pixels.
+    """Computes the gradient of each label's logit with respect to the image's pixels.
 
     With the rule "guided" it is guided backpropagation (Springenberg et al. 2015, "Striving for
     simplicity: the all convolutional net", section 3.4).
@@ -38,7 +38,7 @@ def input_gradient(
       Gradients, in units of the logit for a change of a pixel by 1.
 
     Raises:
-      InputError: Pixels or labels do not suit the network, or there is no such rule.
+      InputError: Pixels or labels do not match the network, or there is no such rule.
 
     Example:
       >>> import numpy as np
@@ -69,7 +69,7 @@ def saliency_map(
     *,
     rule: ReluRule = "gradient",
 ) -> Float[Array, "batch height width"]:
-    """Absolute value of the input gradient, the largest of each pixel's channels (section 3.1).
+    """Computes the absolute input gradient, the largest of each pixel's channels (section 3.1).
 
     Args:
       classifier: The classifier.

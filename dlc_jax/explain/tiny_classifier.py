@@ -22,7 +22,7 @@ class TinyNetwork(Network):
         self.weight = nnx.Param(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32))
 
     def stages(self, x: Array) -> OrderedDict[str, Array]:
-        """The stages "conv" and "logits"."""
+        """Returns the stages "conv" and "logits"."""
         layout = "NHWC", "HWIO", "NHWC"
         maps = lax.conv_general_dilated(
             x, self.kernel[...], (1, 1), "SAME", dimension_numbers=layout
@@ -32,7 +32,7 @@ class TinyNetwork(Network):
 
 
 def tiny_classifier(seed: int = 0) -> ImageClassifier:
-    """An untrained classifier of small gray images with three classes.
+    """Creates an untrained classifier of small gray images with three classes.
 
     Its stages are "conv", with four feature maps, and "logits".
 

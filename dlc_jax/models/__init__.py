@@ -1,6 +1,6 @@
-"""The networks, one module each, in the order of their publication.
+"""Convolutional networks and their predecessors, one module each.
 
-`names()` lists them, `create(name)` builds one, and `CATALOG` says where each is from.
+`names()` lists the networks, `create(name)` builds one, and `CATALOG` has the source of each.
 """
 
 import difflib
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dlc_jax.errors import InputError
-from dlc_jax.models.catalog import CATALOG, Entry
+from dlc_jax.models.catalog import CATALOG, ModelInfo
 from dlc_jax.models.lecture import Lecture
 from dlc_jax.models.network import Network
 
 __all__ = [
     "CATALOG",
-    "Entry",
     "Lecture",
+    "ModelInfo",
     "Network",
     "create",
     "create_abstract",
@@ -37,7 +37,7 @@ def names() -> list[str]:
     return list(CATALOG)
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> ModelInfo:
     """Returns the catalog entry of a network.
 
     Args:
@@ -99,7 +99,7 @@ def create(
 
 
 class _ConstantKey(nnx.RngStream):
-    """Returns the same key every time: counting keys takes most of an abstract creation."""
+    """A stream that returns the same key every time, since counting keys is slow."""
 
     def __call__(self) -> jax.Array:
         key: jax.Array = self.key[...]
@@ -109,7 +109,7 @@ class _ConstantKey(nnx.RngStream):
 def create_abstract(name: str, **arguments: Any) -> Network:
     """Creates a network with `jax.ShapeDtypeStruct`s in place of arrays.
 
-    It has no random number generators for training, such as for dropout.
+    It has no random number generators for training, such as those of dropout layers.
 
     Args:
       name: One of `names()`.

@@ -28,7 +28,7 @@ from dlc_jax.nn import layers
 from dlc_jax.nn.buffer import Buffer
 
 _PATCH = 2
-# Added to the variances, so that those that are noise are not scaled up to one (section 3.2).
+# Added to the variances, so that noise is not scaled up to unit variance (section 3.2).
 _VARIANCE_EPSILON = 5e-4
 _SCALE = 1 / 9
 
@@ -83,7 +83,7 @@ def identity_init(
 def whitening_kernel(
     images: Float[Array, "images height width channels"],
 ) -> Float[Array, "2 2 channels features"]:
-    """Kernels that whiten 2x2 patches, and their negatives.
+    """Returns kernels that whiten 2x2 patches, and their negatives.
 
     Args:
       images: Normalized images.

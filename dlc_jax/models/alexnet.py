@@ -1,6 +1,6 @@
 """AlexNet, which won the ImageNet challenge of 2012 (Krizhevsky, Sutskever and Hinton 2012).
 
-It was new in its size, 60 million parameters trained on two GPUs for a week, and in ReLU instead
+New were its size, 60 million parameters trained on two GPUs for a week, and the use of ReLU instead
 of tanh, dropout, local response normalization, and overlapping pooling. Its error of 15.3 % (the
 next best: 26.2 %) made the field turn to deep learning.
 
@@ -57,7 +57,7 @@ class AlexNet(Network):
         if min(height, width) < _MIN_SIZE:
             raise InputError(
                 f"AlexNet needs images of at least {_MIN_SIZE}x{_MIN_SIZE}, not {height}x{width}; "
-                "resnet20 and lecture take small ones"
+                "for small images use resnet20 or lecture"
             )
         maps, groups = _TWO_GPUS if original else _ONE_TOWER
         sizes = (11, 5, 3, 3, 3)

@@ -1,4 +1,4 @@
-"""The catalog of networks, with year and source of each."""
+"""The catalog of networks, with the year and source of each."""
 
 import inspect
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from dlc_jax.models.vgg import VGG
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Catalogue entry of a network.
+class ModelInfo:
+    """Catalog entry of a network.
 
     Attributes:
       year: Year of publication.
-      source: Authors, title or section.
+      source: Authors, and where needed the title or section.
       image_shape: Height, width and channels of the images in the paper.
       num_classes: Number of classes in the paper.
       build: Function that creates the network.
@@ -43,7 +43,7 @@ class Entry:
     build: Callable[..., Network]
 
     def options(self) -> dict[str, Any]:
-        """Returns the further arguments of the network, with their defaults."""
+        """Returns the further arguments of the network, with their default values."""
         network: Any = self.build.func if isinstance(self.build, partial) else self.build
         given = self.build.keywords if isinstance(self.build, partial) else {}
         parameters = inspect.signature(network.__init__).parameters
@@ -57,7 +57,7 @@ class Entry:
         """Creates the network.
 
         Raises:
-          InputError: There is no such option, or it does not support the value.
+          InputError: There is no such option, or its value is invalid.
         """
         known = self.options()
         for name, value in arguments.items():
@@ -69,7 +69,7 @@ class Entry:
             # Values from a command line or a file may have the wrong type.
             if isinstance(value, str | int) and type(value) is not type(known[name]):
                 raise InputError(
-                    f"the option {name} can't be {value!r}; its default is {known[name]!r}"
+                    f"the option {name} can't be {value!r}; give a value such as {known[name]!r}"
                 )
         return self.build(**arguments)
 
@@ -94,17 +94,19 @@ _RESNETS: dict[int, tuple[type[BasicBlock | BottleneckBlock], tuple[int, ...]]] 
 _small_resnet = partial(ResNet, maps=16, stem="small", shortcut="A")
 
 
-def _imagenet(year: int, source: str, build: Callable[..., Network]) -> Entry:
-    return Entry(year, source, _IMAGENET, 1000, build)
+def _imagenet(year: int, source: str, build: Callable[..., Network]) -> ModelInfo:
+    return ModelInfo(year, source, _IMAGENET, 1000, build)
 
 
-CATALOG: dict[str, Entry] = {
-    "threshold-logic-unit": Entry(1943, "McCulloch and Pitts", (1, 2, 1), 2, ThresholdLogicUnit),
-    "perceptron": Entry(1958, "Rosenblatt", _MNIST, 10, Perceptron),
-    "neocognitron": Entry(1980, "Fukushima", _MNIST, 10, Neocognitron),
-    "tc": Entry(1986, "Rumelhart et al., the T-C problem", (6, 6, 1), 2, TC),
-    "lenet5": Entry(1998, "LeCun et al., section II.B", _MNIST, 10, LeNet5),
-    "lenet5-modern": Entry(1998, "LeCun et al., with modern layers", _MNIST, 10, LeNet5Modern),
+CATALOG: dict[str, ModelInfo] = {
+    "threshold-logic-unit": ModelInfo(
+        1943, "McCulloch and Pitts", (1, 2, 1), 2, ThresholdLogicUnit
+    ),
+    "perceptron": ModelInfo(1958, "Rosenblatt", _MNIST, 10, Perceptron),
+    "neocognitron": ModelInfo(1980, "Fukushima", _MNIST, 10, Neocognitron),
+    "tc": ModelInfo(1986, "Rumelhart et al., the T-C problem", (6, 6, 1), 2, TC),
+    "lenet5": ModelInfo(1998, "LeCun et al., section II.B", _MNIST, 10, LeNet5),
+    "lenet5-modern": ModelInfo(1998, "LeCun et al., with modern layers", _MNIST, 10, LeNet5Modern),
     "alexnet": _imagenet(2012, "Krizhevsky et al.", AlexNet),
     **{
         f"vgg{depth}{suffix}": _imagenet(
@@ -125,11 +127,11 @@ CATALOG: dict[str, Entry] = {
         for depth, (block, sizes) in _RESNETS.items()
     },
     **{
-        f"resnet{6 * n + 2}": Entry(
+        f"resnet{6 * n + 2}": ModelInfo(
             2015, "He et al., section 4.2", _CIFAR, 10, partial(_small_resnet, stage_sizes=(n,) * 3)
         )
         for n in (3, 5, 7, 9, 18)
     },
-    "lecture": Entry(2018, "Fleuret, EE-559, lecture 1a", _MNIST, 10, Lecture),
-    "airbench": Entry(2024, "Jordan, arXiv 2404.00498", _CIFAR, 10, Airbench),
+    "lecture": ModelInfo(2018, "Fleuret, EE-559, lecture 1a", _MNIST, 10, Lecture),
+    "airbench": ModelInfo(2024, "Jordan, arXiv 2404.00498", _CIFAR, 10, Airbench),
 }

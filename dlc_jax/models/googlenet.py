@@ -119,7 +119,7 @@ class GoogLeNet(Network):
       num_classes: Number of classes.
       rngs: Random number generators of initial weights and dropout.
       dtype: Dtype of the computation.
-      auxiliary: Whether it has auxiliary classifiers.
+      aux_logits: Whether the network has auxiliary classifiers.
       original: Whether to build the network of the paper instead of torchvision's.
       stem: "imagenet" (three convolutions and two pools, output stride 8) or "small" (one 3x3
         convolution of 192 maps, output stride 1).
@@ -135,7 +135,7 @@ class GoogLeNet(Network):
         num_classes: int,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        auxiliary: bool = False,
+        aux_logits: bool = False,
         original: bool = False,
         stem: str = "imagenet",
     ) -> None:
@@ -154,12 +154,12 @@ class GoogLeNet(Network):
             module = Inception(inputs, sizes, 5 if original else 3, **options)
             setattr(self, f"inception{name}", module)
             inputs = sizes.ones + sizes.threes + sizes.fives + sizes.pooled
-        if auxiliary:
+        if aux_logits:
             for name, (_, maps) in _AUXILIARY.items():
                 setattr(self, name, AuxiliaryClassifier(maps, num_classes, **options))
         self.dropout = layers.Dropout(0.4 if original else 0.2, rngs=rngs)
         self.fc = layers.Linear(inputs, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.auxiliary, self.original, self.stem = auxiliary, original, stem
+        self.aux_logits, self.original, self.stem = aux_logits, original, stem
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Returns the stem, modules and pools, auxiliary logits if any, "average" and "logits"."""
@@ -168,7 +168,7 @@ class GoogLeNet(Network):
         for name in _MODULES:
             x = stages[f"inception{name}"] = getattr(self, f"inception{name}")(x)
             for auxiliary, (source, _) in _AUXILIARY.items():
-                if self.auxiliary and source == name:
+                if self.aux_logits and source == name:
                     stages[auxiliary] = getattr(self, auxiliary)(x)
             if name in _POOLS:
                 pool, size = _POOLS[name]

@@ -17,7 +17,7 @@ class ConvUnit(nnx.Module):
       outputs: Number of feature maps.
       size: Height and width of the kernel.
       stride: Stride of the convolution.
-      batch_norm: Whether it has batch normalization instead of biases.
+      batch_norm: Whether to use batch normalization instead of biases.
       init: Initializer of the kernel.
       dtype: Dtype of the computation.
       rngs: Random number generators.

@@ -1,4 +1,4 @@
-"""Loading of PyTorch weights."""
+"""Loading PyTorch weights."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from dlc_jax.models.network import Network
 
 Model = TypeVar("Model", bound=nnx.Module)
 
-# From the layout of PyTorch by number of axes, and back: OIHW to HWIO (Conv2d), [out, in] to
-# [in, out] (Linear).
+# Transpositions from PyTorch's layout, by number of axes, and back: OIHW to HWIO (Conv2d),
+# [out, in] to [in, out] (Linear).
 _TRANSPOSE = {4: (2, 3, 1, 0), 2: (1, 0)}
 _INVERSE_TRANSPOSE = {4: (3, 2, 0, 1), 2: (1, 0)}
-# PyTorch's names of the variables of a layer.
+# PyTorch's names of a layer's variables.
 _VARIABLES = {
     "kernel": "weight",
     "scale": "weight",
@@ -34,7 +34,7 @@ _VARIABLES = {
 # Entries without weights: the step counters of BatchNorm and `AveragedModel`, and extra state of
 # modules.
 _IGNORED = {"num_batches_tracked", "n_averaged", "_extra_state"}
-# Parts of names that wrappers add: DataParallel and DistributedDataParallel, torch.compile, FSDP,
+# Parts that wrappers add to names: DataParallel and DistributedDataParallel, torch.compile, FSDP,
 # activation checkpointing, Lightning Fabric.
 _WRAPPERS = {
     "module",
@@ -79,7 +79,7 @@ _FILE_PATTERNS = (
     "*.safetensors",
 )
 
-# Errors of reading missing, truncated or other files.
+# Raised for files that are missing, truncated, or of another format.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -102,13 +102,13 @@ def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[s
     the network's parameters, float32.
 
     Args:
-      model: The network, which is not changed. Layers have the names of PyTorch's layers; for
-        networks of torchvision, those of torchvision.
+      model: The network, which is not changed. Its parameters are matched by the names of
+        PyTorch's layers; for networks of torchvision, by torchvision's names.
       state_dict: Arrays or tensors by PyTorch's names, as `torch_model.state_dict()` returns them;
-        or a checkpoint that holds them under a common key such as `state_dict`; or a file of
-        either, in the formats of safetensors (also an index of several files) and PyTorch
-        (`.pth`, which needs PyTorch, and of which only tensors and plain values are read); or a
-        folder of such files.
+        a checkpoint that contains them under a common key such as `state_dict`; or the path of a
+        file or of a folder with such a file. Files are safetensors, an index of several
+        safetensors, or PyTorch's (`.pth`). The latter need PyTorch, and only their tensors and
+        plain values are read.
 
     Returns:
       A copy of `model` with these weights, which shares no memory with `state_dict`.
@@ -144,7 +144,7 @@ def load_torch(model: Model, state_dict: Mapping[str, Any] | str | os.PathLike[s
             )
             raise InputError(
                 f"the PyTorch weight {name} has shape {tuple(tensors[name].shape)}, but the "
-                f"network's is {expected_shape or variable.shape}; create the network with the "
+                f"network needs {expected_shape or variable.shape}; create the network with the "
                 "same options, such as num_classes, or give other weights"
             )
         # A copy, which shares no memory with the tensor.
@@ -160,8 +160,8 @@ def _tensors_in(given: str, state_dict: Any) -> dict[str, Any]:
         )
     if not isinstance(state_dict, Mapping):
         raise InputError(
-            f"{given} are a {type(state_dict).__name__}; give tensors by their names, as "
-            "torch_model.state_dict() has them, or the path of a file"
+            f"{given} are of type {type(state_dict).__name__}; give a mapping from names to "
+            "tensors, such as torch_model.state_dict(), or the path of a file"
         )
     for key in _STATE_DICTS:
         inner = state_dict.get(key)
@@ -174,11 +174,10 @@ def _tensors_in(given: str, state_dict: Any) -> dict[str, Any]:
     }
     others = [name for name, entry in entries.items() if not _is_array(entry)]
     if others or not entries:
-        examples = ", ".join(f"{name!r} is a {type(entries[name]).__name__}" for name in others[:3])
+        kinds = [f"{name!r} is of type {type(entries[name]).__name__}" for name in others[:3]]
         raise InputError(
-            f"{given} are not tensors by their names (a state_dict): "
-            f"{examples or 'there are none'}; give"
-            " what torch_model.state_dict() returned"
+            f"{given} are not a mapping from names to tensors (a state_dict): "
+            f"{', '.join(kinds) or 'there are no tensors'}; give torch_model.state_dict()"
         )
     return {str(name): entry for name, entry in entries.items()}
 
@@ -210,22 +209,26 @@ def _remove_wrappers(tensors: dict[str, Any], expected: Iterable[str]) -> dict[s
 
 
 def _common_prefix(names: Iterable[str], expected: set[str]) -> str:
-    """The most frequent prefix of expected names, as of a module that holds the network."""
+    """The most frequent prefix of the expected names, such as that of a surrounding module."""
     counts = Counter({"": 0})
     for name in names:
         ends = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
         counts.update(name[:end] for end in ends if name[end:] in expected)
-    # Among equally frequent prefixes, the first, which is "" if it is one of them.
+    # max() returns the first of equally frequent prefixes, so "" is preferred.
     return max(counts, key=counts.__getitem__)
 
 
 def _check_names(given: str, network: str, expected: list[str], names: list[str]) -> None:
-    for problem, wrong in {
-        "lack": [name for name in expected if name not in names],
-        "have, but the network does not,": [name for name in names if name not in expected],
-    }.items():
-        if wrong:
-            raise InputError(f"{given} {problem} {_join(wrong)}; {network} has {_join(expected)}")
+    missing = [name for name in expected if name not in names]
+    unexpected = [name for name in names if name not in expected]
+    problems = [f"missing keys: {_join(missing)}"] if missing else []
+    if unexpected:
+        problems.append(f"unexpected keys: {_join(unexpected)}")
+    if problems:
+        raise InputError(
+            f"{given} do not match {network} ({'; '.join(problems)}); give the weights of a "
+            "network with the same layers"
+        )
 
 
 def _join(names: Iterable[str], max_names: int = 8) -> str:
@@ -287,12 +290,13 @@ def _find_in_folder(folder: Path) -> Path:
         if len(found) > 1:
             raise InputError(
                 f"there are several files of weights in {str(folder)!r}: "
-                f"{_join(path.name for path in found)}; name one of them"
+                f"{_join(path.name for path in found)}; give the path of one of them"
             )
         if found:
             return found[0]
     raise InputError(
-        f"there are no PyTorch weights in {str(folder)!r}, such as model.safetensors; name a file"
+        f"there are no PyTorch weights in {str(folder)!r}, such as model.safetensors; give the "
+        "path of a file"
     )
 
 
@@ -308,26 +312,29 @@ def _read_index(path: Path) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for part in sorted(set(weight_map.values())):
         if Path(part).name != part:
-            raise InputError(f"the index {str(path)!r} names {part!r}, which is not beside it")
+            raise InputError(
+                f"the index {str(path)!r} names {part!r}, which is not in its folder; move all "
+                "files into the folder and correct the index"
+            )
         inside = _read(path.with_name(part))
         names = [name for name, file in weight_map.items() if file == part]
         if missing := [name for name in names if name not in inside]:
             raise InputError(
-                f"{str(path.with_name(part))!r} lacks {_join(missing)}, which {path.name} says "
-                "is in it; download both again"
+                f"{str(path.with_name(part))!r} lacks {_join(missing)}, which {path.name} lists; "
+                "download both files again"
             )
         tensors |= {name: inside[name] for name in names}
     return tensors
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file starts like safetensors: the length of a JSON object, and the object."""
+    """Whether a file starts like safetensors: with the length of a JSON object, and the object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Reads the tensors of a file, also those of types that NumPy lacks, such as bfloat16."""
+    """Reads the tensors of a file, including types that NumPy lacks, such as bfloat16."""
     tensors = {}
     for name, entry in safetensors.deserialize(path.read_bytes()):
         kind = entry["dtype"]

@@ -81,7 +81,7 @@ _AMPLITUDE, _SLOPE = 1.7159, 2 / 3
 
 
 def squash(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Scaled tanh, 1.7159 tanh(2a/3), which maps 1 to 1 and -1 to -1 (appendix A of the paper).
+    """Applies the scaled tanh of appendix A, 1.7159 tanh(2a/3), which maps ±1 to ±1.
 
     Args:
       a: Weighted sums of units.
@@ -94,7 +94,7 @@ def squash(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def uniform(fan_in: int) -> Any:
-    """Initializer of appendix A: uniform on ±2.4/fan_in.
+    """Returns the initializer of appendix A, which is uniform on ±2.4/fan_in.
 
     Args:
       fan_in: Number of inputs of a unit.
@@ -173,8 +173,8 @@ class LeNet5(Network):
         have random codes of ±1, drawn from `rngs.params`.
       rngs: Random number generators of the initial weights.
       dtype: Dtype of the computation.
-      rubbish: Constant j of the loss (equation 9), the penalty of a class of patterns that are no
-        digits. Larger penalties of wrong classes have no effect.
+      rubbish_penalty: Constant j of the loss (equation 9), the penalty of a class of patterns
+        that are not digits. Larger penalties of wrong classes have no effect.
 
     Raises:
       InputError: The images are neither 28x28 nor 32x32.
@@ -187,15 +187,14 @@ class LeNet5(Network):
         num_classes: int,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        rubbish: float = 5.0,
+        rubbish_penalty: float = 5.0,
     ) -> None:
         height, width, channels = image_shape
         if (height, width) not in ((28, 28), (_SIZE, _SIZE)):
             raise InputError(
-                f"LeNet-5 takes images of 32x32 pixels, or of 28x28, which it pads, not "
-                f"{height}x{width}; resize them"
+                f"LeNet-5 needs images of 32x32 or 28x28 pixels, not {height}x{width}; resize them"
             )
-        self.dtype, self.rubbish = dtype, rubbish
+        self.dtype, self.rubbish_penalty = dtype, rubbish_penalty
         self.c1 = self._conv(channels, 6, dtype, rngs)
         self.s2 = SubSampling(6, rngs=rngs)
         self.c3 = TableConv(CONNECTIONS, dtype=dtype, rngs=rngs)
@@ -254,7 +253,7 @@ class LeNet5(Network):
         penalties = penalties.astype(jnp.promote_types(penalties.dtype, jnp.float32))
         labels = mask_negative_labels(labels, penalties.shape[1])
         of_label = jnp.take_along_axis(penalties, labels[:, None], 1)[:, 0]
-        competition = jnp.logaddexp(-self.rubbish, jax.nn.logsumexp(-penalties, 1))
+        competition = jnp.logaddexp(-self.rubbish_penalty, jax.nn.logsumexp(-penalties, 1))
         return of_label + competition
 
 
@@ -277,6 +276,6 @@ def pad_to_32(
 def _codes(count: int, rngs: nnx.Rngs) -> Float[Array, "count 84"]:
     if count <= len(GLYPHS):
         return jnp.asarray(GLYPHS[:count], jnp.float32)
-    # In float32, so that x64 mode draws the same.
+    # In float32, so that the codes are the same in x64 mode.
     ink = jax.random.bernoulli(rngs.params(), jnp.float32(0.5), (count, _CODE_SIZE))
     return jnp.where(ink, 1, -1).astype(jnp.float32)

@@ -53,8 +53,7 @@ class LeNet5Modern(Network):
         height, width, channels = image_shape
         if (height, width) not in ((28, 28), (32, 32)):
             raise InputError(
-                f"LeNet-5 takes images of 32x32 pixels, or of 28x28, which it pads, not "
-                f"{height}x{width}; resize them"
+                f"LeNet-5 needs images of 32x32 or 28x28 pixels, not {height}x{width}; resize them"
             )
         valid: dict[str, Any] = {"padding": "VALID", "dtype": dtype, "rngs": rngs}
         self.c1 = layers.PooledConv(channels, 6, (5, 5), pool=(2, 2), **valid)

@@ -5,12 +5,12 @@ Recognition Unaffected by Shift in Position", Biological Cybernetics 36, 193-202
 planes of cells with shared weights; layers of such S-cells (convolution) alternating with layers of
 C-cells (pooling); and a rule by which the S-cells learn from unlabeled images.
 
-As in the paper are the layers U0, S1, C1, S2, C2, S3, C3; S-cells with 5x5 receptive fields and C3
-with one cell per plane; the equations of S-cells, C-cells and inhibitory V-cells; and the learning
-rule. In each S-column (the cells of all planes around a position), the cell with the largest output
-is a candidate; the largest candidate of a plane is its representative; and the plane learns the
-input of its representative. (Later papers of Fukushima call it the "seed cell", and preset S1,
-which is learned here.)
+These are as in the paper: the layers U0, S1, C1, S2, C2, S3, C3; S-cells with 5x5 receptive fields
+and C3 with one cell per plane; the equations of S-cells, C-cells and inhibitory V-cells; and the
+learning rule. In each S-column (the cells of all planes around a position), the cell with the
+largest output is a candidate; the largest candidate of a plane is its representative; and the plane
+learns the input of its representative. (Later papers of Fukushima call it the "seed cell", and
+preset S1, which is learned here.)
 
 Our choices:
 
@@ -196,7 +196,7 @@ class Neocognitron(Network):
 def features(
     stages: Mapping[str, Float[Array, "batch height width planes"]],
 ) -> Float[Array, "batch features"]:
-    """Input of the readout: the cells of C1, C2 and C3.
+    """Returns the input of the readout: the cells of C1, C2 and C3.
 
     Args:
       stages: The result of `Neocognitron.stages`.
@@ -212,7 +212,7 @@ def features(
 def activity(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height width channels"]:
-    """Input layer U0: each image scaled to [0, 1]; constant images are 0.
+    """Returns the input layer U0: each image scaled to [0, 1]; constant images become 0.
 
     Args:
       x: Normalized images.
@@ -235,7 +235,7 @@ def s_cells(
     *,
     selectivity: float,
 ) -> Float[Array, "batch height width planes"]:
-    """Outputs of S-cells, which have divisive inhibition (Fukushima 1980, section 2).
+    """Returns the outputs of S-cells, which have divisive inhibition (Fukushima 1980, section 2).
 
     r max(0, (1 + sum a u) / (1 + 2r / (1 + r) b v) - 1), where v is the output of `v_cells`.
 
@@ -255,7 +255,7 @@ def s_cells(
 def v_cells(
     u: Float[Array, "batch height width channels"], c: Float[Array, "5 5 channels"]
 ) -> Float[Array, "batch height width 1"]:
-    """Outputs of the inhibitory V-cells: the weighted root mean square of the inputs.
+    """Returns the outputs of the inhibitory V-cells, the weighted root mean square of the inputs.
 
     Args:
       u: Inputs of the S-cells.
@@ -271,7 +271,7 @@ def c_cells(
     step: int,
     padding: str,
 ) -> Float[Array, "batch out_height out_width planes"]:
-    """Outputs of C-cells, each of which reads one plane (Fukushima 1980, section 2).
+    """Returns the outputs of C-cells, each of which reads one plane (Fukushima 1980, section 2).
 
     psi((1 + sum d s) / (1 + v) - 1), where v is the mean over all planes of sum d s, and
     psi(x) = max(0, x) / (alpha + max(0, x)).
@@ -292,10 +292,10 @@ def c_cells(
 def representatives(
     s: Float[Array, "height width planes"], *, column: int
 ) -> tuple[Int[Array, " planes"], Int[Array, " planes"], Bool[Array, " planes"]]:
-    """The cell of each plane that learns (Fukushima 1980, section 3).
+    """Finds the cell of each plane that learns (Fukushima 1980, section 3).
 
     The largest output of each S-column is a candidate, and the largest candidate of a plane is its
-    representative. Among equals, it is the first.
+    representative. Of equal outputs, the first is taken.
 
     Args:
       s: Outputs of the S-cells for one image.

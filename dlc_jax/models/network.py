@@ -58,7 +58,7 @@ class Network(nnx.Module):
     ) -> "Network":
         """Returns the network with variables that are initialized from unlabeled images.
 
-        Most networks have none, and are returned unchanged.
+        Most networks have no such variables and are returned unchanged.
 
         Args:
           images: Normalized training images.
@@ -68,7 +68,7 @@ class Network(nnx.Module):
         return self
 
     def torch_names(self) -> dict[str, str]:
-        """Returns prefixes of parameter names, and the prefixes they have in PyTorch instead."""
+        """Returns a mapping from prefixes of parameter names to PyTorch's prefixes."""
         return {}
 
 

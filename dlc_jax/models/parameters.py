@@ -1,6 +1,6 @@
 """Parameters of a network as a safetensors file.
 
-The file holds arrays by their paths (`conv1.kernel`), and no code.
+The file contains arrays by their paths, such as `conv1.kernel`, and no code.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def named_arrays(variables: nnx.State[Any, Any]) -> dict[str, np.ndarray]:
 
 
 def fingerprint(params: nnx.State[Any, Any]) -> str:
-    """Returns the SHA-256 of the bytes of the arrays, in the order of their paths.
+    """Returns the SHA-256 hash of the arrays' bytes, in the order of their paths.
 
     Args:
       params: A state of a module, from `nnx.state`.
@@ -54,7 +54,7 @@ def fingerprint(params: nnx.State[Any, Any]) -> str:
 
 
 def save(path: Path, model: nnx.Module) -> None:
-    """Writes `nnx.Param` and `nnx.BatchStat` variables to a file, atomically.
+    """Writes a network's `nnx.Param` and `nnx.BatchStat` variables to a file, atomically.
 
     Args:
       path: The file.

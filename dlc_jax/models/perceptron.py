@@ -79,13 +79,13 @@ class Perceptron(Network):
         height, width, _ = image_shape
         if min(height, width) < _RETINA:
             raise InputError(
-                f"the perceptron's retina is 20x20, and the images only {height}x{width}; "
-                "enlarge or pad them"
+                f"the perceptron needs images of at least 20x20, not {height}x{width}; enlarge or "
+                "pad them"
             )
         if min(excitatory, inhibitory) < 0 or excitatory + inhibitory > _RETINA**2:
             raise InputError(
                 f"an A-unit can't have {excitatory} + {inhibitory} connections to 400 S-units; "
-                "choose at most 400"
+                "choose 0 to 400 in total"
             )
         self.dtype, self.threshold = dtype, threshold
         keys = jax.random.split(rngs.params(), association_units)
@@ -112,7 +112,7 @@ class Perceptron(Network):
         labels: Int[AnyArray, " batch"],
         label_smoothing: float = 0.0,
     ) -> Float[Array, " batch"]:
-        """Returns the largest logit less that of the label.
+        """Returns the largest logit minus the label's logit.
 
         Its gradient is minus the correction that `update` makes.
 
@@ -197,9 +197,10 @@ def correct(
 def retina(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch 20 20 1"]:
-    """S-units: the central 20x20 pixels, 1 above the mean of their minimum and maximum, else 0.
+    """Returns the S-units: the central 20x20 pixels, thresholded to 0 or 1.
 
-    The result does not depend on the normalization of the image. It is 0 for constant images.
+    The threshold is the mean of their minimum and maximum, so the result does not depend on the
+    normalization of the image. It is 0 for constant images.
 
     Args:
       x: Images of at least 20x20 pixels.

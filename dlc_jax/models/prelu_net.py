@@ -108,7 +108,7 @@ class PReLUNet(Network):
 def spatial_pyramid(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch windows*channels"]:
-    """Max-pooling over 7x7, 3x3, 2x2 and 1x1 windows that cover the maps, concatenated."""
+    """Concatenates the maxima over 7x7, 3x3, 2x2 and 1x1 windows that cover the maps."""
     levels = []
     for count in _PYRAMID:
         strides = tuple(math.floor(size / count) for size in x.shape[1:3])

@@ -1,6 +1,6 @@
 """Residual networks, which won the ImageNet challenge of 2015 (He, Zhang, Ren and Sun 2015).
 
-A block of layers adds to its input, so networks of a hundred layers and more can be trained.
+A block of layers adds to its input, so that networks of a hundred or more layers can be trained.
 Where a block changes the shape of its input, the shortcut (section 4.1, "Identity vs. projection
 shortcuts") is A, every second pixel with zeros for the new maps; B, a 1x1 convolution; or C, a 1x1
 convolution in every block.

@@ -1,6 +1,6 @@
 """Number of parameters, multiply-adds, depth and layers of a network.
 
-All are read off the jaxpr of the network, without computing it.
+All are computed from the network's jaxpr, without running the network.
 """
 
 import math
@@ -19,7 +19,7 @@ from dlc_jax.models.network import Network
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with parameters, or a stage without.
+    """A layer with parameters, or a stage without parameters.
 
     Attributes:
       name: Path of the module in the network, or name of the stage.
@@ -60,12 +60,12 @@ def describe(
     num_classes: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Returns what the catalog says of a network and its summary, as plain Python values.
+    """Returns the catalog entry and the summary of a network as a dictionary.
 
     Args:
       name: One of `dlc_jax.models.names()`.
       image_shape: Height, width and channels; by default, those of the paper.
-      num_classes: By default, that of the paper.
+      num_classes: Number of classes; by default, that of the paper.
       **options: Further arguments of the network.
 
     Raises:
@@ -91,7 +91,7 @@ def describe(
 
 
 def summarize(model: Network, image_shape: tuple[int, int, int]) -> Summary:
-    """Counts the parameters and multiply-adds of a network, in all and by layer.
+    """Counts the parameters and multiply-adds of a network, in total and by layer.
 
     Args:
       model: The network, which may be abstract (see `dlc_jax.models.create_abstract`).
@@ -170,7 +170,7 @@ def _needed(jaxpr: Jaxpr, result: Any) -> list[Any]:
 
 
 class _Value(NamedTuple):
-    """What is known of an intermediate result.
+    """Properties of an intermediate result.
 
     Attributes:
       owner: The module whose variables it is computed from; "" for constants, None if it depends
@@ -213,7 +213,7 @@ class _Walk:
         self.time = self.multiply_adds = 0
 
     def run(self, jaxpr: Jaxpr, inputs: Sequence[_Value]) -> list[_Value]:
-        """Returns what is known of the results of a jaxpr."""
+        """Returns the properties of a jaxpr's results."""
         known = dict(zip(jaxpr.invars, inputs, strict=True))
 
         def lookup(variables: Sequence[Any]) -> list[_Value]:
@@ -257,7 +257,7 @@ class _Walk:
 
 
 def _kind_and_cost(equation: Any) -> tuple[str, int]:
-    """Name and multiply-adds of a convolution or matrix product; "" and 0 of others."""
+    """Name and multiply-adds of a convolution or matrix product; "" and 0 for other operations."""
     out = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "conv_general_dilated":
         kernel, layout = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec

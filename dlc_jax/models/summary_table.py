@@ -33,7 +33,7 @@ def network_table(descriptions: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def layer_table(description: dict[str, Any]) -> list[str]:
-    """Returns the lines of a summary of a network and of a table with one layer per line.
+    """Returns the lines of a network's summary and of a table with one layer per line.
 
     Args:
       description: A network as `dlc_jax.models.summary.describe` returns it.

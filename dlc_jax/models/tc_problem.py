@@ -12,8 +12,8 @@ Our choices, where the paper leaves them open:
   padding), so that each overlap of a field and a pattern occurs at each position.
 - The weights of the output unit are shared like those of the hidden units, so the output does not
   depend on the position of the pattern.
-- There are two feature maps. One can solve the problem, but training failed from about one in ten
-  of the initial weights that we tried.
+- There are two feature maps. A single map can solve the problem, but training failed from about one
+  in ten of the initial weights that we tried.
 - Initial weights are uniform on ±1 (hidden units) and ±0.5 (output unit). The initial bias of
   hidden units is -3: with 0, the many units on the background saturate the output unit.
 - An output above one half means C.
@@ -36,7 +36,7 @@ from dlc_jax.nn import layers
 from dlc_jax.nn.losses import check_no_label_smoothing
 from dlc_jax.typing import AnyArray
 
-# Five pixels each; four are the same.
+# T and C, each of five pixels, four of which are the same.
 _PATTERNS = (("###", ".#.", ".#."), (".##", ".#.", ".##"))
 _SIDE = 3  # height and width of a pattern
 _FIELD = 3  # height and width of a receptive field
@@ -51,7 +51,7 @@ def patterns(
       size: Height and width of the images.
 
     Returns:
-      float32 images of 0 and 1, 8 * (size - 2)^2 in number, and their labels. T and C alternate.
+      8 * (size - 2)^2 images of 0 and 1 in float32, and their labels. T and C alternate.
 
     Raises:
       InputError: The images are smaller than a pattern.
@@ -86,7 +86,7 @@ class TC(Network):
       num_classes: 2 (T and C).
       rngs: Random number generators of the initial weights.
       dtype: Dtype of the computation.
-      kinds: Number of feature maps of hidden units.
+      features: Number of feature maps of hidden units.
 
     Raises:
       InputError: The images are smaller than a pattern, or there are not two classes.
@@ -99,7 +99,7 @@ class TC(Network):
         num_classes: int = 2,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        kinds: int = 2,
+        features: int = 2,
     ) -> None:
         height, width, channels = image_shape
         if min(height, width) < _SIDE:
@@ -108,7 +108,7 @@ class TC(Network):
             raise InputError(f"the T-C network has 2 classes, not {num_classes}")
         self.hidden = layers.Conv(
             channels,
-            kinds,
+            features,
             (_FIELD, _FIELD),
             padding=2,
             kernel_init=layers.uniform(1.0),
@@ -118,13 +118,13 @@ class TC(Network):
         )
         init = layers.uniform(0.5)
         self.output = layers.Linear(
-            kinds, 1, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
+            features, 1, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
         )
 
     def stages(self, x: Float[Array, "batch height width channels"]) -> OrderedDict[str, Array]:
         """Returns the logistic units and the logits.
 
-        These are "hidden" [batch, height + 2, width + 2, kinds], "output" [batch, 1], the
+        These are "hidden" [batch, height + 2, width + 2, features], "output" [batch, 1], the
         probability of a C, and "logits" [batch, 2], of which the first is 0.
         """
         stages: OrderedDict[str, Array] = OrderedDict()

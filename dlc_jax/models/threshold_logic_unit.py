@@ -78,22 +78,22 @@ class Units(nnx.Module):
 
 
 def and_net(inputs: int) -> dict[str, Units]:
-    """A single unit, which fires if all inputs are active."""
+    """Returns a single unit, which fires if all inputs are active."""
     return {"and": _unit([1] * inputs, inputs)}
 
 
 def or_net(inputs: int) -> dict[str, Units]:
-    """A single unit, which fires if any input is active."""
+    """Returns a single unit, which fires if any input is active."""
     return {"or": _unit([1] * inputs, 1)}
 
 
 def not_net(inputs: int) -> dict[str, Units]:
-    """A single unit, which fires if no input is active: NOT of one input, NOR of several."""
+    """Returns a single unit, which fires if no input is active: NOT, or NOR of several inputs."""
     return {"not": _unit([-1] * inputs, 0)}
 
 
 def xor_net(inputs: int) -> dict[str, Units]:
-    """Three layers, whose last unit fires if an odd number of inputs is active.
+    """Returns three layers, whose last unit fires if an odd number of inputs is active.
 
     Unit k-1 of "at_least" fires if at least k inputs are active. The units of "exactly" fire if
     exactly 1, 3, 5, ... inputs are active: they are inhibited by the unit for one more. "or" joins
@@ -147,8 +147,7 @@ class ThresholdLogicUnit(Network):
         inputs = int(np.prod(image_shape))
         if function not in NETS:
             raise InputError(
-                f"there is no net of threshold logic units for {function!r}; "
-                f"choose from {', '.join(NETS)}"
+                f"there is no threshold logic function {function!r}; choose from {', '.join(NETS)}"
             )
         if inputs < 1:
             raise InputError(f"images of shape {image_shape} have no pixels; give at least one")

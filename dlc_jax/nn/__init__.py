@@ -16,9 +16,9 @@ from dlc_jax.nn.layers import (
     set_example_weights,
 )
 from dlc_jax.nn.losses import (
-    average_probabilities,
     cross_entropy,
-    log_odds_against,
+    log_mean_softmax,
+    misclassification_log_odds,
     misclassified,
 )
 
@@ -31,13 +31,13 @@ __all__ = [
     "PReLU",
     "PooledConv",
     "adaptive_avg_pool",
-    "average_probabilities",
     "ceil_mode_padding",
     "cross_entropy",
     "flatten",
     "gelu",
     "local_response_norm",
-    "log_odds_against",
+    "log_mean_softmax",
+    "misclassification_log_odds",
     "misclassified",
     "set_example_weights",
 ]

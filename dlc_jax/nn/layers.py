@@ -25,12 +25,12 @@ zeros = nnx.initializers.zeros_init()
 def matrix_initializer(
     init: Callable[..., Array], fan: Literal["fan_in", "fan_out"]
 ) -> Callable[..., Array]:
-    """An initializer that draws the kernel of a convolution as a matrix, with the same values.
+    """Returns an initializer that draws a convolution's kernel as a matrix, with the same values.
 
-    XLA compiles random numbers of four axes up to 20 times more slowly.
+    XLA takes up to 20 times longer to compile random arrays of four axes.
 
     Args:
-      init: An initializer whose scale depends on the given fan at most, such as
+      init: An initializer whose scale depends only on the given fan, such as
         `nnx.initializers.lecun_normal()`.
       fan: The fan that the shape of the matrix preserves.
 
@@ -54,7 +54,7 @@ he_normal = matrix_initializer(
 
 
 def uniform(bound: float) -> Callable[..., Array]:
-    """An initializer that draws from the uniform distribution on [-bound, bound).
+    """Returns an initializer that draws from the uniform distribution on [-bound, bound).
 
     Args:
       bound: The largest absolute value.
@@ -103,7 +103,7 @@ class Conv(nnx.Conv):
 
 
 class PooledConv(Conv):
-    """A convolution, max-pooling, and then the bias.
+    """A convolution followed by max-pooling and then the bias.
 
     The bias is constant over a feature map, so adding it before pooling gives the same result,
     but takes more additions.
@@ -132,7 +132,7 @@ class PooledConv(Conv):
         super().__init__(in_features, out_features, kernel_size, rngs=rngs, **kwargs)
 
 
-# Cached, since JAX compiles anew for layers whose functions are not the same object.
+# Cached, since JAX recompiles for layers whose functions are different objects.
 @lru_cache(maxsize=64)
 def _convolve_and_pool(convolve: Callable[..., Array], pool: tuple[int, int]) -> Any:
     def convolve_and_pool(*args: Any, **options: Any) -> Array:
@@ -163,8 +163,8 @@ class BatchNorm(nnx.BatchNorm):
     """Batch normalization with the statistics of PyTorch (Ioffe and Szegedy 2015).
 
     It differs from `flax.nnx.BatchNorm` in three ways: the running variance is the unbiased
-    estimate; inside `jax.shard_map`, statistics are those of the batch over all devices; and
-    padding examples can be excluded from the statistics (see `set_example_weights`).
+    estimate; inside `jax.shard_map`, the statistics cover the batch of all devices; and padding
+    examples can be excluded from the statistics (see `set_example_weights`).
 
     Args:
       num_features: Number of channels, which are the last axis.
@@ -213,7 +213,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class _Static:
-    """Holds a value that Flax treats as static: it is no part of a module's state."""
+    """Holds a value that Flax treats as static: it is not part of a module's state."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -222,8 +222,8 @@ class _Static:
 def set_example_weights(model: nnx.Module, weights: Float[Array, " batch"] | None) -> None:
     """Sets the weights of the examples in the batch statistics of each `BatchNorm` of a model.
 
-    The weights are no part of the model's state. Inside a jitted function, set them on a copy
-    made there, as by `nnx.merge(..., copy=True)`.
+    The weights are not part of the model's state. Inside a jitted function, set them on a copy
+    made there, for example by `nnx.merge(..., copy=True)`.
 
     Args:
       model: The model, which is changed in place.
@@ -259,7 +259,7 @@ def _batch_statistics(
         return lax.psum(partial_sum, axes) if axes else partial_sum
 
     count = total(weights)[0] * math.prod(x.shape[1:-1])
-    # A batch of padding alone has no statistics; this keeps them finite.
+    # Keeps the statistics finite if the whole batch is padding.
     divisor = jnp.maximum(count, 1)
     mean = total(weights * x) / divisor
     var = total(weights * jnp.square(x - mean)) / divisor
@@ -337,7 +337,7 @@ def _erfc_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 @jax.jit
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Gaussian error linear unit (Hendrycks and Gimpel 2016, section 2).
+    """Computes the Gaussian error linear unit (Hendrycks and Gimpel 2016, section 2).
 
     Same as `jax.nn.gelu(x, approximate=False)`, which JAX 0.12 can't differentiate inside
     `jax.shard_map`.
@@ -366,7 +366,7 @@ class PReLU(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch *positions channels"]
     ) -> Float[Array, "batch *positions channels"]:
-        """Applies the function."""
+        """Applies the activation function."""
         return jnp.where(x > 0, x, self.slope[...].astype(x.dtype) * x)
 
 
@@ -378,9 +378,9 @@ def local_response_norm(
     beta: float = 0.75,
     k: float = 2.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Local response normalization over channels (Krizhevsky et al. 2012, section 3.3).
+    """Applies local response normalization (Krizhevsky et al. 2012, section 3.3).
 
-    Divides by (k + alpha * s)^beta, where s is the sum of squares over `size` neighbouring
+    Divides by (k + alpha * s)^beta, where s is the sum of squares over `size` neighboring
     channels. (In PyTorch's function of that name, alpha is divided by `size`.)
 
     Args:
@@ -401,7 +401,7 @@ def local_response_norm(
 def ceil_mode_padding(
     shape: tuple[int, ...], window: tuple[int, int], strides: tuple[int, int]
 ) -> Pads:
-    """Padding at the bottom and right that pools like PyTorch's `ceil_mode=True`.
+    """Returns the bottom and right padding that corresponds to PyTorch's `ceil_mode=True`.
 
     The last windows start inside the image and may extend beyond it, as in Caffe.
 
@@ -427,7 +427,7 @@ def ceil_mode_padding(
 def adaptive_avg_pool(
     x: Float[Array, "batch height width channels"], shape: tuple[int, int]
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Average pooling to an output of given height and width, as PyTorch's.
+    """Pools by averaging to the given height and width, as PyTorch does.
 
     Output i of n averages the pixels from floor(i*size/n) to ceil((i+1)*size/n), so windows
     overlap where n does not divide the size.

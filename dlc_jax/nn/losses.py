@@ -1,4 +1,4 @@
-"""Losses and metrics of classification, one value for each example."""
+"""Losses and metrics of classification, with one value per example."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ def cross_entropy(
     labels: Int[AnyArray, " batch"],
     smoothing: float = 0.0,
 ) -> Float[Array, " batch"]:
-    """Softmax cross-entropy with integer labels, in nats.
+    """Computes the softmax cross-entropy with integer labels, in nats.
 
     Args:
       logits: Unnormalized scores, of any float dtype.
-      labels: The true classes. The loss of any other number is NaN.
+      labels: The true classes. A label out of range gives a loss of NaN.
       smoothing: Weight of the uniform distribution in each target (label smoothing: Szegedy et
         al. 2016, "Rethinking the Inception architecture", section 7).
 
@@ -55,25 +55,25 @@ def mask_negative_labels(labels: Int[AnyArray, " batch"], num_classes: int) -> I
       Array([0, 3, 2], dtype=int32)
     """
     labels = jnp.asarray(labels)
-    # Small integer types may not hold num_classes. Floats stay floats, which Optax refuses.
+    # Small integer types may not hold num_classes. Floats stay floats, which Optax rejects.
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     return jnp.where(labels < 0, num_classes, labels)
 
 
-def log_odds_against(
+def misclassification_log_odds(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Float[Array, " batch"]:
-    """log((1 - p) / p), where p is the softmax probability of the label.
+    """Computes log((1 - p) / p), where p is the softmax probability of the label.
 
     It increases with the cross-entropy, -log p, so both gradients have the same direction. Where p
-    is 1 in float32, the gradient of the cross-entropy vanishes and this one does not.
+    is 1 in float32, the gradient of the cross-entropy vanishes, but this one does not.
 
     Args:
       logits: Unnormalized scores, of any float dtype.
       labels: Class indices.
 
     Example:
-      >>> log_odds_against(jnp.array([[3.0, 1.0]]), jnp.array([0]))
+      >>> misclassification_log_odds(jnp.array([[3.0, 1.0]]), jnp.array([0]))
       Array([-2.], dtype=float32)
     """
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
@@ -85,7 +85,7 @@ def log_odds_against(
 def misclassified(
     logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]
 ) -> Bool[Array, " batch"]:
-    """Zero-one loss: whether the largest logit is not the label's.
+    """Computes the zero-one loss: whether the largest logit is not the label's.
 
     Args:
       logits: Unnormalized scores.
@@ -98,19 +98,19 @@ def misclassified(
     return logits.argmax(-1) != labels
 
 
-def average_probabilities(
+def log_mean_softmax(
     logits: Float[AnyArray, "networks batch classes"],
 ) -> Float[Array, "batch classes"]:
-    """Log of the average probabilities of an ensemble.
+    """Computes the log of an ensemble's average probabilities.
 
-    Its softmax is the average, so it can be used as the logits of a single network.
+    Its softmax is this average, so it can be used as the logits of a single network.
 
     Args:
       logits: The logits of each network, of any float dtype.
 
     Example:
       >>> logits = jnp.log(jnp.array([[[0.2, 0.8]], [[0.8, 0.2]]]))
-      >>> jax.nn.softmax(average_probabilities(logits))
+      >>> jax.nn.softmax(log_mean_softmax(logits))
       Array([[0.5, 0.5]], dtype=float32)
     """
     logits = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
@@ -119,9 +119,9 @@ def average_probabilities(
 
 
 def check_no_label_smoothing(network: str, label_smoothing: float) -> None:
-    """Raises an InputError if label smoothing is asked of a network that does not support it."""
+    """Raises an InputError if label smoothing is used with a network that does not support it."""
     if label_smoothing:
         raise InputError(
-            f"{network} has a loss of its own, which has no label smoothing "
-            f"(label_smoothing={label_smoothing}); leave it out"
+            f"{network} has its own loss, which does not support label smoothing "
+            f"(label_smoothing={label_smoothing}); set it to 0"
         )

@@ -3,7 +3,7 @@
 XLA:CPU computes the gradients of these operations slowly, and inside `lax.scan` several times more
 slowly again. The functions here have the values of XLA's operations. When they are lowered, they
 choose their formulation by platform and shape: ours on CPUs, XLA's own or ours on GPUs, XLA's own
-elsewhere. These modules depend only on JAX.
+elsewhere. These modules depend only on JAX, NumPy and jaxtyping.
 
 Layouts are those of Flax: images are NHWC (batch, height, width, channels), kernels are HWIO
 (height, width, input channels, output channels).

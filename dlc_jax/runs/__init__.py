@@ -1,7 +1,7 @@
-"""Runs: a recipe trained on a dataset, and the folder that keeps what came of it."""
+"""Runs: a recipe trained on a dataset; its folder has configuration, checkpoints and results."""
 
 from dlc_jax.runs.callbacks import CheckpointOptions, RunOptions
-from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
+from dlc_jax.runs.checkpoint import CheckpointCallback, CheckpointManager
 from dlc_jax.runs.config import AnyDataset, RunConfig, configure
 from dlc_jax.runs.evaluate import evaluate
 from dlc_jax.runs.folder import Run
@@ -13,9 +13,9 @@ from dlc_jax.runs.train import TrainResult, resume, train, train_vmapped
 
 __all__ = [
     "AnyDataset",
+    "CheckpointCallback",
     "CheckpointManager",
     "CheckpointOptions",
-    "Checkpointer",
     "Recipe",
     "Run",
     "RunConfig",

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dlc_jax.errors import InputError, one_line
-from dlc_jax.runs.checkpoint import Checkpointer, CheckpointManager
+from dlc_jax.runs.checkpoint import CheckpointCallback, CheckpointManager
 from dlc_jax.runs.config import AnyDataset
 from dlc_jax.runs.folder import CHECKPOINTS, EVENTS, METRICS, Run
 from dlc_jax.runs.setup import Setup
@@ -21,7 +21,7 @@ from dlc_jax.runs.tensorboard import EventWriter, check_installed
 from dlc_jax.training import Callback, EpochRecord, Progress, means, unstack
 from dlc_jax.utils.memory import return_free_memory
 
-# Returning memory takes milliseconds, and is done for states larger than this, in bytes.
+# Memory is returned only for states larger than this, in bytes, since it takes milliseconds.
 _LARGE_STATE = 2**24
 
 
@@ -30,9 +30,9 @@ class CheckpointOptions:
     """Options of checkpoints.
 
     Attributes:
-      interval_seconds: minimum time between checkpoints, which are saved at the end of a chunk of
+      interval_seconds: Minimum time between checkpoints, which are saved at the end of a chunk of
         steps; 0 for one after every chunk.
-      max_to_keep: number of checkpoints to keep.
+      max_to_keep: Number of checkpoints to keep.
     """
 
     interval_seconds: float = 10.0
@@ -41,16 +41,16 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run writes while it trains.
+    """Options of what a run writes during training.
 
     Attributes:
-      checkpoints: options of checkpoints.
-      profile: whether to trace the first chunk of steps with JAX's profiler, into `profile/`.
-      tensorboard: whether to write event files for TensorBoard, into `tensorboard/`. A resumed
-        run that has some always does.
+      checkpoints: Options of checkpoints.
+      profile: Whether to trace the first chunk of steps with JAX's profiler, into `profile/`.
+      tensorboard: Whether to write event files for TensorBoard, into `tensorboard/`. A resumed
+        run that already has event files always writes them.
 
     Raises:
-      InputError: tensorboardX is not installed.
+      InputError: The package tensorboardX is not installed.
     """
 
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
@@ -66,13 +66,13 @@ class LastEvaluated(Callback):
     """Keeps the state that was evaluated last, for the results.
 
     Attributes:
-      state: the state; None before the first evaluation.
+      state: The state; None before the first evaluation.
     """
 
     def __init__(self) -> None:
         self.state: Any = None
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Keeps the state."""
         del record
         large = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state)) > _LARGE_STATE
@@ -88,36 +88,36 @@ class Shutdown(Callback):
     def __init__(self, raise_if_signalled: Callable[[], None]) -> None:
         self._raise_if_signalled = raise_if_signalled
 
-    def on_chunk(self, progress: Progress) -> None:
+    def on_chunk_end(self, progress: Progress) -> None:
         """Raises KeyboardInterrupt or `Terminated` after a signal."""
         del progress
         self._raise_if_signalled()
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Raises KeyboardInterrupt or `Terminated` after a signal."""
         del record
-        self.on_chunk(progress)
+        self.on_chunk_end(progress)
 
 
 class Profiler(Callback):
     """Traces the first chunk of steps with JAX's profiler.
 
     Args:
-      folder: the run's folder.
+      folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "profile"
         self._has_started = self._is_tracing = False
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
-        """Starts the trace after the first evaluation, so that it has nothing but training."""
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
+        """Starts the trace after the first evaluation, so that it contains only training."""
         del progress, record
         if not self._has_started:
             jax.profiler.start_trace(self._folder)
             self._has_started = self._is_tracing = True
 
-    def on_chunk(self, progress: Progress) -> None:
+    def on_chunk_end(self, progress: Progress) -> None:
         """Ends the trace."""
         del progress
         self.close()
@@ -130,11 +130,11 @@ class Profiler(Callback):
         try:
             jax.profiler.stop_trace()
         except jax.errors.JaxRuntimeError as error:
-            # The space is needed for a last checkpoint.
+            # The last checkpoint needs the space.
             shutil.rmtree(self._folder, ignore_errors=True)
             raise InputError(
                 f"can't write the trace in {str(self._folder)!r} ({one_line(error)}); free some "
-                "space, and resume the run without --profile"
+                "space, then resume the run without --profile"
             ) from error
 
 
@@ -142,31 +142,31 @@ class RunWriter(Callback):
     """Writes the network, metrics, checkpoints and event files of a run.
 
     Attributes:
-      run: the run.
-      history: records of all epochs.
+      run: The run.
+      history: Records of all epochs.
     """
 
     def __init__(
         self,
         run: Run,
         history: list[EpochRecord],
-        checkpointer: Checkpointer,
+        checkpointer: CheckpointCallback,
         event_writer: EventWriter | None,
-        on_epoch: Callable[[Run, EpochRecord], None] | None,
+        on_epoch_end: Callable[[Run, EpochRecord], None] | None,
     ) -> None:
         self.run, self.history = run, history
         self._checkpointer, self._event_writer = checkpointer, event_writer
-        self._on_epoch = on_epoch
+        self._on_epoch = on_epoch_end
 
-    def on_start(self, progress: Progress) -> None:
+    def on_train_begin(self, progress: Progress) -> None:
         """Calls the checkpointer."""
-        self._checkpointer.on_start(progress)
+        self._checkpointer.on_train_begin(progress)
 
-    def on_chunk(self, progress: Progress) -> None:
+    def on_chunk_end(self, progress: Progress) -> None:
         """Calls the checkpointer."""
-        self._checkpointer.on_chunk(progress)
+        self._checkpointer.on_chunk_end(progress)
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Saves the network and the epoch's metrics."""
         self.history.append(record)
         if record.epoch:
@@ -181,9 +181,9 @@ class RunWriter(Callback):
         """Writes the summary and the pictures.
 
         Args:
-          dataset: data.
-          logits: outputs for the test split of the network that was evaluated last; None if they
-            could not be computed.
+          dataset: The dataset.
+          logits: Logits of the last evaluated network on the test split; None if they could not
+            be computed.
 
         Returns:
           The summary.
@@ -203,21 +203,21 @@ class EachNetwork(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
 
-    def on_start(self, progress: Progress) -> None:
+    def on_train_begin(self, progress: Progress) -> None:
         """Calls each network's callback."""
         for callback, own in zip(self._callbacks, _split_progress(progress), strict=True):
-            callback.on_start(own)
+            callback.on_train_begin(own)
 
-    def on_chunk(self, progress: Progress) -> None:
+    def on_chunk_end(self, progress: Progress) -> None:
         """Calls each network's callback."""
         for callback, own in zip(self._callbacks, _split_progress(progress), strict=True):
-            callback.on_chunk(own)
+            callback.on_chunk_end(own)
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Calls each network's callback."""
         networks = _split_progress(progress)
         for index, (callback, own) in enumerate(zip(self._callbacks, networks, strict=True)):
-            callback.on_epoch(own, _network_record(record, index, len(networks)))
+            callback.on_epoch_end(own, _network_record(record, index, len(networks)))
 
 
 def _split_progress(progress: Progress) -> list[Progress]:
@@ -245,7 +245,7 @@ def open_writer(
     run: Run,
     setup: Setup,
     options: RunOptions,
-    on_epoch: Callable[[Run, EpochRecord], None] | None,
+    on_epoch_end: Callable[[Run, EpochRecord], None] | None,
     warn: Callable[[str], None],
 ) -> Iterator[tuple[RunWriter, Progress | None]]:
     """Locks a run's folder and opens it for training; on leaving, saves the last checkpoint.
@@ -260,7 +260,7 @@ def open_writer(
         keep = options.checkpoints.max_to_keep
         manager = CheckpointManager(run.folder / CHECKPOINTS, keep, setup.describe)
         stack.enter_context(manager)
-        progress = manager.newest(setup.state, warn)
+        progress = manager.restore_latest(setup.state, warn)
         epoch_steps = setup.source.plan.steps_per_epoch
         history = _history(run, progress, epoch_steps, setup.dataset.num_train, warn)
         event_writer, events = None, run.folder / EVENTS
@@ -268,9 +268,9 @@ def open_writer(
             done = (progress.step - 1) // epoch_steps if progress else 0
             first_step = done * epoch_steps + 1 if progress else 0
             event_writer = stack.enter_context(closing(EventWriter(events, first_step)))
-        checkpointer = Checkpointer(manager, options.checkpoints.interval_seconds)
+        checkpointer = CheckpointCallback(manager, options.checkpoints.interval_seconds)
         stack.enter_context(checkpointer)
-        writer = RunWriter(run, history, checkpointer, event_writer, on_epoch)
+        writer = RunWriter(run, history, checkpointer, event_writer, on_epoch_end)
         yield writer, progress
 
 
@@ -315,7 +315,7 @@ def _history(
 
 
 def _is_complete(line: Any) -> bool:
-    """Whether a line of `metrics.jsonl` has all required fields."""
+    """Returns whether a line of `metrics.jsonl` has all required fields."""
     if not isinstance(line, dict):
         return False
     names = ("train_loss", "test_loss", "test_error_percent", "train_seconds")

@@ -1,7 +1,8 @@
 """Checkpoints of runs, from which an interrupted run resumes to bit-identical results.
 
 Orbax writes each checkpoint in the background to a temporary folder, and renames it when it is
-complete. A checkpoint has a fingerprint of its arrays; if it is damaged, the previous one is used.
+complete. A checkpoint has a fingerprint of its arrays; a damaged one is deleted, and the previous
+one is used.
 """
 
 import json
@@ -31,7 +32,7 @@ Describe = Callable[[int], dict[str, Any]]
 class CheckpointManager:
     """A folder with the newest checkpoints.
 
-    It is a context manager; on leaving it waits until the last checkpoint is written.
+    It is a context manager, which waits at the end until the last checkpoint is written.
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class CheckpointManager:
         """Opens the folder, creates it if it is missing, and removes incomplete checkpoints.
 
         Args:
-          folder: folder.
-          max_to_keep: number of checkpoints to keep.
-          describe: returns metadata of the checkpoint at a step, as JSON. Values under "recipe"
-            must not change when the run is resumed.
+          folder: The folder.
+          max_to_keep: Number of checkpoints to keep.
+          describe: A function of the step that returns metadata of its checkpoint, as JSON. Values
+            under "recipe" must not change when the run is resumed.
         """
-        # Importing Orbax takes a second.
+        # Imported here because it takes a second.
         import orbax.checkpoint as orbax
 
         from dlc_jax.runs import checkpoint_arrays
@@ -69,7 +70,7 @@ class CheckpointManager:
             multiprocessing_options=primary_only,
         )
         self._describe = describe
-        # Orbax also raises the errors that it logs.
+        # Orbax also raises the errors that it logs, so they would be printed twice.
         logging.getLogger("absl").addFilter(self._is_not_orbax)
         try:
             self._manager = orbax.CheckpointManager(folder.resolve(), options=options)
@@ -93,7 +94,7 @@ class CheckpointManager:
             logging.getLogger("absl").removeFilter(self._is_not_orbax)
 
     def _is_not_orbax(self, record: logging.LogRecord) -> bool:
-        """Whether another library made a log record."""
+        """Returns whether another library made a log record."""
         return "orbax" not in Path(record.pathname).parts
 
     def save(self, progress: Progress) -> None:
@@ -121,17 +122,17 @@ class CheckpointManager:
                 "earlier checkpoints are complete: free some space, and resume the run"
             ) from error
 
-    def newest(
+    def restore_latest(
         self, state: Any, warn: Callable[[str], None] = lambda message: None
     ) -> Progress | None:
         """Restores the newest checkpoint that is not damaged; None if there is none.
 
         Args:
-          state: a state of the same structure; its values don't matter.
-          warn: called with a message for each damaged checkpoint, which is deleted.
+          state: A state of the same structure; its values don't matter.
+          warn: Called with a message for each damaged checkpoint, which is deleted.
 
         Raises:
-          InputError: the checkpoint is of another network or another recipe.
+          InputError: The checkpoint belongs to another network or another recipe.
         """
         steps = sorted(self._manager.all_steps())
         while steps:
@@ -159,8 +160,8 @@ class CheckpointManager:
             return _progress(arrays, list(metadata["seconds"]), state)
         except KeyError as error:
             raise InputError(
-                f"the checkpoint of step {step} in {str(self._folder)!r} is of another network; "
-                "resume it with the version that made it"
+                f"the checkpoint of step {step} in {str(self._folder)!r} belongs to another "
+                "network; resume it with the version that made it"
             ) from error
 
     def _check_metadata(
@@ -171,32 +172,32 @@ class CheckpointManager:
         recipe = _differences(metadata.get("recipe", {}), now.get("recipe", {}))
         if recipe:
             raise InputError(
-                f"the checkpoint of step {step} in {str(self._folder)!r} is of another recipe: "
-                f"{'; '.join(recipe)}; use that recipe, or start a new run"
+                f"the checkpoint of step {step} in {str(self._folder)!r} belongs to another "
+                f"recipe: {'; '.join(recipe)}; use that recipe, or start a new run"
             )
         others = _differences(metadata.get("versions", {}), now.get("versions", {}))
         if others:
             warn(
-                f"the checkpoint was made by {'; '.join(others)}: the results may differ from "
+                f"the checkpoint was made with {'; '.join(others)}: the results may differ from "
                 "those without the interruption"
             )
         if any(
             metadata.get(name) != now.get(name) for name in ("key", "order") if name in metadata
         ):
             warn(
-                "the order of the training examples is not that of the checkpoint: in this epoch, "
-                "some may be used twice, and others not at all"
+                "the order of the training examples has changed since the checkpoint: in this "
+                "epoch, some may be used twice, and others not at all"
             )
 
 
-class Checkpointer(Callback):
+class CheckpointCallback(Callback):
     """Saves checkpoints at regular intervals; works with any task, also without a run.
 
-    It is a context manager; on leaving it saves the last checkpoint.
+    It is a context manager, which saves the last checkpoint at the end.
 
     Args:
-      manager: where checkpoints are saved.
-      interval_seconds: minimum time between checkpoints, which are saved at the end of a chunk of
+      manager: The folder in which checkpoints are saved.
+      interval_seconds: Minimum time between checkpoints, which are saved at the end of a chunk of
         steps; 0 for one after every chunk.
 
     Example:
@@ -214,13 +215,15 @@ class Checkpointer(Callback):
       >>> state = task.init(jax.random.key(0))
       >>> source = ArraySource(np.ones((6, 2), np.float32), batch_size=2)
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     with CheckpointManager(Path(folder), 3) as manager, Checkpointer(manager) as saver:
-      ...         progress = manager.newest(state) or Progress(state)
+      ...     with CheckpointManager(Path(folder), 3) as manager, CheckpointCallback(
+      ...         manager
+      ...     ) as saver:
+      ...         progress = manager.restore_latest(state) or Progress(state)
       ...         records = training.train(
       ...             task, source, num_epochs=2, progress=progress, callbacks=[saver]
       ...         )
       ...     with CheckpointManager(Path(folder), 3) as manager:
-      ...         manager.newest(state).step
+      ...         manager.restore_latest(state).step
       6
     """
 
@@ -236,12 +239,12 @@ class Checkpointer(Callback):
         if self._progress is not None:
             self._save(self._progress)
 
-    def on_start(self, progress: Progress) -> None:
+    def on_train_begin(self, progress: Progress) -> None:
         """Remembers the first step, for which a checkpoint exists or is not needed."""
         self._progress, self._saved_step = progress, progress.step
 
-    def on_chunk(self, progress: Progress) -> None:
-        """Saves a checkpoint if the interval is over."""
+    def on_chunk_end(self, progress: Progress) -> None:
+        """Saves a checkpoint if the interval has passed."""
         self._progress = progress
         if time.monotonic() - self._saved_at >= self._interval:
             self._save(progress)
@@ -249,37 +252,37 @@ class Checkpointer(Callback):
     def _save(self, progress: Progress) -> None:
         if progress.step == self._saved_step:
             return
-        # A signal must not separate the saving from the bookkeeping.
+        # A signal in between would leave the saved step unrecorded.
         with defer_signals():
             self._manager.save(progress)
             self._saved_step, self._saved_at = progress.step, time.monotonic()
 
 
 def to_bytes(progress: Progress) -> bytes:
-    """Progress as bytes, for other processes."""
+    """Converts progress to bytes, for other processes."""
     arrays = {**_arrays(progress), "seconds": np.array(progress.seconds, np.float64)}
     return safetensors.numpy.save(arrays)
 
 
 def from_bytes(content: bytes, state: Any) -> Progress:
-    """The progress that `to_bytes` wrote.
+    """Restores the progress that `to_bytes` converted.
 
     Args:
-      content: bytes.
-      state: a state of the same structure; its values don't matter.
+      content: The bytes.
+      state: A state of the same structure; its values don't matter.
     """
     arrays = safetensors.numpy.load(content)
     return _progress(arrays, arrays.pop("seconds").tolist(), state)
 
 
 def _named_leaves(state: Any) -> dict[str, Any]:
-    """The state's arrays by their paths, in order."""
+    """Returns the state's arrays by their paths, in order."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Descriptions of values that differ."""
+    """Describes the values that differ."""
     return [
         f"{name} {before[name]!r}, not {now[name]!r}"
         for name in sorted(before.keys() & now.keys())
@@ -292,12 +295,12 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _values(leaf: Any) -> np.ndarray:
-    """A NumPy copy of an array; PRNG keys are converted to integers."""
+    """Returns a NumPy copy of an array; PRNG keys are converted to integers."""
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-    """The arrays of state and metrics, by name."""
+    """Returns the arrays of state and metrics, by name."""
     arrays = {name: _values(leaf) for name, leaf in _named_leaves(progress.state).items()}
     for name, sums in progress.metrics.items():
         for part, array in sums._asdict().items():
@@ -309,7 +312,7 @@ _METRIC = "metrics/"
 
 
 def _progress(arrays: dict[str, np.ndarray], seconds: list[float], state: Any) -> Progress:
-    """The inverse of `_arrays`; raises a KeyError if `state` has another structure."""
+    """Inverts `_arrays`; raises a KeyError if `state` has another structure."""
     arrays = dict(arrays)
     metrics: Metrics = {}
     for name in [name for name in arrays if name.startswith(_METRIC)]:

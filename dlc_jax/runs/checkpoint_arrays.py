@@ -22,7 +22,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
     """Writes named arrays to a folder made by Orbax, and reads them."""
 
     async def async_save(self, directory: os.PathLike[str], args: "ArraysSave") -> list[Future]:
-        """Starts writing; the returned futures raise errors."""
+        """Starts writing; the returned futures raise the errors of writing."""
 
         async def write() -> None:
             self.save(directory, args)
@@ -33,7 +33,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
         """Writes the arrays to the disk.
 
         Raises:
-          OSError: for example, the disk is full.
+          OSError: For example, the disk is full.
         """
         content = safetensors.numpy.save(args.arrays)
         with open(Path(directory) / _FILE, "wb") as file:
@@ -46,8 +46,8 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
         """Reads the arrays.
 
         Raises:
-          OSError: the file is missing.
-          safetensors.SafetensorError: it is damaged.
+          OSError: The file is missing.
+          safetensors.SafetensorError: The file is damaged.
         """
         del args
         return safetensors.numpy.load((Path(directory) / _FILE).read_bytes())
@@ -56,7 +56,7 @@ class ArraysHandler(orbax.AsyncCheckpointHandler):
 @orbax.args.register_with_handler(ArraysHandler, for_save=True)
 @dataclass
 class ArraysSave(orbax.args.CheckpointArgs):
-    """Arguments of saving."""
+    """Arguments for saving."""
 
     arrays: dict[str, np.ndarray]
 
@@ -64,4 +64,4 @@ class ArraysSave(orbax.args.CheckpointArgs):
 @orbax.args.register_with_handler(ArraysHandler, for_restore=True)
 @dataclass
 class ArraysRestore(orbax.args.CheckpointArgs):
-    """Arguments of restoring."""
+    """Arguments for restoring."""

@@ -1,4 +1,4 @@
-"""The configuration of a run: a recipe, a seed, and what is known of the data."""
+"""The configuration of a run: a recipe, a seed, and properties of the dataset."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ from dlc_jax.utils import strict_json
 
 AnyDataset: TypeAlias = Dataset | RecordDataset
 
-# Number of pixels of a dataset on disk that are read for mean and standard deviation.
+# Maximum number of pixels of a dataset on disk that are read for mean and standard deviation.
 _MAX_PIXELS = 10**8
 _LECTURE = Recipe()
 FORMAT = 2
-# Names of the fields of configurations of format 1 (dlc_jax 0.1), and those of today.
+# Names of fields in format 1 (dlc_jax 0.1), and their current names.
 _FORMAT_1_NAMES = {
     "examples": "num_examples",
     "bias_factor": "bias_lr_multiplier",
@@ -36,25 +36,25 @@ _FORMAT_1_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Recipe):
-    """The configuration of a run: the recipe, and what else its network depends on.
+    """The configuration of a run: recipe, seed, properties of the dataset, and versions.
 
     Attributes:
-      recipe: name of the recipe from which the fields were taken or changed.
-      dlc_jax: version of this package.
-      jax: version of JAX.
-      device: kind of device it was trained on.
-      image_shape: height, width and channels.
-      class_names: names of the classes, by label.
-      dataset_version: its publisher's version.
-      provenance: description of where the dataset came from.
-      mean: mean of the training pixels per channel.
-      std: standard deviation of the training pixels per channel.
-      seed: random seed.
-      checkpoint_steps: number of steps between two possible checkpoints in an epoch.
-      num_devices: number of devices each batch is split over; 0 if unknown.
-      stream: whether images are read during training instead of before it.
-      image_size: height and width to which streamed images are resized; None if they are not.
-      format: version of the run folder's format; 1 for runs of dlc_jax 0.1.
+      recipe: Name of the recipe from which the fields were taken or changed.
+      dlc_jax: Version of this package.
+      jax: Version of JAX.
+      device: Kind of device on which the run is trained.
+      image_shape: Height, width and channels.
+      class_names: Names of the classes, by label.
+      dataset_version: Version of the dataset.
+      provenance: Description of where the dataset comes from.
+      mean: Mean of the training pixels per channel.
+      std: Standard deviation of the training pixels per channel.
+      seed: Random seed.
+      checkpoint_steps: Number of steps after which to check whether a checkpoint is due.
+      num_devices: Number of devices over which each batch is split; 0 if unknown.
+      stream: Whether images are read during training instead of before it.
+      image_size: Height and width to which streamed images are resized; None if they are not.
+      format: Version of the run folder's format; 1 for runs of dlc_jax 0.1.
     """
 
     recipe: str = "mnist-lecture"
@@ -76,17 +76,19 @@ class RunConfig(Recipe):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads the content of a `config.json`, also one of format 1.
+        """Parses the content of a `config.json`, which may have format 1.
 
         Raises:
-          InputError: the format is newer than this version.
-          KeyError, TypeError or ValueError: the text is damaged.
+          InputError: The format is not known to this version.
+          KeyError, TypeError or ValueError: The text is damaged.
         """
         values = {"format": 1, **json.loads(text)}
         if values["format"] == 1:
             values = _from_format_1(values)
         elif values["format"] != FORMAT:
-            raise InputError(f"has format {values['format']}; read it with a newer dlc_jax")
+            raise InputError(
+                f"the configuration has the unknown format {values['format']}; use a newer dlc_jax"
+            )
         fields = {field.name for field in dataclasses.fields(cls)}
         config = cls(**{name: values[name] for name in fields & values.keys()})
         height, width, channels = (int(size) for size in config.image_shape)
@@ -116,14 +118,14 @@ class RunConfig(Recipe):
         return Normalize(self.mean, self.std)
 
     def check_unchanged(self, options: Mapping[str, Any]) -> None:
-        """Checks that options of a resumed run are those of this configuration.
+        """Checks that the options of a resumed run equal those of this configuration.
 
         Args:
-          options: values by the names of fields. Those of `model_options` and `freeze_after` may
+          options: Values by the names of fields. Those of `model_options` and `freeze_after` may
             be a part of the field's entries.
 
         Raises:
-          InputError: an option differs.
+          InputError: An option differs.
         """
         changes = []
         for name, value in options.items():
@@ -133,11 +135,13 @@ class RunConfig(Recipe):
             if value != current:
                 changes.append(f"{name} {getattr(self, name)!r}, not {value!r}")
         if changes:
-            raise InputError(f"the run has {'; '.join(changes)}; leave that out to resume it")
+            raise InputError(
+                f"the run has {'; '.join(changes)}; leave out what differs to resume it"
+            )
 
 
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Renames the fields of a configuration of format 1; new names stay."""
+    """Renames the fields of a configuration of format 1; current names stay."""
     values = {_FORMAT_1_NAMES.get(name, name): value for name, value in values.items()}
     epochs = values.pop("whitening_bias_epochs", 0)
     return {"freeze_after": {"whitening_bias": epochs} if epochs else {}, **values}
@@ -153,19 +157,19 @@ def configure(
     image_size: int | None = None,
     **overrides: Any,
 ) -> RunConfig:
-    """The configuration of a run of a recipe on a dataset.
+    """Creates the configuration of a run, which trains a recipe on a dataset.
 
     Args:
-      dataset: data to train on, instead of the recipe's.
-      recipe: recipe; by default the lecture's program.
-      seed: random seed.
-      name: name of the recipe.
-      checkpoint_steps: see `RunConfig`.
-      image_size: height and width to which images on disk are resized; None if they are not.
-      **overrides: fields of the recipe that differ; see `Recipe.replace`.
+      dataset: The dataset to train on, instead of the recipe's.
+      recipe: The recipe; by default the lecture's program.
+      seed: Random seed.
+      name: Name of the recipe.
+      checkpoint_steps: See `RunConfig`.
+      image_size: Height and width to which images on disk are resized; None if they are not.
+      **overrides: Fields of the recipe that differ; see `Recipe.replace`.
 
     Raises:
-      InputError: images are augmented, but not shuffled.
+      InputError: Images are augmented, but not shuffled.
 
     Example:
       >>> from dlc_jax import data, runs
@@ -178,8 +182,8 @@ def configure(
     recipe = recipe.replace(**overrides)
     if not recipe.augmentation.is_identity and not recipe.shuffle:
         raise InputError(
-            "flip, translate and cutout need random order; add --shuffle (shuffle=True), or leave "
-            "them out"
+            "flip, translate and cutout need a random order of the images; add --shuffle "
+            "(shuffle=True), or leave them out"
         )
     normalize = _fit_normalize(dataset.take(recipe.num_examples))
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
@@ -203,7 +207,7 @@ def configure(
 
 
 def _fit_normalize(dataset: AnyDataset) -> Normalize:
-    """Mean and standard deviation of the training images, or of the first ones on disk."""
+    """Fits the normalization to the training images, or to the first ones on disk."""
     if isinstance(dataset, Dataset):
         return Normalize.fit(dataset.train.images)
     from dlc_jax.data.streaming import batches

@@ -9,7 +9,7 @@ import optax
 
 from dlc_jax import training
 from dlc_jax.data.spec import DataSpec, check_compatible
-from dlc_jax.nn.losses import average_probabilities, cross_entropy, misclassified
+from dlc_jax.nn.losses import cross_entropy, log_mean_softmax, misclassified
 from dlc_jax.runs.config import AnyDataset
 from dlc_jax.runs.folder import Run
 from dlc_jax.runs.setup import make_task, make_test_source
@@ -17,17 +17,17 @@ from dlc_jax.runs.summary import Logits, error_by_class, load_test_labels, perce
 
 
 def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
-    """Loss and error on a test split, of a run's network or of an ensemble of several.
+    """Computes loss and error on a test split, for one network or an ensemble of several.
 
     An ensemble averages the probabilities of its networks.
 
     Args:
-      runs: one run or more, with the same image shape and classes.
-      dataset: data.
+      runs: One or more runs, with the same image shape and classes.
+      dataset: The dataset.
 
     Raises:
-      InputError: image shapes or classes differ, or (`training.Diverged`) a network's outputs are
-        not finite.
+      InputError: Image shapes or classes differ, or (`training.DivergedError`) a network's outputs
+        are not finite.
 
     Example:
       >>> import tempfile
@@ -44,9 +44,9 @@ def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
     specs = [spec_of(run) for run in runs]
     for other in specs[1:]:
         check_compatible(specs[0], other)
-    check_compatible(specs[0], DataSpec.of(f"the dataset {dataset.name}", dataset))
+    check_compatible(specs[0], DataSpec.from_source(f"the dataset {dataset.name}", dataset))
     each = [_test_logits(run, dataset) for run in runs]
-    logits = each[0] if len(each) == 1 else average_probabilities(jnp.stack(each))
+    logits = each[0] if len(each) == 1 else log_mean_softmax(jnp.stack(each))
     labels = load_test_labels(dataset)
     folders = [str(run.folder) for run in runs]
     return {
@@ -60,22 +60,22 @@ def evaluate(runs: Sequence[Run], dataset: AnyDataset) -> dict[str, Any]:
 
 
 def spec_of(run: Run) -> DataSpec:
-    """The images and classes of a run."""
-    return DataSpec.of(f"the run in {str(run.folder)!r}", run.config)
+    """Returns the image shape and the classes of a run."""
+    return DataSpec.from_source(f"the run in {str(run.folder)!r}", run.config)
 
 
 def _test_logits(run: Run, dataset: AnyDataset) -> Logits:
     task = make_task(run.config, dataset.num_train)
-    state = training.create_state(run.model(), optax.identity())
+    state = training.create_state(run.load_model(), optax.identity())
     logits: Logits = training.predict(task, state, make_test_source(dataset))
     check_finite(run, logits)
     return logits
 
 
 def check_finite(run: Run, logits: Any) -> None:
-    """Raises `Diverged` if a network's outputs are not finite."""
+    """Raises `DivergedError` if a network's outputs are not finite."""
     if not np.isfinite(np.asarray(logits)).all():
-        raise training.Diverged(
+        raise training.DivergedError(
             f"the network in {str(run.folder)!r} has outputs that are not finite; train it again "
             "with a smaller learning rate"
         )

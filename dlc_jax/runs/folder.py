@@ -40,8 +40,8 @@ class Run:
     """An existing run folder.
 
     Attributes:
-      folder: the folder.
-      config: the configuration.
+      folder: The folder.
+      config: The configuration.
     """
 
     folder: Path
@@ -52,12 +52,12 @@ class Run:
         """Makes a new run folder.
 
         Args:
-          parent: folder in which to make it; made if it is missing.
-          name: name of the folder; by default dataset, model and time.
-          config: written to `config.json`.
+          parent: Folder in which to make it; made if it is missing.
+          name: Name of the folder; by default dataset, model and time.
+          config: Written to `config.json`.
 
         Raises:
-          InputError: the folder can't be made or exists already.
+          InputError: The folder can't be made or exists already.
         """
         check_encodable(parent / (name or ""))
         make_folder(parent)
@@ -70,7 +70,8 @@ class Run:
         """Opens a run folder.
 
         Raises:
-          InputError: it is not the folder of a run, or its `config.json` is damaged.
+          InputError: It is not the folder of a run, or its `config.json` is damaged or has an
+            unknown format.
         """
         path = folder / CONFIG
         try:
@@ -78,10 +79,10 @@ class Run:
         except OSError as error:
             raise InputError(
                 f"{str(folder)!r} is not the folder of a run (no readable {CONFIG} in it); "
-                "name one that dlc-jax train made"
+                "give one that dlc-jax train made"
             ) from error
         except InputError as error:
-            raise InputError(f"{str(path)!r} {error}") from error
+            raise InputError(f"can't read {str(path)!r}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{str(path)!r} is damaged ({error})") from error
 
@@ -89,7 +90,7 @@ class Run:
         """Checks that this version can resume the run.
 
         Raises:
-          InputError: an earlier version with other checkpoints made it.
+          InputError: An earlier version made the run, with checkpoints of another format.
         """
         if self.config.format != FORMAT:
             raise InputError(
@@ -103,7 +104,7 @@ class Run:
         """Locks the folder against other training processes, and removes partial files.
 
         Raises:
-          InputError: another process holds the lock.
+          InputError: Another process holds the lock.
         """
         message = f"another process is training in {str(self.folder)!r}; wait for it, or stop it"
         with lock(self.folder, LOCK, message):
@@ -140,11 +141,11 @@ class Run:
         """Whether there are saved parameters, trained or not."""
         return (self.folder / PARAMETERS).exists()
 
-    def model(self) -> models.Network:
+    def load_model(self) -> models.Network:
         """Loads the trained network.
 
         Raises:
-          InputError: the file of parameters is missing or damaged.
+          InputError: The file of parameters is missing or damaged.
         """
         return parameters.load(self.folder / PARAMETERS, self.config.create_model())
 
@@ -160,7 +161,7 @@ class Run:
 
 def _make_run_folder(parent: Path, name: str | None, default: str) -> Path:
     if name is not None and (Path(name).name != name or name in (".", "..")):
-        raise InputError(f"the run's name {name!r} is not that of one folder; leave out slashes")
+        raise InputError(f"the run name {name!r} must be a single folder name, without slashes")
     stem = name or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, 1000):
         folder = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
@@ -178,5 +179,5 @@ def _make_run_folder(parent: Path, name: str | None, default: str) -> Path:
 
 
 def _has_no_config(folder: Path) -> bool:
-    """Whether a process was killed before it wrote the configuration."""
+    """Returns whether a process was killed before it wrote the configuration."""
     return set(folder.iterdir()) <= {*partial_files(folder), folder / LOCK}

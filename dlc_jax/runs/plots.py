@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-# First, as it ensures that Matplotlib can be imported.
+# Imported first, since it ensures that Matplotlib can be imported.
 from dlc_jax.utils.drawing import default_style, drawable, to_png  # isort: skip
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +17,7 @@ from dlc_jax.utils.files import write_atomically
 from dlc_jax.utils.text import display_width
 
 _TRAIN, _TEST = "#1f77b4", "#d62728"
-# For more classes only colours are shown.
+# For more classes, only colors are shown.
 _READABLE_CLASSES = 50
 
 
@@ -39,13 +39,13 @@ def curves(
     title: str,
     epochs: Sequence[int] | None = None,
 ) -> Figure:
-    """Training loss and test error over the epochs.
+    """Draws training loss and test error over the epochs.
 
     Args:
-      losses: for each epoch, the training loss of each step, in nats.
-      test_errors: for each epoch, the fraction of test examples that were misclassified.
-      title: title of the figure.
-      epochs: numbers of the epochs; by default from 1.
+      losses: For each epoch, the training loss of each step, in nats.
+      test_errors: For each epoch, the fraction of test examples that were misclassified.
+      title: Title of the figure.
+      epochs: Numbers of the epochs; by default from 1.
     """
     figure = Figure(figsize=(8, 3.4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -76,23 +76,23 @@ def confusion(
     predictions: Int[np.ndarray, " examples"],
     class_names: Sequence[str],
 ) -> Figure:
-    """The confusion matrix.
+    """Draws the confusion matrix.
 
     Args:
-      labels: true classes.
-      predictions: predicted classes.
-      class_names: names of the classes.
+      labels: True classes.
+      predictions: Predicted classes.
+      class_names: Names of the classes.
     """
     classes = len(class_names)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
-    # With many classes neither names nor numbers can be read.
+    # With many classes, names and numbers would be too small to read.
     readable = classes <= _READABLE_CLASSES
     side = classes if readable else 0.25 * _READABLE_CLASSES
     figure = Figure(figsize=(1.6 + 0.55 * side, 1.4 + 0.5 * side), dpi=120)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    # Without the diagonal, next to which the mistakes would be invisible.
+    # The diagonal is left out, since the mistakes would be invisible beside it.
     mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
     axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=max(mistakes.max(), 1))
     for (row, column), count in np.ndenumerate(counts) if readable else ():
@@ -122,14 +122,14 @@ def mistakes(
     class_names: Sequence[str],
     max_images: int = 60,
 ) -> Figure:
-    """Misclassified test images, those with the highest predicted probability first.
+    """Draws misclassified test images, those with the highest predicted probability first.
 
     Args:
-      images: test images, each uint8 [height, width, channels].
-      labels: true classes.
-      probabilities: predicted probabilities.
-      class_names: names of the classes.
-      max_images: maximum number of images.
+      images: Test images, each uint8 [height, width, channels].
+      labels: True classes.
+      probabilities: Predicted probabilities.
+      class_names: Names of the classes.
+      max_images: Maximum number of images.
     """
     predictions = probabilities.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
@@ -158,18 +158,18 @@ def mistakes(
             column + 0.5, top - 0.03, f"{prediction}: {percent:.0f} %\n({truth})",
             ha="center", va="bottom", fontsize=7, parse_math=False,
         )  # fmt: skip
-    # imshow has fitted the axes to the last image.
+    # `imshow` has set the limits to those of the last image.
     axes.set(xlim=(0, columns), ylim=(1.27 * rows, 0), aspect="equal")
     return figure
 
 
 @default_style()
 def grid(images: UInt8[AnyArray, "examples height width channels"], title: str) -> Figure:
-    """Images in rows of twelve.
+    """Draws images in rows of twelve.
 
     Args:
-      images: the images.
-      title: title of the figure.
+      images: The images.
+      title: Title of the figure.
     """
     columns = min(12, len(images))
     rows = -(-len(images) // columns)
@@ -191,11 +191,11 @@ def grid(images: UInt8[AnyArray, "examples height width channels"], title: str) 
 def predictions(
     pictures: Sequence[tuple[np.ndarray, np.ndarray]], predictions: Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """Pictures beside the network's input and its predictions.
+    """Draws pictures beside the network's input and its predictions.
 
     Args:
-      pictures: original and network input of each picture, uint8 [height, width, channels].
-      predictions: for each picture, `image` (its path) and `probabilities`, largest first.
+      pictures: Original and network input of each picture, uint8 [height, width, channels].
+      predictions: For each picture, `image` (its path) and `probabilities`, largest first.
     """
     count = len(pictures)
     figure = Figure(figsize=(7, 0.4 + 1.5 * count), dpi=100, layout="constrained")

@@ -14,7 +14,7 @@ from dlc_jax.runs.evaluate import check_finite
 from dlc_jax.runs.folder import Run
 from dlc_jax.utils.text import unique_class_names
 
-# All batches have the same size, so that one program is compiled.
+# All batches have the same size, so that only one program is compiled.
 _BATCH_SIZE = 64
 
 
@@ -28,25 +28,25 @@ def predict(
     on_picture: Callable[[Picture], None] = lambda picture: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """The classes of pictures, with their probabilities.
+    """Classifies pictures, and returns the probabilities of all classes.
 
     Args:
-      run: the run.
-      model: its network.
+      run: The run.
+      model: The run's network.
       paths: PNG, JPEG, WebP, GIF or BMP files of any size.
-      invert: see `dlc_jax.data.image_files.read_image`.
-      as_is: whether to only scale pictures, instead of converting photographs of digits to
+      invert: See `dlc_jax.data.image_files.read_image`.
+      as_is: Whether to only resize pictures, instead of converting photographs of digits to
         MNIST's format.
-      on_picture: called with each picture, in order.
-      progress: called with the number of pictures done, and their total number.
+      on_picture: Called with each picture, in order.
+      progress: Called with the number of pictures done, and their total number.
 
     Returns:
-      For each picture its path, class, probability of the class, and all probabilities in
-      descending order.
+      For each picture its path, its class and the probability of that class, whether it was
+      inverted, and all probabilities in descending order.
 
     Raises:
-      InputError: a picture can't be read, or has no ink, or (`training.Diverged`) the network's
-        outputs are not finite.
+      InputError: A picture can't be read, or has no ink, or (`training.DivergedError`) the
+        network's outputs are not finite.
 
     Example:
       >>> import tempfile
@@ -59,7 +59,7 @@ def predict(
       ...     run = runs.train(config, digits, Path(folder), "first").run
       ...     picture = f"{folder}/digit.png"
       ...     Image.fromarray(digits.test.images[0, ..., 0]).save(picture)
-      ...     [prediction] = runs.predict(run, run.model(), [picture])
+      ...     [prediction] = runs.predict(run, run.load_model(), [picture])
       >>> prediction["class"] in digits.class_names
       True
     """
@@ -107,13 +107,13 @@ def read_images(
     """Reads pictures in the format of a run's network.
 
     Args:
-      config: configuration of the run.
+      config: Configuration of the run.
       paths: PNG, JPEG, WebP, GIF or BMP files of any size.
-      invert: see `dlc_jax.data.image_files.read_image`.
-      as_is: see `predict`.
+      invert: See `dlc_jax.data.image_files.read_image`.
+      as_is: See `predict`.
 
     Raises:
-      InputError: a picture can't be read, or has no ink.
+      InputError: A picture can't be read, or has no ink.
     """
     dark = config.image_shape[2] == 1 and config.mean[0] < 127
     digits = config.dataset in ("mnist", "mnist-5k") and tuple(config.image_shape) == (28, 28, 1)

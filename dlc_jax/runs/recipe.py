@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def _field(default: T, group: str, help: str, **constraints: Any) -> T:
-    """A field of a recipe with its description for the command line.
+    """Creates a field of a recipe, with its description for the command line.
 
     Args:
-      default: default value.
-      group: heading in the command line's help.
-      help: description.
+      default: Default value.
+      group: Heading in the command line's help.
+      help: Description.
       **constraints: `choices`, `minimum`, `exclusive_minimum` or `exclusive_maximum`.
     """
     metadata = {"group": group, "help": help, **constraints}
@@ -31,7 +31,7 @@ def _field(default: T, group: str, help: str, **constraints: Any) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to train and how. The defaults are those of the lecture's program.
+    """A dataset, a model and hyperparameters; the defaults are those of the lecture's program.
 
     The metadata of each field holds its description, its group in the command line's help, and
     its choices or range.
@@ -43,9 +43,7 @@ class Recipe:
     """
 
     dataset: str = _field("mnist", "data", "Name of the dataset; dlc-jax data lists them.")
-    num_examples: int = _field(
-        0, "data", "Number of training images, the first ones; 0 for all.", minimum=0
-    )
+    num_examples: int = _field(0, "data", "Train on the first N images only; 0 for all.", minimum=0)
     shuffle: bool = _field(False, "data", "Shuffle the training images before each epoch.")
 
     model: str = _field("lecture", "model", "Name of the network; dlc-jax models lists them.")
@@ -68,8 +66,8 @@ class Recipe:
     optimizer: str = _field(
         "sgd",
         "optimizer",
-        "Optimizer. Another one than the recipe's brings its default learning rate, momentum and "
-        "weight decay.",
+        "Optimizer. If it differs from the recipe's, learning rate, momentum and weight decay are "
+        "reset to its defaults.",
         choices=tuple(optimizers.OPTIMIZERS),
     )
     learning_rate: float = _field(
@@ -145,7 +143,7 @@ class Recipe:
         """The data type of the computation.
 
         Raises:
-          InputError: the data type is unknown.
+          InputError: The data type is unknown.
         """
         if self.dtype not in _DTYPES:
             raise InputError(f"there is no dtype {self.dtype!r}; choose from {', '.join(_DTYPES)}")
@@ -154,11 +152,12 @@ class Recipe:
     def replace(self, **overrides: Any) -> Self:
         """Returns a copy with some fields replaced.
 
-        Another optimizer brings its default learning rate, momentum and weight decay, unless they
-        are given. Another model drops the options and frozen parameters of the old one.
+        If the optimizer differs, learning rate, momentum and weight decay are reset to its
+        defaults, unless they are given. If the model differs, `model_options` and `freeze_after`
+        are emptied, unless they are given.
 
         Args:
-          **overrides: new values of fields.
+          **overrides: New values of fields.
         """
         defaults: dict[str, Any] = {}
         optimizer = overrides.get("optimizer", self.optimizer)
@@ -172,10 +171,10 @@ class Recipe:
         """Creates the optimizer, with its schedule and wrappers.
 
         Args:
-          num_examples: number of training examples.
+          num_examples: Number of training examples.
 
         Raises:
-          InputError: the optimizer or the schedule is unknown.
+          InputError: The optimizer or the schedule is unknown.
         """
         steps_per_epoch = -(-num_examples // self.batch_size)
         num_steps = self.epochs * steps_per_epoch

@@ -13,9 +13,9 @@ class RecipeInfo:
     """A recipe and its description.
 
     Attributes:
-      summary: description in a few words.
-      source: paper and section.
-      recipe: the recipe.
+      summary: Description in a few words.
+      source: Paper and section.
+      recipe: The recipe.
     """
 
     summary: str
@@ -140,13 +140,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Recipe:
-    """Returns the recipe of a name.
+    """Returns a recipe by its name.
 
     Args:
-      name: a name of `names`.
+      name: One of `names()`.
 
     Raises:
-      InputError: there is no recipe of this name.
+      InputError: There is no recipe of this name.
 
     Example:
       >>> find("cifar10-cpu").epochs

@@ -10,7 +10,7 @@ from dlc_jax.errors import InputError
 from dlc_jax.runs.callbacks import RunOptions
 from dlc_jax.runs.config import AnyDataset, RunConfig
 from dlc_jax.runs.train import EpochHook, TrainResult, train, train_vmapped
-from dlc_jax.training import OutOfMemory
+from dlc_jax.training import OutOfMemoryError
 
 _DEFAULTS = RunOptions()
 
@@ -22,30 +22,31 @@ def train_seeds(
     names: Sequence[str | None],
     *,
     vmap: bool | None = None,
-    on_epoch: EpochHook | None = None,
+    on_epoch_end: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     warn: Callable[[str], None] = lambda message: None,
     num_devices: int | None = None,
 ) -> list[TrainResult]:
-    """Trains a network for each seed, each into a run folder of its own.
+    """Trains a network for each seed, each in its own run folder.
 
     Args:
-      configs: configurations that differ only in their seeds.
-      dataset: data.
-      output_dir: folder in which the run folders are made.
-      names: names of the run folders, as for `train`.
-      vmap: whether to train all networks at once, by `train_vmapped`. By default yes, except on a
-        CPU, where the device has too little memory, and where `train_vmapped` does not apply.
-      on_epoch: called with a record of every epoch of every run.
-      options: what else is written.
-      warn: called with a message when the networks are trained one after another instead.
-      num_devices: see `train`.
+      configs: Configurations that differ only in their seeds.
+      dataset: The dataset.
+      output_dir: Folder in which the run folders are made.
+      names: Names of the run folders, as for `train`.
+      vmap: Whether to train all networks at once, with `train_vmapped`. By default this is done
+        on a GPU or TPU with enough memory, if the dataset is in memory, `num_devices` is None and
+        there is one process.
+      on_epoch_end: Called with a record of every epoch of every run.
+      options: Options of what is written.
+      warn: Called with a message when the networks are trained one after another instead.
+      num_devices: See `train`.
 
     Returns:
       The results, in order; after an interruption, up to the run that was interrupted.
 
     Raises:
-      InputError: as for `train`, or the networks can't be trained at once as requested.
+      InputError: As for `train`, or the networks can't be trained at once as requested.
 
     Example:
       >>> import tempfile
@@ -70,12 +71,12 @@ def train_seeds(
     if len(configs) > 1 and (vmap or (vmap is None and can_vmap and _has_accelerator())):
         try:
             return train_vmapped(
-                configs, dataset, output_dir, names, on_epoch=on_epoch, options=options
+                configs, dataset, output_dir, names, on_epoch_end=on_epoch_end, options=options
             )
-        except OutOfMemory as error:
+        except OutOfMemoryError as error:
             if vmap:
                 raise
-            warn(f"{error}; training them one after another")
+            warn(f"{error}; training the networks one after another")
     results: list[TrainResult] = []
     for config, name in zip(configs, names, strict=True):
         results.append(
@@ -84,7 +85,7 @@ def train_seeds(
                 dataset,
                 output_dir,
                 name,
-                on_epoch=on_epoch,
+                on_epoch_end=on_epoch_end,
                 options=options,
                 num_devices=num_devices,
             )

@@ -1,4 +1,4 @@
-"""From a configuration and a dataset to task, state, sources and devices."""
+"""Creates task, state, sources and devices from a configuration and a dataset."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from dlc_jax.errors import InputError
 from dlc_jax.runs.config import AnyDataset, RunConfig
 from dlc_jax.sharding import processes
 
-# Maximum number of images that initialize a network (`Network.init_from_data`), and their pixels.
+# Maximum number of images, and of their pixels, for `Network.init_from_data`.
 _MAX_INIT_IMAGES, _MAX_INIT_PIXELS = 5000, 10**8
 _TEST_BATCH_SIZE = 500
 # Fields that may differ between a checkpoint and a resumed run.
@@ -37,14 +37,14 @@ class Setup:
     """Everything that is needed to train a run.
 
     Attributes:
-      config: configuration.
-      dataset: data, with the configured number of training examples.
-      task: classification.
-      state: state before the first step.
-      key: key of shuffling and augmentation; None without shuffling.
-      source: training data.
-      test: test data.
-      mesh: devices that share each batch.
+      config: The configuration of the run.
+      dataset: The dataset, with the configured number of training examples.
+      task: The classification task.
+      state: The state before the first step.
+      key: The key of shuffling and augmentation; None without shuffling.
+      source: The training data.
+      test: The test data.
+      mesh: The devices that share each batch.
     """
 
     config: RunConfig
@@ -57,18 +57,21 @@ class Setup:
     mesh: Mesh | None
 
     @classmethod
-    def of(cls, config: RunConfig, dataset: AnyDataset, num_devices: int | None = None) -> "Setup":
+    def from_config(
+        cls, config: RunConfig, dataset: AnyDataset, num_devices: int | None = None
+    ) -> "Setup":
         """Sets up a run.
 
         Args:
-          config: configuration.
-          dataset: data.
-          num_devices: number of devices; by default that of the configuration, or the cores of a
-            CPU that divide the batch. Several processes always use all their devices.
+          config: The configuration of the run.
+          dataset: The dataset.
+          num_devices: Number of devices; by default that of the configuration, or the largest
+            number of CPU cores that divides the batch size. Several processes always use all
+            their devices.
 
         Raises:
-          InputError: configuration and dataset don't fit together, there are fewer devices, or
-            several processes have different arguments.
+          InputError: Configuration and dataset don't match, there are fewer devices, or several
+            processes have different arguments.
         """
         _check_agreement(config, dataset, num_devices)
         dataset = dataset.take(config.num_examples)
@@ -82,7 +85,7 @@ class Setup:
         return cls(config, dataset, task, state, key, source, make_test_source(dataset, mesh), mesh)
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Metadata of a checkpoint at a step."""
+        """Returns the metadata of a checkpoint at a step."""
         config, plan = self.config, self.source.plan
         epoch, within = divmod(step, plan.steps_per_epoch)
         order = np.arange(plan.num_examples)
@@ -100,7 +103,7 @@ class Setup:
 
 
 def make_task(config: RunConfig, num_train: int) -> training.Supervised:
-    """The classification task of a configuration and a number of training examples."""
+    """Creates the classification task of a configuration for a number of training examples."""
     return training.classification(
         lambda key: config.create_model(),
         config.create_optimizer(num_train),
@@ -115,9 +118,9 @@ def make_task(config: RunConfig, num_train: int) -> training.Supervised:
 def make_source(
     split: Examples | Records, batch_size: int, key: Any = None, mesh: Mesh | None = None
 ) -> Source:
-    """A split of a dataset, in memory or on disk, as a source of batches."""
+    """Creates a source of batches from a split of a dataset, in memory or on disk."""
     if isinstance(split, Records):
-        # Importing Grain takes long.
+        # Imported here because importing Grain takes long.
         from dlc_jax.data.streaming import StreamingSource
 
         return StreamingSource(split, batch_size, key=key, mesh=mesh)
@@ -125,29 +128,29 @@ def make_source(
 
 
 def make_test_source(dataset: AnyDataset, mesh: Mesh | None = None) -> Source:
-    """The test split as a source of batches."""
+    """Creates a source of batches from the test split."""
     return make_source(dataset.test, min(_TEST_BATCH_SIZE, dataset.num_test), mesh=mesh)
 
 
 def check_batch_size(config: RunConfig, dataset: AnyDataset) -> None:
-    """Raises an InputError if the batch size does not fit the dataset."""
+    """Raises an InputError if the batch size is too large, or there are no test examples."""
     count = dataset.num_train
     if not 1 <= config.batch_size <= count:
         raise InputError(
-            f"a batch size of {config.batch_size} does not fit {dataset.name}'s {count} training "
-            f"examples; choose one from 1 to {count}"
+            f"the batch size {config.batch_size} does not match the {count} training examples of "
+            f"{dataset.name}; use 1 to {count}"
         )
     if not dataset.num_test:
-        raise InputError(f"{dataset.name} has no test examples; use a dataset that has some")
+        raise InputError(f"{dataset.name} has no test examples; use a dataset with a test split")
 
 
 def new_states(
     configs: Sequence[RunConfig], dataset: AnyDataset, task: training.Supervised
 ) -> list[training.TrainState]:
-    """New states, one for each configuration; networks may be initialized from training images."""
-    data = DataSpec.of(f"the dataset {dataset.name}", dataset)
+    """Creates a state for each configuration; networks may be initialized from training images."""
+    data = DataSpec.from_source(f"the dataset {dataset.name}", dataset)
     for config in configs:
-        check_compatible(DataSpec.of("the network's configuration", config), data)
+        check_compatible(DataSpec.from_source("the network's configuration", config), data)
     limit = min(_MAX_INIT_IMAGES, _MAX_INIT_PIXELS // math.prod(dataset.image_shape))
     images = jnp.asarray(dataset.head(max(limit, 1)).train.images)
     states = []
@@ -163,7 +166,7 @@ def new_states(
 
 
 def run_key(config: RunConfig) -> Any:
-    """The key of shuffling and augmentation; None without shuffling."""
+    """Returns the key of shuffling and augmentation; None without shuffling."""
     return jax.random.key(config.seed) if config.shuffle else None
 
 
@@ -184,7 +187,7 @@ def _check_agreement(config: RunConfig, dataset: AnyDataset, num_devices: int | 
 
 
 def _mesh(config: RunConfig, num_devices: int | None) -> Mesh | None:
-    """A mesh of the requested, configured or default number of devices."""
+    """Creates a mesh of the requested, configured or default number of devices."""
     if jax.process_count() > 1:
         num_devices = jax.device_count()
     elif num_devices is None and config.num_devices:
@@ -193,7 +196,7 @@ def _mesh(config: RunConfig, num_devices: int | None) -> Mesh | None:
         return sharding.cpu_mesh(config.batch_size)
     if num_devices > jax.device_count():
         raise InputError(
-            f"there are {jax.device_count()} devices, not {num_devices}; ask for fewer (JAX counts "
-            f"a CPU as {num_devices} with JAX_NUM_CPU_DEVICES={num_devices})"
+            f"there are {jax.device_count()} devices, not {num_devices}; use fewer (JAX counts a "
+            f"CPU as {num_devices} with JAX_NUM_CPU_DEVICES={num_devices})"
         )
     return sharding.device_mesh(config.batch_size, jax.devices()[:num_devices])

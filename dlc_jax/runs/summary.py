@@ -16,22 +16,19 @@ from dlc_jax.runs.folder import Run
 from dlc_jax.training import EpochRecord
 from dlc_jax.utils.text import unique_class_names
 
-# Number of examples of a dataset on disk that are read for pictures.
-NUM_SAMPLES = 1000
-
 Logits = Float[np.ndarray, "examples classes"]
 
 
 def summarize(
     run: Run, dataset: AnyDataset, history: Sequence[EpochRecord], logits: Logits | None
 ) -> dict[str, Any]:
-    """The content of `summary.json`; unknown values are None.
+    """Returns the content of `summary.json`; unknown values are None.
 
     Args:
-      run: the run, with the network that was evaluated last.
-      dataset: data.
-      history: records of its epochs.
-      logits: outputs of that network for the test split, if known.
+      run: The run, with the network that was evaluated last.
+      dataset: The dataset.
+      history: Records of its epochs.
+      logits: Logits of that network on the test split, if known.
     """
     config = run.config
     epochs = [record for record in history if record.epoch]
@@ -61,21 +58,21 @@ def summarize(
 
 
 def _fingerprint(run: Run) -> str | None:
-    """SHA-256 of the parameters in the run's folder."""
+    """Returns the SHA-256 of the parameters in the run's folder."""
     if not run.has_model:
         return None
-    return parameters.fingerprint(nnx.state(run.model(), nnx.Param))
+    return parameters.fingerprint(nnx.state(run.load_model(), nnx.Param))
 
 
 def seed_statistics(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of runs that differ in their seeds.
+    """Computes statistics of runs that differ only in their seeds.
 
     Args:
-      summaries: summaries of at least two runs.
+      summaries: Summaries of at least two runs.
 
     Returns:
-      Mean, standard deviation (with Bessel's correction) and standard error of the mean, of test
-      error and training time; and the summaries under "runs".
+      Mean, standard deviation (with Bessel's correction) and standard error of the mean of test
+      error and training time, and the summaries under "runs".
 
     Example:
       >>> summary = {"dataset": "mnist", "model": "lecture", "train_seconds": 1.0}
@@ -111,15 +108,15 @@ def draw(
     """Writes the run's pictures: curves, confusion matrix, mistakes and training images.
 
     Args:
-      run: the run.
-      dataset: data.
-      history: records of its epochs.
-      logits: outputs for the test split.
+      run: The run.
+      dataset: The dataset.
+      history: Records of its epochs.
+      logits: Logits on the test split.
 
     Returns:
       The files.
     """
-    # Importing Matplotlib takes long.
+    # Imported here because importing Matplotlib takes long.
     from dlc_jax.runs import plots
 
     epochs = [record for record in history if record.epoch]
@@ -146,7 +143,7 @@ def draw(
 
 
 def _augmented(config: RunConfig, images: Any) -> np.ndarray:
-    """Training images, normalized and augmented as in the last epoch, as uint8."""
+    """Returns training images, normalized and augmented as in the last epoch, as uint8."""
 
     @jax.jit
     def augmented(images: Any, key: Any) -> Any:
@@ -159,7 +156,7 @@ def _augmented(config: RunConfig, images: Any) -> np.ndarray:
 
 
 def load_test_labels(dataset: AnyDataset) -> Int[np.ndarray, " examples"]:
-    """The labels of the test split."""
+    """Returns the labels of the test split."""
     test = dataset.test
     if not isinstance(test, Records):
         return np.asarray(test.labels)
@@ -170,7 +167,7 @@ def load_test_labels(dataset: AnyDataset) -> Int[np.ndarray, " examples"]:
 
 
 def percent(fraction: Any) -> float:
-    """A fraction in percent, rounded to 4 digits.
+    """Converts a fraction to percent, rounded to 4 decimal places.
 
     Example:
       >>> percent(np.float32(0.123))
@@ -180,7 +177,7 @@ def percent(fraction: Any) -> float:
 
 
 def metrics_line(record: EpochRecord) -> dict[str, Any]:
-    """The line of `metrics.jsonl` of an epoch."""
+    """Returns the line of `metrics.jsonl` for an epoch."""
     return {
         "epoch": record.epoch,
         "step": record.step,
@@ -193,12 +190,12 @@ def metrics_line(record: EpochRecord) -> dict[str, Any]:
 
 
 def error_by_class(logits: Any, labels: Any, class_names: Sequence[str]) -> dict[str, float | None]:
-    """Test error of each class in percent; None for a class without test examples.
+    """Returns the test error of each class in percent; None for a class without test examples.
 
     Args:
-      logits: outputs of the network, [examples, classes].
-      labels: [examples].
-      class_names: names of the classes, by label.
+      logits: Outputs of the network, [examples, classes].
+      labels: True classes, [examples].
+      class_names: Names of the classes, by label.
 
     Example:
       >>> error_by_class(np.eye(3)[[0, 1, 1]], np.array([0, 1, 0]), ("cat", "dog", "cow"))

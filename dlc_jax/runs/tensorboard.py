@@ -37,13 +37,13 @@ class EventWriter:
         """Creates a new event file.
 
         Args:
-          folder: folder.
-          first_step: first step that will be written. TensorBoard discards this and later steps
+          folder: The folder.
+          first_step: First step that will be written. TensorBoard discards this and later steps
             of earlier event files.
 
         Raises:
-          InputError: the folder is not writable, or tensorboardX is not installed.
-          OSError: the disk is full; also raised by the methods.
+          InputError: The folder is not writable, or tensorboardX is not installed.
+          OSError: The disk is full; also raised by the methods.
         """
         check_installed()
         from tensorboardX import event_file_writer, summary
@@ -52,7 +52,7 @@ class EventWriter:
         make_folder(folder)
         self._folder = folder
         self._summary, self._event = summary, event_pb2.Event
-        # On a full disk the thread of tensorboardX's `SummaryWriter` ends, and the program hangs.
+        # Not `SummaryWriter`: on a full disk its thread ends, and the program hangs.
         with name_in_errors(self._folder):
             self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -87,7 +87,7 @@ class EventWriter:
 
         Args:
           files: PNG files.
-          step: training step.
+          step: Training step.
         """
         for file in files:
             with Image.open(file) as picture:

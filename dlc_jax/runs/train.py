@@ -1,4 +1,4 @@
-"""Training a run, from its configuration to its folder of results."""
+"""Trains a run, from its configuration to its folder with results."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ from dlc_jax.runs.setup import (
     run_key,
 )
 from dlc_jax.sharding import processes
-from dlc_jax.training import Callback, Diverged, EpochRecord, Progress
+from dlc_jax.training import Callback, DivergedError, EpochRecord, Progress
 from dlc_jax.utils.signals import Terminated, defer_signals
 
 EpochHook = Callable[[Run, EpochRecord], None]
@@ -44,13 +44,13 @@ _DEFAULTS = RunOptions()
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a training.
+    """The result of training a run.
 
     Attributes:
-      run: the run; None in other processes than the primary one.
-      summary: the results, as in `summary.json`.
-      interrupted: whether Ctrl-C or SIGTERM ended it early.
-      terminated: whether it was SIGTERM.
+      run: The run; None in all processes except the primary one.
+      summary: The results, as in `summary.json`.
+      interrupted: Whether Ctrl-C or SIGTERM ended the training early.
+      terminated: Whether that was SIGTERM.
     """
 
     run: Run | None
@@ -65,30 +65,30 @@ def train(
     output_dir: Path,
     name: str | None = None,
     *,
-    on_epoch: EpochHook | None = None,
+    on_epoch_end: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     num_devices: int | None = None,
 ) -> TrainResult:
     """Trains a network, and writes a new run folder.
 
-    The folder is usable from the beginning: it has the initial network. Parameters and metrics
-    are written after every epoch, checkpoints meanwhile, and pictures at the end, also after an
-    error or interruption. Several processes that train together all call this; the primary one
-    writes.
+    The folder is usable from the beginning, since it has the initial network. Parameters and
+    metrics are written after every epoch, checkpoints also within an epoch, and pictures at the
+    end, also after an error or interruption. If several processes train together, all of them
+    must call this; only the primary one writes.
 
     Args:
-      config: configuration, from `configure`.
-      dataset: data.
-      output_dir: folder in which the run's folder is created.
-      name: name of the run's folder; by default made of dataset, network and time.
-      on_epoch: called with a record of every epoch, and before training with epoch 0.
-      options: what else is written.
-      num_devices: number of devices that share each batch; by default the cores of a CPU that
-        divide it, or all devices of several processes.
+      config: The configuration, from `configure`.
+      dataset: The dataset.
+      output_dir: Folder in which the run's folder is created.
+      name: Name of the run's folder; by default dataset, model and time.
+      on_epoch_end: Called with a record of every epoch, and before training with epoch 0.
+      options: Options of what is written.
+      num_devices: Number of devices that share each batch; by default, the largest number of CPU
+        cores that divides the batch size, one GPU or TPU, or all devices of several processes.
 
     Raises:
-      InputError: configuration and dataset don't fit together, the folder can't be created,
-        another process trains in it, or (`training.Diverged`) a number is not finite.
+      InputError: Configuration and dataset don't match, the folder can't be created, another
+        process trains in it, or (`training.DivergedError`) a number is not finite.
 
     Example:
       >>> import tempfile
@@ -101,20 +101,20 @@ def train(
       ...     sorted(path.name for path in result.run.folder.glob("*.json*"))
       ['config.json', 'metrics.jsonl', 'summary.json']
     """
-    setup = Setup.of(config, dataset, num_devices)
+    setup = Setup.from_config(config, dataset, num_devices)
 
     def create() -> Run:
         [run] = _create_runs([setup.config], output_dir, [name])
         return run
 
-    return _train(create, setup, on_epoch, options, lambda message: None)
+    return _train(create, setup, on_epoch_end, options, lambda message: None)
 
 
 def resume(
     run: Run,
     dataset: AnyDataset,
     *,
-    on_epoch: EpochHook | None = None,
+    on_epoch_end: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
     warn: Callable[[str], None] = lambda message: None,
     num_devices: int | None = None,
@@ -125,16 +125,16 @@ def resume(
     the same libraries and number of devices.
 
     Args:
-      run: the run.
-      dataset: data.
-      on_epoch: see `train`; first called with the last finished epoch.
-      options: what else is written.
-      warn: called with a message for each damaged checkpoint, and if the data, the versions or
+      run: The run.
+      dataset: The dataset.
+      on_epoch_end: See `train`; first called with the last finished epoch.
+      options: Options of what is written.
+      warn: Called with a message for each damaged checkpoint, and if the data, the versions or
         the number of devices have changed.
-      num_devices: number of devices; by default as many as before.
+      num_devices: Number of devices; by default as many as before.
 
     Raises:
-      InputError: as for `train`, or the run was made by another version.
+      InputError: As for `train`, or the run was made by another version.
 
     Example:
       >>> import tempfile
@@ -149,19 +149,19 @@ def resume(
       1
     """
     run.check_resumable()
-    setup = Setup.of(run.config, dataset, num_devices)
+    setup = Setup.from_config(run.config, dataset, num_devices)
     before, now = run.config.num_devices, setup.config.num_devices
     if before not in (0, now):
         warn(
             f"the run used {before} devices, and now uses {now}: the results will be equal up to "
-            "rounding, not bit by bit"
+            "rounding, but not bit-identical"
         )
     if run.config.dataset_version != dataset.version:
         warn(
             f"the run was trained on version {run.config.dataset_version} of {dataset.name}, and "
             f"continues with version {dataset.version}, whose images may differ"
         )
-    return _train(lambda: run, setup, on_epoch, options, warn)
+    return _train(lambda: run, setup, on_epoch_end, options, warn)
 
 
 def train_vmapped(
@@ -170,24 +170,24 @@ def train_vmapped(
     output_dir: Path,
     names: Sequence[str | None],
     *,
-    on_epoch: EpochHook | None = None,
+    on_epoch_end: EpochHook | None = None,
     options: RunOptions = _DEFAULTS,
 ) -> list[TrainResult]:
     """Trains several networks at once by `jax.vmap`, each with its own run folder.
 
-    Interrupted runs are resumed one by one, to the same results up to rounding.
+    Interrupted runs are resumed one by one, with the same results up to rounding.
 
     Args:
-      configs: configurations that differ only in their seeds.
-      dataset: data in memory.
-      output_dir: folder in which the runs' folders are created.
-      names: names of the folders, as for `train`.
-      on_epoch: called with the records of each network.
-      options: what else is written; `profile` is ignored.
+      configs: Configurations that differ only in their seeds.
+      dataset: The dataset, in memory.
+      output_dir: Folder in which the runs' folders are created.
+      names: Names of the folders, as for `train`.
+      on_epoch_end: Called with the records of each network.
+      options: Options of what is written; `profile` is ignored.
 
     Raises:
-      InputError: as for `train`; the dataset is not in memory; or (`training.OutOfMemory`) the
-        device has too little memory.
+      InputError: As for `train`; the dataset is not in memory; or (`training.OutOfMemoryError`) the
+        program needs more memory than the device has.
 
     Example:
       >>> import tempfile
@@ -203,8 +203,8 @@ def train_vmapped(
     """
     if isinstance(dataset, RecordDataset):
         raise InputError(
-            f"{dataset.name} streams in, but networks trained by vmap need it in memory; train "
-            "them one by one"
+            f"{dataset.name} is streamed, but networks that are trained at once need it in memory; "
+            "train them one by one"
         )
     dataset = dataset.take(configs[0].num_examples)
     check_batch_size(configs[0], dataset)
@@ -226,7 +226,7 @@ def train_vmapped(
 
         def on_start() -> None:
             for run, setup in zip(_create_runs(configs, output_dir, names), setups, strict=True):
-                opened = open_writer(run, setup, options, on_epoch, lambda message: None)
+                opened = open_writer(run, setup, options, on_epoch_end, lambda message: None)
                 writers.append(stack.enter_context(opened)[0])
 
         # The folders are created only if the device has enough memory.
@@ -242,15 +242,15 @@ class _CreateThenEach(EachNetwork):
         super().__init__(callbacks)
         self._create = create
 
-    def on_start(self, progress: Progress) -> None:
+    def on_train_begin(self, progress: Progress) -> None:
         self._create()
-        super().on_start(progress)
+        super().on_train_begin(progress)
 
 
 def _train(
     open_run: Callable[[], Run],
     setup: Setup,
-    on_epoch: EpochHook | None,
+    on_epoch_end: EpochHook | None,
     options: RunOptions,
     warn: Callable[[str], None],
 ) -> TrainResult:
@@ -263,7 +263,7 @@ def _train(
         writers: list[RunWriter] = []
 
         def open_folder() -> bytes:
-            opened = open_writer(open_run(), setup, options, on_epoch, warn)
+            opened = open_writer(open_run(), setup, options, on_epoch_end, warn)
             writer, progress = stack.enter_context(opened)
             writers.append(writer)
             if options.profile:
@@ -289,7 +289,7 @@ def _deferred_interruption(results: list[TrainResult]) -> Iterator[ExitStack]:
     """Context in which a signal during the writing of results marks them as interrupted.
 
     Yields:
-      The stack in which signals are deferred from the end of the training on.
+      The stack in which signals are deferred after the training.
     """
     try:
         with ExitStack() as deferral:
@@ -348,7 +348,7 @@ def _write_results(
     error: Exception | None = None,
 ) -> list[dict[str, Any]]:
     """Writes summaries and pictures; signals are deferred until `deferral` is closed."""
-    # In several processes, `synchronized_shutdown` defers them already.
+    # In several processes, `synchronized_shutdown` already defers them.
     if jax.process_count() == 1:
         deferral.enter_context(defer_signals())
     states = [state]
@@ -357,7 +357,7 @@ def _write_results(
         task = task.task
         states = [None] * len(writers) if state is None else training.unstack(state)
     # After an error in one process, the others don't take part in the computation.
-    can_compute = error is None or isinstance(error, Diverged) or jax.process_count() == 1
+    can_compute = error is None or isinstance(error, DivergedError) or jax.process_count() == 1
     logits = [
         training.predict(task, each, setup.test) if each is not None and can_compute else None
         for each in states

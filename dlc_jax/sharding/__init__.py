@@ -1,6 +1,6 @@
 """Devices and processes: meshes, arrays on them, and data parallelism.
 
-`processes` joins several processes, on one machine or on many.
+The module `processes` connects several processes, on one machine or on many.
 """
 
 from dlc_jax.sharding.data_parallel import data_parallel
@@ -9,8 +9,8 @@ from dlc_jax.sharding.mesh import (
     batch_sharding,
     constrain_batch,
     cpu_mesh,
+    device_get,
     device_mesh,
-    fetch,
     put_batch,
     replicate,
 )
@@ -21,8 +21,8 @@ __all__ = [
     "constrain_batch",
     "cpu_mesh",
     "data_parallel",
+    "device_get",
     "device_mesh",
-    "fetch",
     "put_batch",
     "replicate",
 ]

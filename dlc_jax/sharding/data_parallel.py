@@ -19,7 +19,7 @@ Reduce = Callable[[Any], Any]
 
 
 def identity(tree: Tree) -> Tree:
-    """The reduction of a step on one device: its sums are already those of the whole batch."""
+    """Returns its argument: on one device, sums already cover the whole batch."""
     return tree
 
 
@@ -30,25 +30,25 @@ def data_parallel(
     batch_axis: int = 0,
     out_batch_axis: int | None = None,
 ) -> Callable[..., Any]:
-    """A function that runs `step` on every device of a mesh, each on its part of the batch.
+    """Returns a function that runs `step` on every device of a mesh, each on its part of a batch.
 
-    It uses `jax.shard_map`: with the compiler's own partitioning alone, convolutions on a CPU
-    would gather the whole batch on every device.
+    It uses `jax.shard_map`, since with the compiler's automatic partitioning, convolutions on a
+    CPU would gather the whole batch on every device.
 
     Args:
-      step: a function `step(state, batch, key, reduce)`. `reduce` sums a pytree over the
+      step: A function `step(state, batch, key, reduce)`. `reduce` sums a pytree over the
         devices.
-      mesh: devices; without one, `step` runs on whole batches.
-      batch_axis: the batch axis of the arrays in `batch`; arrays without it are replicated. It
-        must divide among the devices (see `dlc_jax.data.BatchPlan`).
-      out_batch_axis: the batch axis of the results; None if they are the same on all devices, as
-        they are when all that depends on the batch has been reduced.
+      mesh: The devices; if None, `step` runs on whole batches.
+      batch_axis: The batch axis of the arrays in `batch`; arrays without it are replicated. Its
+        size must be a multiple of the number of devices (see `dlc_jax.data.BatchPlan`).
+      out_batch_axis: The batch axis of the results; None if they are the same on all devices, as
+        they are when everything that depends on the batch has been reduced.
 
     Returns:
       A function of `(state, batch, key=None)`.
 
     Raises:
-      InputError: by that function, if JAX can't run one of its operations on several devices.
+      InputError: When that function is called, if JAX can't run an operation on several devices.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,25 +82,24 @@ def data_parallel(
         try:
             return sharded(state, batch, key)
         except ValueError as error:
-            # JAX 0.12 fails so at the derivative of erf, which jax.nn.gelu uses.
+            # JAX 0.12 raises this for the derivative of erf, which jax.nn.gelu uses.
             failed = re.search(r"Primitive (\w+) requires varying manual axes", str(error))
             if failed is None:
                 raise
             raise InputError(
                 f"JAX {jax.__version__} can't run the operation {failed[1]!r} of this network on "
-                "several devices; use one device (leave out mesh), or for an exact GELU "
-                "dlc_jax.nn.gelu"
+                "several devices; use one device (mesh=None), or dlc_jax.nn.gelu for an exact GELU"
             ) from error
 
     return on_every_device
 
 
 def sum_over_devices(tree: Tree) -> Tree:
-    """Inside `data_parallel`: sums over the devices."""
+    """Sums a pytree over the devices, inside `data_parallel`."""
     leaves, structure = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     summed = dict[int, Any]()
-    # One array per dtype: XLA:CPU takes three times as long over several.
+    # Reduces one array per dtype: XLA:CPU takes three times as long for several.
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
         own = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = lax.psum(jnp.concatenate([leaves[place].ravel() for place in own]), BATCH)
@@ -113,9 +112,9 @@ def sum_over_devices(tree: Tree) -> Tree:
 
 
 def varying_like(tree: Tree, batch: Any) -> Tree:
-    """Inside `data_parallel`: arrays that count as different on each device, as the batch does.
+    """Marks arrays as different on each device, as the batch is, inside `data_parallel`.
 
-    Gradients with respect to them are then each device's own, and can be reduced all at once.
+    Each device then has its own gradients with respect to them, which can be reduced all at once.
     """
     axes = tuple(sorted(set().union(*map(varying_axes, jax.tree.leaves(batch)))))
     if not axes:

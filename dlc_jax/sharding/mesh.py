@@ -1,8 +1,8 @@
-"""Meshes of devices, and where arrays lie on them.
+"""Meshes of devices, and the placement of arrays on them.
 
-JAX counts a CPU as one device, of which XLA leaves all cores but one idle wherever a program
-consists of many small operations. It can count each core as a device instead
-(`JAX_NUM_CPU_DEVICES`); batches are then sharded over them as over any other devices.
+By default JAX treats a CPU as one device; XLA then runs small operations on a single core. JAX can
+treat each core as a device instead (`JAX_NUM_CPU_DEVICES`); batches are then sharded over the cores
+as over any other devices.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ Tree = TypeVar("Tree")
 
 # Name of the mesh axis that batches are sharded over.
 BATCH = "batch"
-# With fewer examples per core, handing out the work takes longer than it saves.
+# With fewer examples per core, distributing the work takes longer than it saves.
 _MIN_EXAMPLES_PER_CORE = 16
 # JAX uses NumPy's memory in place where it is aligned to this many bytes.
 _ALIGNMENT = 64
 
 
 def device_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """A mesh of devices to shard batches over; None for a single device.
+    """Returns a mesh of devices to shard batches over; None for a single device.
 
     Args:
-      batch_size: batch size; no more devices are used, unless they belong to several processes.
-      devices: devices; by default all, those of other processes included.
+      batch_size: Batch size; no more devices are used, unless they belong to several processes.
+      devices: Devices; by default all, including those of other processes.
 
     Example:
       >>> device_mesh(64, jax.devices()[:1]) is None
@@ -43,10 +43,13 @@ def device_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) ->
 
 
 def cpu_mesh(batch_size: int) -> Mesh | None:
-    """As many CPU devices as divide a batch; None where that is one, or there is no CPU.
+    """Returns a mesh of the largest number of CPU devices that divides the batch size.
+
+    Each device gets at least 16 examples. For a single device, or devices other than CPUs, the
+    result is None.
 
     Args:
-      batch_size: batch size.
+      batch_size: Batch size.
 
     Example:
       >>> cpu_mesh(1) is None
@@ -67,12 +70,12 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh | None:
 
 
 def batch_sharding(mesh: Mesh | None, axis: int = 0, ndim: int | None = None) -> Any:
-    """Sharding of an array over its batch axis; None without a mesh.
+    """Returns the sharding of an array over its batch axis; None without a mesh.
 
     Args:
-      mesh: devices.
-      axis: the batch axis.
-      ndim: number of the array's axes; an array without a batch axis is replicated.
+      mesh: The devices.
+      axis: The batch axis.
+      ndim: Number of the array's axes; an array without a batch axis is replicated.
 
     Example:
       >>> mesh = Mesh(jax.devices()[:1], (BATCH,))
@@ -85,16 +88,16 @@ def batch_sharding(mesh: Mesh | None, axis: int = 0, ndim: int | None = None) ->
 
 
 def batch_spec(axis: int, ndim: int) -> PartitionSpec:
-    """Partition of an array with `ndim` axes over its batch axis, if it has one."""
+    """Returns the partition of an array with `ndim` axes over its batch axis, if it has one."""
     return PartitionSpec(*[None] * axis, BATCH) if ndim > axis else PartitionSpec()
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Copies of the arrays on every device of the mesh, or on the default device without one.
+    """Copies arrays to every device of the mesh, or to the default device without one.
 
     Args:
-      tree: arrays, the same in all processes. The result shares no memory with NumPy's arrays.
-      mesh: devices.
+      tree: Arrays, the same in all processes. The result shares no memory with NumPy arrays.
+      mesh: The devices.
 
     Example:
       >>> mesh = device_mesh(16)
@@ -110,13 +113,13 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def put_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
-    """Arrays sharded over their batch axis; the transfer may go on in the background.
+    """Shards arrays over their batch axis; the transfer may continue in the background.
 
     Args:
-      tree: arrays, whole in every process that has devices of the mesh. NumPy arrays must not
+      tree: Whole arrays, in every process that has devices of the mesh. NumPy arrays must not
         change afterwards.
-      mesh: devices.
-      axis: the batch axis; arrays without one are replicated.
+      mesh: The devices.
+      axis: The batch axis; arrays without one are replicated.
 
     Example:
       >>> mesh = device_mesh(16)
@@ -144,7 +147,7 @@ def _without_alias(leaf: Any) -> Any:
 
 
 def constrain_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
-    """Inside `jax.jit`: has the compiler shard arrays over their batch axis.
+    """Makes the compiler shard arrays over their batch axis, inside `jax.jit`.
 
     Example:
       >>> mesh = device_mesh(16)
@@ -159,12 +162,12 @@ def constrain_batch(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
     )
 
 
-def fetch(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays as NumPy's, wherever on the mesh their parts lie.
+def device_get(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Returns arrays as NumPy arrays, wherever on the mesh their shards are.
 
     Example:
       >>> mesh = device_mesh(16)
-      >>> fetch(put_batch(np.arange(4), mesh), mesh)
+      >>> device_get(put_batch(np.arange(4), mesh), mesh)
       array([0, 1, 2, 3], dtype=int32)
     """
     if mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1:

@@ -1,6 +1,6 @@
 """Training in several processes, on one machine or on many, connected by JAX's distributed runtime.
 
-All processes run the same program on the same arrays. The primary process, number 0, alone writes
+All processes run the same program on the same arrays. Only the primary process, number 0, writes
 files and prints.
 """
 
@@ -41,7 +41,7 @@ _SETTINGS = (
     "jax_numpy_dtype_promotion",
 )
 _SUCCESS, _FAILURE = b"+", b"-"
-# How the messages of communication errors begin.
+# Prefixes of the messages of communication errors.
 _ERROR_PREFIXES = (
     "UNKNOWN: ",
     "INTERNAL: ",
@@ -51,8 +51,8 @@ _ERROR_PREFIXES = (
 )
 
 
-class PeersMissing(InputError):
-    """Other processes did not connect in time; this one can't use JAX any more."""
+class PeersMissingError(InputError):
+    """Raised when other processes did not connect in time; this one can no longer use JAX."""
 
 
 def initialize(
@@ -64,26 +64,26 @@ def initialize(
     """Connects this process to the others; call it before anything else that uses JAX.
 
     Without arguments JAX detects the others: under SLURM, Open MPI and Kubernetes, and on TPU
-    pods. If a process dies, the others end within a minute, with one line on standard error and
-    exit code 1.
+    pods. If a process dies, the others end within a minute. Where JAX aborts them, they end with
+    one line on standard error and exit code 1 if `redirect_library_output` was called before.
 
     Args:
       coordinator_address: HOST:PORT of the primary process.
-      num_processes: number of processes.
-      process_id: number of this process, from 0.
-      timeout_seconds: time to wait for all processes.
+      num_processes: Number of processes.
+      process_id: Number of this process, starting at 0.
+      timeout_seconds: Time to wait for all processes, in seconds.
 
     Raises:
-      InputError: the arguments are wrong or missing, or (`PeersMissing`) not all processes
+      InputError: The arguments are wrong or missing, or (`PeersMissingError`) not all processes
         connected in time.
     """
     _check_arguments(coordinator_address, num_processes, process_id)
-    # This service would handle SIGTERM, which would then not end the process.
+    # JAX's preemption service would handle SIGTERM, which would then not end the process.
     preemption = jax.config.jax_enable_preemption_service
     jax.config.update("jax_enable_preemption_service", False)
     try:
         _connect(coordinator_address, num_processes, process_id, timeout_seconds)
-    except PeersMissing:
+    except PeersMissingError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
@@ -117,7 +117,7 @@ def _connect(
     thread.start()
     thread.join(timeout_seconds)
     if thread.is_alive():
-        raise PeersMissing(
+        raise PeersMissingError(
             f"not all processes connected within {timeout_seconds} s; start all of them, with the "
             "same coordinator address and the same number of processes"
         )
@@ -126,10 +126,10 @@ def _connect(
 
 
 def peer_failure_message(reason: str) -> str:
-    """The error message when another process can't be reached any more."""
+    """Returns the error message for a lost connection to another process."""
     return (
-        f"the connection to another process is lost ({reason}); if one of them has died, start "
-        "all of them again, with --resume RUN"
+        f"the connection to another process was lost ({reason}); if a process has died, start all "
+        "of them again and resume the run (--resume RUN)"
     )
 
 
@@ -143,22 +143,23 @@ def _check_arguments(
         )
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise InputError(
-            f"there is no process {process_id} of {num_processes}; give 0 to {num_processes - 1}"
+            f"process_id={process_id} is out of range for {num_processes} processes; use 0 to "
+            f"{num_processes - 1}"
         )
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether JAX raised an error because another process can't be reached any more."""
-    # Programs that block when they are called raise a ValueError.
+    """Returns whether JAX raised an error because it lost another process."""
+    # Programs that block when they are called raise a ValueError instead.
     is_jax_error = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
     return has_peers() and is_jax_error and str(error).startswith(_ERROR_PREFIXES)
 
 
 def redirect_library_output() -> None:
-    """Redirects what libraries print to standard error; call it before `initialize`.
+    """Redirects the output of libraries to standard error; call it before `initialize`.
 
-    Standard output is left to Python. When JAX's runtime loses another process it prints a stack
-    trace and aborts; instead, the process ends with one line and exit code 1.
+    Only Python writes to standard output. When JAX's runtime loses another process, it would print
+    a stack trace and abort; instead, this process ends with one line and exit code 1.
     """
     output, errors = os.dup(1), os.dup(2)
     reader, writer = os.pipe()
@@ -168,7 +169,7 @@ def redirect_library_output() -> None:
     sys.stdout = os.fdopen(output, "w", buffering=1)
     sys.stderr = os.fdopen(errors, "w", buffering=1)
     threading.Thread(target=_forward, args=(reader, errors), daemon=True).start()
-    with suppress(OSError, TypeError, AttributeError):  # Windows has no such library
+    with suppress(OSError, TypeError, AttributeError):  # CDLL(None) fails on Windows
         library = ctypes.CDLL(None)
         library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
         library.signal.restype = ctypes.c_void_p
@@ -199,12 +200,12 @@ _ABORT_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_exit_on_abort)
 
 
 def has_peers() -> bool:
-    """Whether this is one of several connected processes."""
+    """Returns whether this is one of several connected processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes the results; a single process is."""
+    """Returns whether this process writes the results, as a single process does."""
     return jax.process_index() == 0
 
 
@@ -212,7 +213,7 @@ def broadcast_from_primary(make: Callable[[], bytes]) -> bytes:
     """Calls a function in the primary process, and returns its result in all processes.
 
     Raises:
-      InputError: in all processes, if the function raises one.
+      InputError: In all processes, if the function raises one.
 
     Example:
       >>> broadcast_from_primary(lambda: b"content")
@@ -244,7 +245,7 @@ def _broadcast(content: bytes) -> bytes:
 
 @contextmanager
 def primary_first() -> Iterator[None]:
-    """Context that the primary process leaves before the others enter it.
+    """Lets the primary process leave the context before the others enter it.
 
     Example:
       >>> with primary_first():
@@ -267,15 +268,15 @@ def _barrier() -> None:
 
 @contextmanager
 def synchronized_shutdown() -> Iterator[Callable[[], None]]:
-    """Context in which Ctrl-C and SIGTERM end all processes at the same point.
+    """Makes Ctrl-C and SIGTERM end all processes at the same point.
 
-    In a single process the signals raise at once, as elsewhere. Several processes must enter and
-    leave the context together. After the first signal further ones are ignored: a scheduler sends
-    it to all processes, but not at the same moment.
+    In a single process the signals raise at once, as usual. Several processes must enter and leave
+    the context together. After the first signal further ones are ignored: a scheduler sends it to
+    all processes, but not at the same moment.
 
     Yields:
-      A function that all processes must call at the same points, often. If one of them has got a
-      signal, it raises `Terminated` or KeyboardInterrupt in all of them, once.
+      A function that all processes must call often, at the same points. If one of them has received
+      a signal, it raises `Terminated` or KeyboardInterrupt in all of them, once.
 
     Example:
       >>> with synchronized_shutdown() as raise_if_signalled:
@@ -314,10 +315,10 @@ def check_agreement(values: Mapping[str, Any]) -> None:
     """Checks that values are the same in all processes; all of them must call it.
 
     Args:
-      values: values of this process by name, as JSON.
+      values: This process's values by name, which JSON can represent.
 
     Raises:
-      InputError: in all processes, if they differ; it names the values that do.
+      InputError: In all processes, if values differ; the message names them.
 
     Example:
       >>> check_agreement({"seed": 0})
@@ -344,7 +345,7 @@ def check_agreement(values: Mapping[str, Any]) -> None:
 
 
 def _all_gather(content: bytes) -> list[bytes]:
-    """The contents of all processes, in order."""
+    """Returns the contents of all processes, in order."""
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
     # All processes must send arrays of the same shape.
     padded = np.zeros(sizes.max(), np.uint8)
@@ -354,7 +355,7 @@ def _all_gather(content: bytes) -> list[bytes]:
 
 
 def versions() -> dict[str, Any]:
-    """Versions of libraries and settings of JAX on which the results of a training depend."""
+    """Returns the library versions and JAX settings on which the results of training depend."""
     from dlc_jax import __version__
 
     libraries = {"dlc_jax": __version__} | {name: metadata.version(name) for name in _LIBRARIES}

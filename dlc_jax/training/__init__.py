@@ -1,14 +1,21 @@
 """Training: tasks, states, steps, and the loop around them.
 
 `train_steps` and `evaluate_steps` are pure functions of a task, a state and arrays; `train` is
-the loop that a person watches.
+the loop over epochs, with evaluation and callbacks.
 """
 
 from dlc_jax.training import optimizers
 from dlc_jax.training.classification import classification
-from dlc_jax.training.divergence import Diverged, is_finite
+from dlc_jax.training.divergence import DivergedError, is_finite
 from dlc_jax.training.ensemble import Ensemble
-from dlc_jax.training.loop import Callback, EpochRecord, OnEpoch, OutOfMemory, Progress, train
+from dlc_jax.training.loop import (
+    Callback,
+    EpochRecord,
+    LambdaCallback,
+    OutOfMemoryError,
+    Progress,
+    train,
+)
 from dlc_jax.training.scan import (
     evaluate,
     evaluate_steps,
@@ -23,12 +30,12 @@ from dlc_jax.training.task import Metrics, Task, WeightedSum
 
 __all__ = [
     "Callback",
-    "Diverged",
+    "DivergedError",
     "Ensemble",
     "EpochRecord",
+    "LambdaCallback",
     "Metrics",
-    "OnEpoch",
-    "OutOfMemory",
+    "OutOfMemoryError",
     "Progress",
     "Supervised",
     "Task",

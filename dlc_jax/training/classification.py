@@ -30,23 +30,23 @@ def classification(
     tta_flip: bool = False,
     tta_translate: int = 0,
 ) -> Supervised:
-    """The task of image classification.
+    """Creates the task of image classification.
 
-    Its examples are `dlc_jax.data.Examples` with uint8 images; its metrics are "loss", in
-    training the network's own (see `dlc_jax.models.Network.loss`), in evaluation the
-    cross-entropy in nats, and "error", the fraction of examples that are misclassified. Its
-    predictions are logits.
+    Its examples are `dlc_jax.data.Examples` with uint8 images. Its metrics are "loss", which is
+    the network's own in training (see `dlc_jax.models.Network.loss`) and the cross-entropy in
+    nats in evaluation, and "error", the fraction of misclassified examples. Its predictions are
+    logits.
 
     Args:
-      model: creates the network from a key.
-      optimizer: any Optax gradient transformation.
-      normalize: normalization of the images.
-      augmentation: random changes of training images; none without a key.
-      label_smoothing: see `dlc_jax.nn.losses.cross_entropy`.
-      tta_flip: test-time augmentation: average the logits of each image and its mirror image.
-      tta_translate: test-time augmentation: average half the image's logits and a quarter of
-        each of those of the image moved by this many pixels up and left, and down and right
-        (Jordan 2024, section 3.5); 0 for none.
+      model: Creates the network from a key.
+      optimizer: Any Optax gradient transformation.
+      normalize: Normalization of the images.
+      augmentation: Random changes of training images; none without a key.
+      label_smoothing: See `dlc_jax.nn.losses.cross_entropy`.
+      tta_flip: Test-time augmentation: average the logits of each image and its mirror image.
+      tta_translate: Test-time augmentation: average the logits of the image (weight 1/2) and of
+        two copies shifted up-left and down-right by this many pixels (1/4 each; Jordan 2024,
+        section 3.5); 0 for none.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -61,7 +61,7 @@ def classification(
       ...     lambda key: Linear(nnx.Rngs(key)), optax.sgd(0.1), Normalize((127.5,), (127.5,))
       ... )
       >>> images = jnp.array([[[0, 0], [0, 0]], [[255, 255], [255, 255]]], jnp.uint8)[..., None]
-      >>> batch = Batch.of(Examples(images, jnp.array([0, 1])))
+      >>> batch = Batch.from_examples(Examples(images, jnp.array([0, 1])))
       >>> state = task.init(jax.random.key(0))
       >>> for _ in range(20):
       ...     state, metrics = task.step(state, batch)
@@ -82,7 +82,8 @@ def _error(logits: Float[Array, "batch classes"], examples: Examples) -> dict[st
     return {"error": misclassified(logits, examples.labels)}
 
 
-# Dataclasses rather than closures, so that equal tasks are equal and compile once.
+# Dataclasses, unlike closures, compare equal if their fields do, so that JAX compiles equal tasks
+# only once.
 @dataclass(frozen=True)
 class _NormalizeAndAugment:
     normalize: Normalize

@@ -12,14 +12,14 @@ from jaxtyping import Bool
 from dlc_jax.errors import InputError
 
 
-class Diverged(InputError):
+class DivergedError(InputError):
     """A loss or another metric, or an array of the state, is not finite."""
 
     raised_on_all_processes = True
 
 
 def is_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether all floating-point numbers of a pytree are finite.
+    """Returns whether all floating-point numbers of a pytree are finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -37,12 +37,12 @@ def is_finite(tree: Any) -> Bool[Array, ""]:
 
 
 def check_metrics(metrics: Mapping[str, np.ndarray], first_step: int, when: str) -> None:
-    """Raises `Diverged` unless the metrics of some steps are finite.
+    """Raises `DivergedError` unless the metrics of some steps are finite.
 
     Args:
-      metrics: values by name, [steps, *networks].
-      first_step: number of the first of these steps, from 1.
-      when: the epoch, in words.
+      metrics: Values by name, [steps, *networks].
+      first_step: Number of the first of these steps, from 1.
+      when: The epoch, in words, such as "epoch 3".
     """
     for name, values in metrics.items():
         broken = np.argwhere(~np.isfinite(values))
@@ -55,7 +55,7 @@ def check_metrics(metrics: Mapping[str, np.ndarray], first_step: int, when: str)
 
 
 def check_test_metrics(metrics: Mapping[str, np.ndarray], when: str) -> None:
-    """Raises `Diverged` unless test metrics, [*networks], are finite."""
+    """Raises `DivergedError` unless test metrics, [*networks], are finite."""
     for name, values in metrics.items():
         broken = np.argwhere(~np.isfinite(values))
         if len(broken):
@@ -64,7 +64,7 @@ def check_test_metrics(metrics: Mapping[str, np.ndarray], when: str) -> None:
 
 
 def check_state(state: Any, when: str) -> None:
-    """Raises `Diverged` unless all arrays of a state are finite; names the first that is not."""
+    """Raises a `DivergedError` with the name of an array of a state that is not finite."""
     networks = np.ndim(state.step)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -81,5 +81,5 @@ def _of(network: Any) -> str:
     return f" of network {network[0] + 1}" if len(network) else ""
 
 
-def _diverged(what: str) -> Diverged:
-    return Diverged(f"{what}; try a smaller learning rate")
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(f"{what}; try a smaller learning rate")

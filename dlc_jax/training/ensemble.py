@@ -16,17 +16,17 @@ from dlc_jax.training.task import Metrics, Task
 class Ensemble:
     """A task for several networks at once, each trained by the same task.
 
-    States have a leading axis [networks], as have a batch's arrays where each network sees
-    examples of its own (see `dlc_jax.data.ArraySource`), and metrics.
+    States and metrics have a leading axis [networks], and so do the arrays of a batch if each
+    network has its own examples (see `dlc_jax.data.ArraySource`).
 
     Attributes:
-      task: the task of each network.
+      task: The task of each network.
     """
 
     task: Task
 
     def init(self, keys: PRNGKeyArray) -> Any:
-        """States of as many networks as there are keys, [networks]."""
+        """Returns the initial states of as many networks as there are keys, [networks]."""
         return jax.vmap(self.task.init)(keys)
 
     def step(
@@ -36,7 +36,7 @@ class Ensemble:
         key: PRNGKeyArray | None = None,
         reduce: Reduce = identity,
     ) -> tuple[Any, Metrics]:
-        """One update of each network; `key` is an array of keys, [networks]."""
+        """Updates each network; `key` is an array of keys, [networks]."""
 
         def step(state: Any, batch: Batch, key: PRNGKeyArray | None) -> tuple[Any, Metrics]:
             return self.task.step(state, batch, key, reduce)
@@ -45,5 +45,5 @@ class Ensemble:
         return jax.vmap(step, (0, own_examples, 0))(state, batch, key)
 
     def evaluate(self, state: Any, batch: Batch) -> Metrics:
-        """Metrics of each network."""
+        """Returns the metrics of each network."""
         return jax.vmap(self.task.evaluate, (0, None))(state, batch)

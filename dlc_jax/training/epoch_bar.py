@@ -59,7 +59,7 @@ class EpochBar(Callback):
             "", total=num_epochs, epoch_seconds=None, epoch_start=time.monotonic(), metrics=""
         )
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Shows an epoch's record."""
         del progress
         self.update(record)
@@ -95,10 +95,10 @@ class EpochBar(Callback):
 
 @contextmanager
 def epoch_bar(num_epochs: int) -> Iterator[EpochBar]:
-    """Shows a bar over epochs, with loss, images per second and time left.
+    """Shows a bar over epochs, with loss, examples per second and time left.
 
     Args:
-      num_epochs: number of epochs.
+      num_epochs: Number of epochs.
     """
     columns = (
         spinner(),

@@ -26,29 +26,29 @@ from dlc_jax.training.scan import (
 )
 from dlc_jax.training.task import Metrics, Task
 
-# Short enough for Ctrl-C to seem immediate, long enough to cost nothing.
+# Short enough that Ctrl-C seems immediate, long enough that polling costs nothing.
 _POLL_SECONDS = 0.005
 
 
-class OutOfMemory(InputError):
-    """The device's memory does not hold a training program."""
+class OutOfMemoryError(InputError):
+    """The program needs more memory than the device has."""
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Numbers of one epoch.
+    """The results of one epoch.
 
     Attributes:
-      epoch: number of the epoch, from 1; 0 for the state before training.
-      step: number of updates made.
-      train: mean of each training metric over the epoch, [*networks]; empty before training.
-      test: mean of each test metric after the epoch, [*networks]; empty without test data.
-      losses: the training loss of each step, [steps, *networks].
-      train_seconds: duration of the training, without evaluation and compilation.
-      test_seconds: duration of the evaluation.
-      compile_seconds: duration of all compilation, the same in every record of a run.
-      num_examples: number of training examples in an epoch.
-      num_test_examples: number of test examples.
+      epoch: Number of the epoch, from 1; 0 for the state before training.
+      step: Number of updates made.
+      train: Mean of each training metric over the epoch, [*networks]; empty before training.
+      test: Mean of each test metric after the epoch, [*networks]; empty without test data.
+      losses: The training loss of each step, [steps, *networks].
+      train_seconds: Duration of the training, without evaluation and compilation.
+      test_seconds: Duration of the evaluation.
+      compile_seconds: Duration of all compilation, the same in every record of a run.
+      num_examples: Number of training examples in an epoch.
+      num_test_examples: Number of test examples.
     """
 
     epoch: int
@@ -64,16 +64,16 @@ class EpochRecord:
 
 
 class Progress:
-    """The progress of training.
+    """The progress of training: the state, and the metrics and durations so far.
 
     Args:
-      state: the state.
-      metrics: training metrics of every step so far, [steps, *networks].
-      seconds: duration of the training in each epoch so far, the present one included.
+      state: The state.
+      metrics: Training metrics of every step so far, [steps, *networks].
+      seconds: Duration of the training in each epoch so far, including the current one.
 
     Attributes:
-      state: as above.
-      seconds: as above.
+      state: The state.
+      seconds: Duration of the training in each epoch so far, including the current one.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Progress:
         return self._chunks[0] if self._chunks else {}
 
     def add(self, state: Any, metrics: Metrics, seconds: float, epoch: int) -> None:
-        """Notes a chunk of steps of an epoch, counted from 1."""
+        """Adds the results of a chunk of steps of an epoch, counted from 1."""
         self.state = state
         self._chunks.append(jax.tree.map(np.asarray, metrics))
         self.seconds += [0.0] * (epoch - len(self.seconds))
@@ -105,27 +105,27 @@ class Progress:
 class Callback:
     """A hook of the training loop. Its methods do nothing; override those you need."""
 
-    def on_start(self, progress: Progress) -> None:
+    def on_train_begin(self, progress: Progress) -> None:
         """Called when everything is compiled, before the first step."""
 
-    def on_chunk(self, progress: Progress) -> None:
+    def on_chunk_end(self, progress: Progress) -> None:
         """Called after each chunk of steps."""
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Called after each epoch and its evaluation, and before training with epoch 0."""
 
 
-class OnEpoch(Callback):
+class LambdaCallback(Callback):
     """Calls a function with the record of each epoch.
 
     Args:
-      function: function.
+      function: Called with the record of each epoch.
     """
 
     def __init__(self, function: Callable[[EpochRecord], None]) -> None:
         self._function = function
 
-    def on_epoch(self, progress: Progress, record: EpochRecord) -> None:
+    def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
         """Calls the function."""
         del progress
         self._function(record)
@@ -144,27 +144,27 @@ def train(
 ) -> list[EpochRecord]:
     """Trains a task, evaluating it after each epoch.
 
-    It continues from the step of `progress`. The result is bit by bit that of an uninterrupted
-    training, on the same machine with the same libraries.
+    Training continues from the step of `progress`. On the same machine with the same libraries,
+    the result is bit-identical to that of uninterrupted training.
 
     Args:
-      task: the task.
-      source: training data, and the devices that share each batch.
-      num_epochs: passes over the training data.
-      progress: the initial state, or that of an interrupted training; it is updated.
-      key: the run's key, for the random numbers of steps.
-      test: test data, without shuffling, on the same devices.
-      max_chunk_steps: callbacks are called whenever this many steps of an epoch are done, and at
-        its end.
-      callbacks: called in order.
+      task: The task.
+      source: Training data, and the devices that share each batch.
+      num_epochs: Number of passes over the training data.
+      progress: The initial state, or that of an interrupted training; it is updated.
+      key: The run's key, for the random numbers of steps.
+      test: Test data, without shuffling, on the same devices.
+      max_chunk_steps: Number of steps in an epoch between two calls of `Callback.on_chunk_end`,
+        which is also called at the end of each epoch; by default only then.
+      callbacks: Callbacks, called in this order.
 
     Returns:
-      A record of each epoch; the first one is of the initial state, unless that is within an
-      epoch.
+      A record of each epoch; the first one is of the initial state, unless training continues
+      within an epoch.
 
     Raises:
-      Diverged: a metric, or an array of the state, is not finite. Earlier records are valid.
-      OutOfMemory: a device knows that it has too little memory.
+      DivergedError: A metric, or an array of the state, is not finite. Earlier records are valid.
+      OutOfMemoryError: The program needs more memory than the device has.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -221,16 +221,16 @@ def train(
         )
         records.append(record)
         for callback in callbacks:
-            callback.on_epoch(progress, record)
+            callback.on_epoch_end(progress, record)
 
     for callback in callbacks:
-        callback.on_start(progress)
+        callback.on_train_begin(progress)
     if progress.step % epoch_steps == 0:
         end_epoch()
     while upcoming is not None:
         start = time.perf_counter()
         state, metrics, finite = programs.train(progress.state, upcoming)
-        # The next chunk is made while the devices work on this one.
+        # The next chunk is prepared while the devices work on this one.
         upcoming = next(chunks, None)
         _wait((state, metrics))
         seconds = time.perf_counter() - start
@@ -240,14 +240,14 @@ def train(
             divergence.check_state(state, f"in epoch {epoch}")
         progress.add(state, metrics, seconds, epoch)
         for callback in callbacks:
-            callback.on_chunk(progress)
+            callback.on_chunk_end(progress)
         if progress.step % epoch_steps == 0:
             end_epoch()
     return records
 
 
 def _of_epoch(metrics: Metrics, epoch: int, epoch_steps: int) -> Metrics:
-    """Metrics of each step of an epoch, counted from 1; none of the time before training."""
+    """Returns the metrics of each step of an epoch, counted from 1; none for epoch 0."""
     if not epoch:
         return {}
     return jax.tree.map(lambda a: a[(epoch - 1) * epoch_steps : epoch * epoch_steps], metrics)
@@ -278,12 +278,12 @@ class _Programs:
             self._evaluation[size] = evaluate_steps.lower(*arguments).compile()
 
     def train(self, state: Any, chunk: Batch) -> tuple[Any, Metrics, Any]:
-        """The state after a chunk, the metrics of its steps, and whether the state is finite."""
+        """Returns the new state, the metrics of each step, and whether the state is finite."""
         result: tuple[Any, Metrics, Any] = self._training[len(chunk.index)](state, chunk, self._key)
         return result
 
     def evaluate(self, state: Any, test: Source | None) -> dict[str, np.ndarray]:
-        """Means of the test metrics; none without test data."""
+        """Returns the means of the test metrics; none without test data."""
         if test is None:
             return {}
         chunks = test.chunks(0, test.plan.steps_per_epoch)
@@ -301,21 +301,21 @@ def _checked_steps(
 
 
 def _check_memory(program: Any) -> None:
-    """Raises `OutOfMemory` if the device knows that it lacks the memory for a program."""
+    """Raises `OutOfMemoryError` if the program needs more memory than the device has."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     sizes = program.memory_analysis()
     if limit is None or sizes is None:
         return
     needed = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     if needed > limit:
-        raise OutOfMemory(
+        raise OutOfMemoryError(
             f"training needs {needed / 2**30:.1f} GiB on a device of {limit / 2**30:.1f} GiB; "
-            "train fewer networks at once, or take smaller batches"
+            "train fewer networks at once, or use smaller batches"
         )
 
 
 def _wait(arrays: Any) -> None:
-    """Waits for arrays without shutting out Ctrl-C, as `jax.block_until_ready` would."""
+    """Waits for arrays so that Ctrl-C can interrupt it, unlike `jax.block_until_ready`."""
     leaves = [leaf for leaf in jax.tree.leaves(arrays) if hasattr(leaf, "is_ready")]
     while not all(leaf.is_ready() for leaf in leaves):
         time.sleep(_POLL_SECONDS)

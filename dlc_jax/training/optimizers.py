@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from dlc_jax.errors import InputError
 
-# The triangular schedule of Jordan 2024, section 3: the first and last learning rate as fractions
-# of the peak, and the step of the peak as a fraction of all steps.
+# The triangular schedule of Jordan 2024, section 3: the first and the last learning rate are
+# fractions of the peak; the step of the peak is a fraction of all steps.
 _INIT_FRACTION, _PEAK_FRACTION, _END_FRACTION = 0.2, 0.23, 0.07
 
 
@@ -55,11 +55,11 @@ def create_schedule(name: str, peak_value: float, num_steps: int) -> optax.Sched
         "triangular" (linear from a fifth of the peak to the peak at 23 % of the steps, then
         linear to 7 % of the peak); or "cosine" (linear warmup for 5 % of the steps, then cosine
         decay to zero).
-      peak_value: the largest learning rate.
-      num_steps: number of training steps.
+      peak_value: The largest learning rate.
+      num_steps: Number of training steps.
 
     Raises:
-      InputError: the schedule is unknown.
+      InputError: The schedule is unknown.
 
     Example:
       >>> schedule = create_schedule("step", peak_value=1.0, num_steps=100)
@@ -82,12 +82,12 @@ def sgd(
     """Stochastic gradient descent with decoupled weight decay.
 
     Args:
-      learning_rate: a number or a schedule.
-      momentum: decay rate of the momentum; 0 for no momentum.
-      nesterov: whether to use Nesterov momentum.
-      weight_decay: decoupled weight decay, multiplied by the learning rate. Biases, scales and
+      learning_rate: A number or a schedule.
+      momentum: Decay rate of the momentum; 0 for no momentum.
+      nesterov: Whether to use Nesterov momentum.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate. Biases, scales and
         slopes are not decayed.
-      bias_lr_multiplier: factor of the learning rate for biases.
+      bias_lr_multiplier: Factor of the learning rate for biases.
 
     Example:
       >>> optimizer = sgd(0.1, bias_lr_multiplier=2.0)
@@ -123,11 +123,11 @@ def muon(
     use the same learning rate.
 
     Args:
-      learning_rate: a number or a schedule; 0.002 is a common choice.
-      momentum: decay rate of the momentum.
-      nesterov: whether to use Nesterov momentum.
-      weight_decay: see `sgd`.
-      bias_lr_multiplier: factor of the learning rate for biases, scales and slopes.
+      learning_rate: A number or a schedule; 0.002 is a common choice.
+      momentum: Decay rate of the momentum.
+      nesterov: Whether to use Nesterov momentum.
+      weight_decay: See `sgd`.
+      bias_lr_multiplier: Factor of the learning rate for biases, scales and slopes.
 
     Example:
       >>> optimizer = muon(0.01, nesterov=False)
@@ -171,14 +171,14 @@ def adam(
     """Adam (Kingma and Ba 2015).
 
     Args:
-      learning_rate: a number or a schedule; 0.001 is a common choice.
-      momentum: beta_1; beta_2 is 0.999.
-      nesterov: whether to use Nesterov momentum (Dozat 2016).
-      weight_decay: must be 0; use `adamw` for weight decay.
-      bias_lr_multiplier: factor of the learning rate for biases.
+      learning_rate: A number or a schedule; 0.001 is a common choice.
+      momentum: The parameter beta_1; beta_2 is 0.999.
+      nesterov: Whether to use Nesterov momentum (Dozat 2016).
+      weight_decay: Must be 0; use `adamw` for weight decay.
+      bias_lr_multiplier: Factor of the learning rate for biases.
 
     Raises:
-      InputError: the weight decay is not 0.
+      InputError: The weight decay is not 0.
 
     Example:
       >>> optimizer = adam(0.5)
@@ -188,7 +188,9 @@ def adam(
       -0.5
     """
     if weight_decay:
-        raise InputError(f"adam has no weight decay, but it is {weight_decay:g}; choose adamw")
+        raise InputError(
+            f"adam has no weight decay, but weight_decay is {weight_decay:g}; use adamw instead"
+        )
     return adamw(
         learning_rate,
         momentum=momentum,
@@ -209,11 +211,11 @@ def adamw(
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Args:
-      learning_rate: a number or a schedule; 0.001 is a common choice.
-      momentum: beta_1; beta_2 is 0.999.
-      nesterov: whether to use Nesterov momentum.
-      weight_decay: see `sgd`.
-      bias_lr_multiplier: factor of the learning rate for biases.
+      learning_rate: A number or a schedule; 0.001 is a common choice.
+      momentum: The parameter beta_1; beta_2 is 0.999.
+      nesterov: Whether to use Nesterov momentum.
+      weight_decay: See `sgd`.
+      bias_lr_multiplier: Factor of the learning rate for biases.
 
     Example:
       >>> optimizer = adamw(0.5, weight_decay=0.25)
@@ -266,11 +268,11 @@ def create(
 
     Args:
       name: "sgd", "adam", "adamw" or "muon".
-      learning_rate: a number or a schedule.
-      **options: see `sgd`.
+      learning_rate: A number or a schedule.
+      **options: See `sgd`.
 
     Raises:
-      InputError: the optimizer is unknown.
+      InputError: The optimizer is unknown.
 
     Example:
       >>> optimizer = create("adamw", 0.001, weight_decay=0.05)
@@ -286,12 +288,12 @@ def freeze_after(
     """Wraps an optimizer to freeze all parameters of one name after a number of steps.
 
     Args:
-      optimizer: the optimizer.
-      num_steps: number of steps after which the parameters no longer change.
-      variable: name of the parameters, for example "whitening_bias".
+      optimizer: The optimizer.
+      num_steps: Number of steps after which the parameters no longer change.
+      variable: Name of the parameters, for example "whitening_bias".
 
     Raises:
-      InputError: on initialization, when no parameter has this name.
+      InputError: No parameter has this name; raised on initialization.
 
     Example:
       >>> optimizer = freeze_after(optax.sgd(1.0), 1, "bias")
@@ -326,9 +328,9 @@ class EmaOfParamsState(NamedTuple):
     """State of `ema_of_params`.
 
     Attributes:
-      step: number of steps taken.
-      ema: moving average of the parameters, without bias correction.
-      inner_state: state of the wrapped optimizer.
+      step: Number of steps taken.
+      ema: Moving average of the parameters, without bias correction.
+      inner_state: State of the wrapped optimizer.
     """
 
     step: Int[Array, ""]
@@ -339,16 +341,16 @@ class EmaOfParamsState(NamedTuple):
 def ema_of_params(
     optimizer: optax.GradientTransformation, num_steps: int, decay: float
 ) -> optax.GradientTransformation:
-    """Wraps an optimizer to end at an exponential moving average (EMA) of the parameters.
+    """Wraps an optimizer so that training ends at a moving average (EMA) of the parameters.
 
-    The last step replaces the parameters by their bias-corrected average over all steps (Polyak
-    and Juditsky 1992; Kingma and Ba 2015, section 3). Only parameters are averaged: BatchNorm
-    statistics are not, and stay those of the last step.
+    The last step replaces the parameters by their bias-corrected exponential moving average over
+    all steps (Polyak and Juditsky 1992; Kingma and Ba 2015, section 3). Only parameters are
+    averaged; BatchNorm statistics stay those of the last step.
 
     Args:
-      optimizer: the optimizer.
-      num_steps: number of training steps.
-      decay: decay rate of the average; it covers about the last 1 / (1 - decay) steps.
+      optimizer: The optimizer.
+      num_steps: Number of training steps.
+      decay: Decay rate of the average; it covers about the last 1 / (1 - decay) steps.
 
     Example:
       >>> optimizer = ema_of_params(optax.sgd(1.0), num_steps=2, decay=0.5)
@@ -384,9 +386,9 @@ class LookaheadState(NamedTuple):
     """State of `lookahead`.
 
     Attributes:
-      step: number of steps taken.
-      slow_params: the averaged parameters.
-      fast_state: state of the fast optimizer.
+      step: Number of steps taken.
+      slow_params: The averaged parameters.
+      fast_state: State of the fast optimizer.
     """
 
     step: Int[Array, ""]
@@ -397,17 +399,17 @@ class LookaheadState(NamedTuple):
 def lookahead(
     fast_optimizer: optax.GradientTransformation, num_steps: int, sync_period: int = 5
 ) -> optax.GradientTransformation:
-    """Lookahead optimizer (Zhang et al. 2019) with the decay schedule of Jordan 2024, section 3.4.
+    """Wraps an optimizer in Lookahead (Zhang et al. 2019), with the decay of Jordan 2024.
 
     Every `sync_period` steps the slow parameters become d * slow + (1 - d) * fast, and the fast
-    parameters are set to them. d grows with the cube of the step up to 0.95^sync_period. The last
-    step sets the parameters to the slow ones. Only parameters are averaged: BatchNorm statistics
-    are not.
+    parameters are set to them. d grows with the cube of the step up to 0.95^sync_period (section
+    3.4). The last step sets the parameters to the slow ones. Only parameters are averaged, not
+    BatchNorm statistics.
 
     Args:
-      fast_optimizer: the optimizer of the fast parameters.
-      num_steps: number of training steps.
-      sync_period: number of fast steps between two synchronizations.
+      fast_optimizer: The optimizer of the fast parameters.
+      num_steps: Number of training steps.
+      sync_period: Number of fast steps between two synchronizations.
 
     Example:
       >>> optimizer = lookahead(optax.sgd(1.0), num_steps=4, sync_period=2)
@@ -446,7 +448,7 @@ def lookahead(
 
 
 def _mask_by_name(params: Any, is_chosen: Callable[[str], bool]) -> Any:
-    """A pytree of booleans: whether each parameter's variable name is chosen."""
+    """Returns a pytree of booleans: whether each parameter's variable name is chosen."""
     return jax.tree_util.tree_map_with_path(lambda path, _: is_chosen(_variable_name(path)), params)
 
 

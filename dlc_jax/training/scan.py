@@ -27,11 +27,11 @@ def train_steps(
     """Trains on each batch of a chunk, by `jax.lax.scan`.
 
     Args:
-      task: the task.
-      state: the state, on the devices of the mesh (`dlc_jax.sharding.replicate`).
-      chunk: stacked batches, from a `dlc_jax.data.Source`.
-      key: the run's key.
-      mesh: devices that share each batch.
+      task: The task.
+      state: The state, on the devices of the mesh (`dlc_jax.sharding.replicate`).
+      chunk: Stacked batches, from a `dlc_jax.data.Source`.
+      key: The run's key.
+      mesh: Devices that share each batch.
 
     Returns:
       The state after the steps, and the metrics of each step, [steps].
@@ -62,13 +62,13 @@ def train_steps(
 
 @partial(jax.jit, static_argnames=("task", "mesh"))
 def evaluate_steps(task: Task, state: Any, chunk: Batch, mesh: Mesh | None = None) -> Metrics:
-    """Metrics over all batches of a chunk.
+    """Computes the metrics over all batches of a chunk.
 
     Args:
-      task: the task.
-      state: the state, on the devices of the mesh.
-      chunk: stacked batches.
-      mesh: devices that share each batch.
+      task: The task.
+      state: The state, on the devices of the mesh.
+      chunk: Stacked batches.
+      mesh: Devices that share each batch.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -96,12 +96,12 @@ def evaluate_steps(task: Task, state: Any, chunk: Batch, mesh: Mesh | None = Non
 
 
 def evaluate(task: Task, state: Any, source: Source) -> Metrics:
-    """Metrics over one epoch of a source.
+    """Computes the metrics over one epoch of a source.
 
     Args:
-      task: the task.
-      state: the state, on the devices of the source.
-      source: test data, without shuffling.
+      task: The task.
+      state: The state, on the devices of the source.
+      source: Test data, without shuffling.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -125,19 +125,19 @@ def evaluate(task: Task, state: Any, source: Source) -> Metrics:
 
 
 def add_sums(one: Metrics, other: Metrics) -> Metrics:
-    """Metrics over the examples of both, on the host."""
+    """Adds the metrics of two sets of examples, on the host."""
     return jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), one, other)
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"))
 def predict_steps(task: Any, state: Any, chunk: Batch, mesh: Mesh | None = None) -> Any:
-    """The predictions of a task for each batch of a chunk, padding included, [steps, batch, ...].
+    """Predicts each batch of a chunk, including padding; returns arrays [steps, batch, ...].
 
     Args:
-      task: a task with a method `predict(state, batch)`, such as `Supervised`.
-      state: the state, on the devices of the mesh.
-      chunk: stacked batches.
-      mesh: devices that share each batch.
+      task: A task with a method `predict(state, batch)`, such as `Supervised`.
+      state: The state, on the devices of the mesh.
+      chunk: Stacked batches.
+      mesh: Devices that share each batch.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -164,12 +164,12 @@ def predict_steps(task: Any, state: Any, chunk: Batch, mesh: Mesh | None = None)
 
 
 def predict(task: Any, state: Any, source: Source) -> Any:
-    """The predictions for one epoch of a source, NumPy arrays [examples, ...].
+    """Predicts one epoch of a source; returns NumPy arrays [examples, ...].
 
     Args:
-      task: a task with a method `predict(state, batch)`.
-      state: the state, on the devices of the source.
-      source: data, without shuffling.
+      task: A task with a method `predict(state, batch)`.
+      state: The state, on the devices of the source.
+      source: Data, without shuffling.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -189,14 +189,14 @@ def predict(task: Any, state: Any, source: Source) -> Any:
     parts = []
     for chunk in source.chunks(0, source.plan.steps_per_epoch):
         outputs = predict_steps(task, state, chunk, source.mesh)
-        outputs, weight = sharding.fetch((outputs, chunk.weight), source.mesh)
-        real = slice(None) if weight is None else weight.ravel() > 0
+        outputs, mask = sharding.device_get((outputs, chunk.mask), source.mesh)
+        real = slice(None) if mask is None else mask.ravel() > 0
         parts.append(jax.tree.map(lambda a, real=real: a.reshape(-1, *a.shape[2:])[real], outputs))
     return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
 
 def means(metrics: Metrics) -> dict[str, np.ndarray]:
-    """The weighted means of metrics, on the host.
+    """Returns the weighted means of metrics, on the host.
 
     Example:
       >>> from dlc_jax.training import WeightedSum
@@ -209,7 +209,7 @@ def means(metrics: Metrics) -> dict[str, np.ndarray]:
 
 
 def sums_over_steps(metrics: Metrics) -> Metrics:
-    """Metrics of several steps, [steps, ...], summed over these."""
+    """Sums metrics, [steps, ...], over the steps."""
     return {
         name: WeightedSum(np.asarray(each.total).sum(0), np.asarray(each.weight).sum(0))
         for name, each in metrics.items()

@@ -18,34 +18,34 @@ from dlc_jax.utils.arrays import owned_copy
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """The state of a network in training; the arrays are the pytree's leaves.
+    """The state of a network in training, a pytree of arrays.
 
     Attributes:
-      step: number of updates made, int32 scalar.
-      params: trainable parameters.
-      stats: the network's other variables, such as BatchNorm's running statistics.
-      opt_state: state of the optimizer.
-      graphdef: structure of the network.
+      step: Number of updates made, int32 scalar.
+      params: Trainable parameters.
+      batch_stats: The network's other variables, such as BatchNorm's running statistics.
+      opt_state: State of the optimizer.
+      graphdef: Structure of the network.
     """
 
     step: Int[Array, ""]
     params: nnx.State[Any, Any]
-    stats: nnx.State[Any, Any]
+    batch_stats: nnx.State[Any, Any]
     opt_state: optax.OptState
     graphdef: nnx.GraphDef[nnx.Module] = field(metadata={"static": True})
 
     @property
     def model(self) -> nnx.Module:
-        """The network with its present parameters and statistics."""
-        return nnx.merge(self.graphdef, self.params, self.stats)
+        """The network with its current parameters and statistics."""
+        return nnx.merge(self.graphdef, self.params, self.batch_stats)
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update.
+    """Returns the state before the first update.
 
     Args:
-      model: the network; it is copied.
-      optimizer: any Optax gradient transformation.
+      model: The network; it is copied.
+      optimizer: Any Optax gradient transformation.
 
     Example:
       >>> import optax
@@ -54,15 +54,19 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
       >>> state.params["kernel"].shape
       (2, 3)
     """
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    # Copies, since a donated state takes its arrays along; of NumPy's at once, since JAX copies in
-    # the background.
-    params, stats = jax.tree.map(lambda leaf: jnp.array(owned_copy(leaf)), (params, stats))
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), graphdef)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    # Copied because donating the state deletes its buffers; NumPy arrays are copied first because
+    # JAX may read them later, in the background.
+    params, batch_stats = jax.tree.map(
+        lambda leaf: jnp.array(owned_copy(leaf)), (params, batch_stats)
+    )
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), graphdef
+    )
 
 
 def stack(states: Sequence[Any]) -> Any:
-    """Several states of one structure as one, each leaf [networks, ...].
+    """Stacks states of the same structure into one, with leaves [networks, ...].
 
     Example:
       >>> stack([{"weight": jnp.zeros(3)}, {"weight": jnp.ones(3)}])["weight"].shape
@@ -72,7 +76,7 @@ def stack(states: Sequence[Any]) -> Any:
 
 
 def unstack(states: Any) -> list[Any]:
-    """The states that `stack` stacked.
+    """Splits a stacked state into a list of states; the inverse of `stack`.
 
     Example:
       >>> first, second = unstack({"weight": jnp.zeros((2, 3))})

@@ -30,19 +30,20 @@ def _examples(batch: Batch, key: PRNGKeyArray | None) -> Any:
 
 @dataclass(frozen=True)
 class Supervised:
-    """A task that minimises the mean of a loss over the examples.
+    """A task that minimizes the mean of a loss over the examples.
 
     Attributes:
-      model: creates the network from a key.
-      loss: a function of network and examples that returns the loss of each example, [batch],
+      model: Creates the network from a key.
+      loss: A function of network and examples that returns the loss of each example, [batch],
         and the network's outputs, a pytree of arrays [batch, ...].
-      optimizer: any Optax gradient transformation.
-      metrics: a function of outputs and examples that returns further values of each example,
+      optimizer: Any Optax gradient transformation.
+      metrics: A function of outputs and examples that returns further values of each example,
         [batch], by name.
-      transform: maps a batch and the run's key (None in evaluation) to the examples that loss
-        and metrics take, for example normalizes and augments them. Random numbers that depend on
-        the key, the batch's `epoch` and each example's `index` only are the same on any devices.
-      eval_loss: the loss in evaluation; by default `loss`.
+      transform: A function of a batch and the run's key (None in evaluation) that returns the
+        examples for `loss` and `metrics`, for example normalized and augmented. Random numbers
+        that depend only on the key, the batch's `epoch` and each example's `index` are the same
+        on any number of devices.
+      eval_loss: The loss in evaluation; by default `loss`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -54,7 +55,7 @@ class Supervised:
       ...     lambda key: nnx.Linear(1, 1, rngs=nnx.Rngs(key)), squared_error, optax.sgd(0.1)
       ... )
       >>> state = task.init(jax.random.key(0))
-      >>> batch = Batch.of({"x": jnp.ones((4, 1)), "y": jnp.full(4, 3.0)})
+      >>> batch = Batch.from_examples({"x": jnp.ones((4, 1)), "y": jnp.full(4, 3.0)})
       >>> for _ in range(30):
       ...     state, metrics = task.step(state, batch, key=None)
       >>> bool(metrics["loss"].mean < 1e-3)
@@ -69,7 +70,7 @@ class Supervised:
     eval_loss: Callable[[Any, Any], tuple[Float[Array, " batch"], Any]] | None = None
 
     def init(self, key: PRNGKeyArray) -> TrainState:
-        """The state before the first update."""
+        """Returns the state before the first update."""
         return create_state(self.model(key), self.optimizer)
 
     def step(
@@ -79,15 +80,15 @@ class Supervised:
         key: PRNGKeyArray | None = None,
         reduce: Reduce = identity,
     ) -> tuple[TrainState, Metrics]:
-        """One update by the gradient of the mean loss; see `Task.step`."""
+        """Updates the network by the gradient of the mean loss; see `Task.step`."""
         examples = self.transform(batch, key)
         weights = batch.weights
 
         def total_loss(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
-            # A copy, since variables of another trace can't be updated.
-            model = nnx.merge(state.graphdef, params, state.stats, copy=True)
+            # Copied because NNX can't update variables of another trace.
+            model = nnx.merge(state.graphdef, params, state.batch_stats, copy=True)
             model.train()
-            if batch.weight is not None:
+            if batch.mask is not None:
                 set_example_weights(model, weights)
             losses, outputs = self.loss(model, examples)
             metrics = _weighted({"loss": losses, **self.metrics(outputs, examples)}, weights)
@@ -97,26 +98,28 @@ class Supervised:
             )
 
         gradient = jax.grad(total_loss, has_aux=True)
-        grads, (metrics, stats) = gradient(varying_like(state.params, batch))
+        grads, (metrics, batch_stats) = gradient(varying_like(state.params, batch))
         grads, metrics = reduce((grads, metrics))
         grads = jax.tree.map(lambda total: total / metrics["loss"].weight, grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        after = replace(state, step=state.step + 1, params=params, stats=stats, opt_state=opt_state)
+        after = replace(
+            state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
         return after, metrics
 
     def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
-        """The loss and metrics of the network in evaluation mode."""
+        """Returns the loss and metrics of the network in evaluation mode."""
         examples = self.transform(batch, None)
         losses, outputs = self._evaluate(state, examples)
         return _weighted({"loss": losses, **self.metrics(outputs, examples)}, batch.weights)
 
     def predict(self, state: TrainState, batch: Batch) -> Any:
-        """The network's outputs in evaluation mode, as the loss returns them."""
+        """Returns the network's outputs in evaluation mode, as the loss function returns them."""
         return self._evaluate(state, self.transform(batch, None))[1]
 
     def _evaluate(self, state: TrainState, examples: Any) -> tuple[Array, Any]:
-        model = nnx.merge(state.graphdef, state.params, state.stats, copy=True)
+        model = nnx.merge(state.graphdef, state.params, state.batch_stats, copy=True)
         model.eval()
         return (self.eval_loss or self.loss)(model, examples)
 

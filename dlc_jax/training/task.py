@@ -1,9 +1,9 @@
 """The interface of tasks, and metrics.
 
-A task owns its training step. `Supervised` derives the step from a loss; an adversarial network or
-a reinforcement learner writes its own. Everything else is a transformation of that step: data
-parallelism (`dlc_jax.sharding.data_parallel`), the scan over batches (`train_steps`), and several
-networks at once (`Ensemble`).
+A task owns its training step. `Supervised` derives the step from a loss; a task for adversarial
+training or reinforcement learning defines its own. Everything else is a transformation of that
+step: data parallelism (`dlc_jax.sharding.data_parallel`), the scan over batches (`train_steps`),
+and several networks at once (`Ensemble`).
 """
 
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -19,8 +19,8 @@ class WeightedSum(NamedTuple):
     """A metric summed over examples.
 
     Attributes:
-      total: sum of the values times their weights.
-      weight: sum of the weights.
+      total: Sum of the values times their weights.
+      weight: Sum of the weights.
     """
 
     total: Float[AnyArray, "..."]
@@ -43,22 +43,22 @@ class Task(Protocol):
     """
 
     def init(self, key: PRNGKeyArray) -> Any:
-        """The state before the first update."""
+        """Returns the state before the first update."""
         ...
 
     def step(
         self, state: Any, batch: Batch, key: PRNGKeyArray | None, reduce: Reduce = identity
     ) -> tuple[Any, Metrics]:
-        """The state after one update, and metrics on the batch before it.
+        """Returns the state after one update, and the metrics on the batch before it.
 
         Args:
-          state: the state.
-          batch: a batch, or a device's part of it.
-          key: the run's key, the same in all steps; fold `batch.epoch` and `batch.index` in.
-          reduce: sums a pytree over the devices that share the batch.
+          state: The state.
+          batch: A batch, or a device's part of it.
+          key: The run's key, the same in all steps; fold in `batch.epoch` and `batch.index`.
+          reduce: Sums a pytree over the devices that share the batch.
         """
         ...
 
     def evaluate(self, state: Any, batch: Batch) -> Metrics:
-        """Metrics on a batch of test data; a device's part where several share the batch."""
+        """Returns the metrics on a batch of test data, or on a device's part of it."""
         ...

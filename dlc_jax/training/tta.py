@@ -15,16 +15,16 @@ Logits = Float[Array, "batch classes"]
 def average_logits(
     model: Callable[[Images], Logits], images: Images, flip: bool, translate: int
 ) -> Logits:
-    """The logits of images, averaged over flipped and shifted versions of each.
+    """Averages the logits of each image over its flipped and shifted versions.
 
-    (Jordan 2024, section 3.5.)
+    See Jordan 2024, section 3.5.
 
     Args:
-      model: a network in evaluation mode.
-      images: normalized images.
-      flip: average each image and its mirror image.
-      translate: average half the image's logits and a quarter of each of those of the image
-        moved by this many pixels up and left, and down and right; 0 for none.
+      model: A network in evaluation mode.
+      images: Normalized images.
+      flip: Whether to average the logits of each image and its mirror image.
+      translate: Average the logits of the image (weight 1/2) and of two copies shifted up-left
+        and down-right by this many pixels (1/4 each); 0 for none.
 
     Example:
       >>> import jax.numpy as jnp

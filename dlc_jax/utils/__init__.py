@@ -1,1 +1,1 @@
-"""utils."""
+"""Files, signals, environment variables, text and figures."""

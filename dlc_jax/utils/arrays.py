@@ -6,7 +6,7 @@ import numpy as np
 
 
 def owned_copy(leaf: Any) -> Any:
-    """A copy of a NumPy array, which its caller may change later; anything else unchanged.
+    """Copies a NumPy array, which its owner may change later; returns other values unchanged.
 
     JAX computes in the background and may share a NumPy array's memory.
 

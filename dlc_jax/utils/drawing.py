@@ -1,4 +1,4 @@
-"""Matplotlib figures that do not depend on its global state, such as pyplot or user settings."""
+"""Matplotlib figures that do not depend on global state such as pyplot or user settings."""
 
 import functools
 import io
@@ -31,9 +31,9 @@ from matplotlib.text import Text
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Context in which Matplotlib has its default settings, without warnings.
+    """Gives Matplotlib its default settings within the context, and suppresses warnings.
 
-    Figures need it both when they are created and when they are rendered.
+    Figures need the context both when they are created and when they are rendered.
 
     Example:
       >>> with default_style():
@@ -65,7 +65,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def drawable(text: str, max_width: int) -> str:
-    r"""The text on one line of at most `max_width` columns, with escapes for missing characters.
+    r"""Returns the text on one line of at most `max_width` columns; escapes missing characters.
 
     Pass it to Matplotlib with `parse_math=False`, since names may contain dollar signs.
 

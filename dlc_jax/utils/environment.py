@@ -8,7 +8,7 @@ import sys
 from dlc_jax.errors import InputError
 from dlc_jax.utils.files import cache_folder, is_writable
 
-# Folders in which a leading `~` may not have been expanded by a shell.
+# Variables that name folders, in which no shell may have expanded a leading `~`.
 _FOLDERS = (
     "DLC_JAX_CACHE_DIR",
     "JAX_COMPILATION_CACHE_DIR",
@@ -17,15 +17,15 @@ _FOLDERS = (
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
 )
-# A minimum compile time that no program reaches, so that none is written to the cache.
+# A minimum compile time that no program reaches, so that nothing is written to the cache.
 _NEVER_SECONDS = "1e9"
 
 
 def prepare_jax() -> None:
     """Makes every CPU core a device of JAX, and enables JAX's compilation cache.
 
-    The devices make training on a CPU faster (see `dlc_jax.sharding.mesh`), and the cache later
-    starts. Call it before JAX is imported. Environment variables that are set already are kept.
+    The devices speed up training on a CPU (see `dlc_jax.sharding.mesh`); the cache speeds up later
+    starts. Call it before JAX is imported. Environment variables that are already set are kept.
 
     Raises:
       InputError: JAX can't use the value of `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS`.
@@ -37,7 +37,7 @@ def prepare_jax() -> None:
     # -1 is JAX's default.
     if devices is not None and not re.fullmatch(r"\s*(\+?0*[1-9]\d*|-1)\s*", devices):
         raise InputError(
-            f"JAX_NUM_CPU_DEVICES is {devices!r}; set it to an integer from 1, or unset it"
+            f"JAX_NUM_CPU_DEVICES is {devices!r}; set it to a positive integer, or unset it"
         )
     if "host_platform_device_count" not in flags:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(usable_cores()))
@@ -55,13 +55,13 @@ def prepare_jax() -> None:
 
 
 def prepare_program() -> None:
-    """Prepares the environment of a program without windows, such as the command line.
+    """Prepares the environment of a non-interactive program, such as the command line.
 
-    Calls `prepare_jax`, selects a Matplotlib backend without windows, and expands a leading `~` in
+    Calls `prepare_jax`, selects a non-interactive Matplotlib backend, and expands a leading `~` in
     environment variables that name folders.
 
     Raises:
-      InputError: as for `prepare_jax`.
+      InputError: See `prepare_jax`.
     """
     for name in _FOLDERS:
         value = os.environ.get(name, "")
@@ -98,7 +98,8 @@ def describe_unusable_jax() -> str | None:
                 "it, or install JAX for this platform"
             )
         return (
-            f"JAX finds no device ({reason or type(error).__name__}); see JAX_PLATFORMS, XLA_FLAGS"
+            f"JAX found no device ({reason or type(error).__name__}); check JAX_PLATFORMS and "
+            "XLA_FLAGS"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Atomic writing, locks and folders, on any file system."""
+"""Atomic writes, locks and folders, on any file system."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ from dlc_jax.errors import InputError
 _PARTIAL_SUFFIX = ".part"
 # The names that `atomic_writer` gives to partial files.
 _PARTIAL_NAME = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.part", re.DOTALL)
-# Length to which the target's name is truncated in them, since file names have a maximum length.
+# Length to which they truncate the target's name, since the length of file names is limited.
 _MAX_TARGET_LENGTH = 60
 # Age at which a partial file is considered abandoned.
 _ABANDONED_SECONDS = 3600.0
@@ -39,8 +39,8 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
     """Removes partial files of `atomic_writer` that have not been modified for an hour.
 
     Args:
-      folder: folder to clean up.
-      name: only partial files of the file of this name; by default all.
+      folder: Folder to clean up.
+      name: Name of the file whose partial files to remove; by default, all are removed.
     """
     with suppress(OSError):
         for path in folder.iterdir():
@@ -54,14 +54,14 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
 
 
 def is_unmodified(path: Path, seconds: float) -> bool:
-    """Whether a file, or everything in a folder, has not been modified for some seconds."""
+    """Returns whether a file, or everything in a folder, has been unmodified for `seconds`."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return max(file.lstat().st_mtime for file in files) < time.time() - seconds
 
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Adds the path to an OSError that writing to an open file raises without it."""
+    """Adds the path to an OSError that does not name it, as when writing to an open file."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that replaces `path` only once it is complete.
 
-    If writing fails, an existing file stays. Abandoned partial files of `path` are removed.
+    If writing fails, an existing file is kept. Abandoned partial files of `path` are removed.
     """
     remove_partial_files(path.parent, path.name)
     # Not `tempfile.mkstemp`: its files are private, and some file systems have no chmod.
@@ -104,7 +104,7 @@ def sync(file: IO[bytes]) -> None:
 
 
 def is_unsupported(error: OSError) -> bool:
-    """Whether an operation failed because the file system does not support it."""
+    """Returns whether an operation failed because the file system does not support it."""
     return error.errno in _UNSUPPORTED_ERRORS
 
 
@@ -132,12 +132,12 @@ def lock(folder: Path, name: str, message: str) -> Iterator[None]:
     If the file system has no locks, the logger `dlc_jax` warns about it.
 
     Args:
-      folder: the folder.
-      name: name of the lock file in it.
-      message: error message if another process holds the lock.
+      folder: The folder.
+      name: Name of the lock file in the folder.
+      message: Error message if another process holds the lock.
 
     Raises:
-      InputError: another process holds the lock, or the folder is not writable.
+      InputError: Another process holds the lock, or the folder is not writable.
     """
     # Slow to import.
     from filelock import FileLock, Timeout
@@ -149,7 +149,7 @@ def lock(folder: Path, name: str, message: str) -> Iterator[None]:
     except Timeout as error:
         raise InputError(message) from error
     except OSError as error:
-        # A folder that is not writable is not one without locks.
+        # The error may also mean that the folder is not writable.
         if not is_unsupported(error) or not _can_make_files(folder):
             raise _not_writable(folder, error) from error
         logging.getLogger("dlc_jax").warning(
@@ -163,7 +163,7 @@ def lock(folder: Path, name: str, message: str) -> Iterator[None]:
         held.release()
 
 
-# A folder that does not exist and can't be made.
+# A folder that does not exist and can't be created.
 NOWHERE = Path(os.devnull, "dlc_jax")
 
 
@@ -189,20 +189,20 @@ def expand_home(path: str) -> str:
     """Replaces a leading `~` or `~user` by the home folder.
 
     Raises:
-      InputError: the home folder is unknown, and no file has this name.
+      InputError: The home folder is unknown, and no file has this name.
     """
     expanded = os.path.expanduser(path)
     home = Path(expanded).parts[0] if expanded.startswith("~") else ""
     if home and not os.path.lexists(home):
         raise InputError(
-            f"the home folder {home!r} of {path!r} is not known; give the full path, or put ./ "
+            f"the home folder {home!r} of {path!r} is unknown; give the full path, or put ./ "
             "before a name that begins with ~"
         )
     return expanded
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a folder exists or can be made, and is writable."""
+    """Returns whether a folder is writable, after creating it if needed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -219,25 +219,25 @@ def _can_make_files(folder: Path) -> bool:
 
 
 def check_encodable(folder: Path) -> None:
-    """Checks that a folder's name is UTF-8, as checkpoints need it.
+    """Checks that a folder's name is UTF-8, as checkpoints require.
 
     Raises:
-      InputError: it is not.
+      InputError: The name is not UTF-8.
     """
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the name of the folder {str(folder)!r} is not UTF-8, which checkpoints need; choose "
-            "another name"
+            f"the name of the folder {str(folder)!r} is not UTF-8, which checkpoints require; "
+            "choose another name"
         ) from error
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder with its parents if it is missing, and checks that it is writable.
+    """Creates a folder and its parents if they are missing, and checks that it is writable.
 
     Raises:
-      InputError: it can't be made or is not writable.
+      InputError: The folder can't be created or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -249,5 +249,5 @@ def make_folder(path: Path) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> InputError:
     return InputError(
-        f"can't write to the folder {str(folder)!r} ({error.strerror or error}); name another one"
+        f"can't write to the folder {str(folder)!r} ({error.strerror or error}); choose another one"
     )

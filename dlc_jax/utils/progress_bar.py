@@ -20,7 +20,7 @@ from dlc_jax.utils.text import printable
 
 
 def create_progress(*columns: ProgressColumn) -> Progress:
-    """A transient display on standard error."""
+    """Returns a transient display on standard error, disabled where that is not a terminal."""
     return Progress(
         *columns,
         console=Console(stderr=True),
@@ -34,12 +34,12 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def spinner() -> SpinnerColumn:
-    """A spinner, of ASCII characters where there are no others."""
+    """Returns a spinner, of ASCII characters if the terminal has no others."""
     return SpinnerColumn("dots" if "utf" in Console(stderr=True).encoding.lower() else "line")
 
 
 def plain_text(template: str) -> TextColumn:
-    """A column of text whose brackets are not markup."""
+    """Returns a column of text whose brackets are not markup."""
     return TextColumn(template, markup=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """The process received SIGTERM, and should save and exit."""
+    """Raised when the process receives SIGTERM, upon which it should save and exit."""
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def ignore_signals() -> None:
 
 
 def _restore(number: int, handler: Any) -> None:
-    # None is a handler that was not installed from Python, and can't be restored from it.
+    # None stands for a handler that was not installed from Python, and can't be restored.
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

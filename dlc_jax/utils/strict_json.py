@@ -9,8 +9,8 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     """Serializes a value to JSON; numbers that are not finite become null.
 
     Args:
-      value: nested dictionaries, lists, tuples, strings, numbers, booleans and None.
-      indent: number of spaces per level; None for a single line.
+      value: Nested dictionaries, lists, tuples, strings, numbers, booleans and None.
+      indent: Number of spaces per level; None for a single line.
 
     Example:
       >>> dumps({"loss": float("nan")})

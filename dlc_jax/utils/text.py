@@ -12,7 +12,7 @@ _BIDIRECTIONAL = frozenset(
 
 
 def printable(text: str) -> str:
-    r"""The text on one line, with escapes for control characters and undecodable bytes.
+    r"""Returns the text on one line, with control characters and undecodable bytes escaped.
 
     Example:
       >>> printable("two\nlines \x1b[31mred")
@@ -34,7 +34,7 @@ def _escape(character: str) -> str:
 
 
 def display_width(text: str) -> int:
-    """Number of terminal columns that the text takes.
+    """Returns the number of terminal columns that the text takes.
 
     Example:
       >>> display_width("cat"), display_width("猫")
@@ -50,7 +50,7 @@ def _character_width(character: str) -> int:
 
 
 def truncate(text: str, max_width: int) -> str:
-    """The `printable` text in at most `max_width` columns, shortened in the middle.
+    """Returns the `printable` text in at most `max_width` columns, shortened in the middle.
 
     Example:
       >>> truncate("a long file name.png", 11)
@@ -73,7 +73,7 @@ def _prefix(text: str, max_width: int) -> str:
 
 
 def unique_path_names(paths: Sequence[str]) -> list[str]:
-    """File names, preceded by as many parent folders as make the names unique.
+    """Returns file names, preceded by as many parent folders as make the names unique.
 
     Example:
       >>> unique_path_names(["runs/a/x.png", "runs/b/x.png", "runs/y.png"])
@@ -96,7 +96,7 @@ def unique_path_names(paths: Sequence[str]) -> list[str]:
 
 
 def unique_class_names(names: Sequence[str]) -> list[str]:
-    """Class names, followed by the label where several classes have the same name.
+    """Returns class names, followed by the label where several classes have the same name.
 
     Example:
       >>> unique_class_names(["crane", "heron", "crane"])

@@ -23,7 +23,7 @@ class ExplainResult:
     Attributes:
       files: Pictures and tables; the HTML report is the last, if there is one.
       tables: Tables.
-      skipped: Methods that do not suit the network, each with the reason.
+      skipped: Methods that can't be applied to the network, each with the reason.
     """
 
     files: list[Path]
@@ -40,11 +40,11 @@ def write_report(
     subtitle: str,
     progress: Callable[[str, float, int], None] = lambda method, done, total: None,
 ) -> ExplainResult:
-    """Writes the pictures and tables of some methods; of several methods, also an HTML report.
+    """Writes the pictures and tables of methods and, if there are several, an HTML report.
 
     Args:
       context: Classifier and images.
-      methods: Names of methods, of `METHODS`.
+      methods: Names from `METHODS`.
       output_dir: Folder to write to, which is created if it is missing. Files of earlier
         explanations are replaced.
       title: Title of the report.
@@ -53,7 +53,8 @@ def write_report(
         done and of all methods.
 
     Raises:
-      InputError: The folder can't be written to, or the only method does not suit the network.
+      InputError: The folder can't be written to, or the only method can't be applied to the
+        network.
     """
     make_folder(output_dir)
     files: list[Path] = []

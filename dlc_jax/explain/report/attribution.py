@@ -33,7 +33,7 @@ _OCCLUSION_RATIO = 4
 
 
 def draw_filters(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """The first layer's filters, and the feature maps of all stages."""
+    """Draws the first layer's filters, and the feature maps of all stages."""
     kernels = np.asarray(first_layer_filters(context.classifier))[:_MAX_FILTERS]
     rows = [image_row(kernels[i : i + 12], "signed") for i in range(0, len(kernels), 12)]
     yield Picture(
@@ -61,7 +61,7 @@ def draw_filters(context: ExplainContext, progress: ProgressFn) -> Iterator[Pict
 
 
 def draw_saliency(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """Gradients of the predicted class's logit, by three rules for rectifiers."""
+    """Draws gradients of the predicted class's logit, by three rules for rectifiers."""
     for suffix, page in context.pages():
         rows = [image_row(page.pixels, "pixels", page.titles)]
         for done, rule in enumerate(RELU_RULES, 1):
@@ -82,7 +82,7 @@ def draw_saliency(context: ExplainContext, progress: ProgressFn) -> Iterator[Pic
 
 
 def draw_deconvnet(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """Test images with the strongest activations of some stages, and their projections."""
+    """Draws test images with the strongest activations of some stages, and their projections."""
     pixels, _ = context.test_examples(_TEST_IMAGES)
     stages = evenly_spaced(context.spatial_stages, 4)
     for done, stage in enumerate(stages):
@@ -146,7 +146,7 @@ def _top_images(
 
 
 def draw_occlusion(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """Probability of the predicted class while a gray square covers a part of the image."""
+    """Draws the predicted class's probability while a gray square covers part of the image."""
     height, width, _ = context.dataset.image_shape
     size = max(1, min(height, width) // _OCCLUSION_RATIO)
     for suffix, page in context.pages():
@@ -179,7 +179,7 @@ def draw_occlusion(context: ExplainContext, progress: ProgressFn) -> Iterator[Pi
 
 
 def draw_grad_cam(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """Grad-CAM of the last stages with feature maps."""
+    """Draws Grad-CAM of the last stages with feature maps."""
     stages = context.spatial_stages[-2:]
     for suffix, page in context.pages():
         rows = [image_row(page.pixels, "pixels", page.titles)]

@@ -66,7 +66,7 @@ class ExplainContext:
         key: PRNGKeyArray,
         transfer: NamedClassifier | None = None,
     ) -> "ExplainContext":
-        """Creates a context with the classifier's probabilities; see `ExplainContext`."""
+        """Creates a context, and computes the classifier's probabilities."""
         probabilities = np.asarray(classifier.probabilities(pixels))
         return cls(classifier, dataset, pixels, names, probabilities, key, transfer)
 
@@ -86,13 +86,13 @@ class ExplainContext:
         ]
 
     def prediction_titles(self, probabilities: Any) -> list[str]:
-        """Predicted class and its probability, for each row of probabilities."""
+        """Returns the predicted class and its probability, for each row of probabilities."""
         names = self.dataset.class_names
         rows = np.asarray(probabilities)
         return [_class_title(names[row.argmax()], row.max()) for row in rows]
 
     def class_titles(self, images: Any) -> list[str]:
-        """Class and its probability, for images of which the first is of class 0, and so on."""
+        """Returns each class and its probability, for images of class 0, class 1, and so on."""
         probabilities = np.asarray(self.classifier.probabilities(images))
         names = self.dataset.class_names
         return [_class_title(names[i], row[i]) for i, row in enumerate(probabilities)]
@@ -118,13 +118,13 @@ class ExplainContext:
         return stages
 
     def test_examples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first test images, with pixels from 0 to 1, and their labels."""
+        """Returns the first test images, with pixels from 0 to 1, and their labels."""
         test = self.dataset.test
         pixels = np.asarray(test.images[:count], np.float32) / 255
         return pixels, np.asarray(test.labels[:count])
 
     def pages(self) -> Iterator[tuple[str, "ExplainContext"]]:
-        """Contexts with at most `MAX_COLUMNS` images, each after a suffix for its file name."""
+        """Yields contexts with at most `MAX_COLUMNS` images, each with a suffix for file names."""
         for start in range(0, len(self.pixels), MAX_COLUMNS):
             page = slice(start, start + MAX_COLUMNS)
             yield (
@@ -139,7 +139,7 @@ class ExplainContext:
 
 
 def first_image_of_each_class(dataset: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The first test image of each class, for at most `MAX_COLUMNS` classes.
+    """Returns the first test image of each class, for at most `MAX_COLUMNS` classes.
 
     Args:
       dataset: The dataset.
@@ -155,7 +155,7 @@ def first_image_of_each_class(dataset: Dataset) -> tuple[np.ndarray, tuple[str, 
 
 
 def evenly_spaced(items: list[str], count: int) -> list[str]:
-    """At most `count` of the items, evenly spaced from the first to the last.
+    """Returns at most `count` of the items, evenly spaced from the first to the last.
 
     Example:
       >>> evenly_spaced(["a", "b", "c", "d", "e"], 3)
@@ -167,7 +167,7 @@ def evenly_spaced(items: list[str], count: int) -> list[str]:
 
 
 def subprogress(progress: ProgressFn, start: float, end: float) -> ProgressFn:
-    """Progress of a part of the work, which goes from `start` to `end` of the whole."""
+    """Returns a function for the progress of a part of the work, from `start` to `end`."""
     return lambda fraction: progress(start + fraction * (end - start))
 
 
@@ -192,6 +192,6 @@ def map_batches(
 
 
 def _class_title(name: str, probability: float) -> str:
-    # Above 99 % with a decimal, so that 99.6 % is not rounded to 100 %.
+    # One decimal above 99 %, so that 99.6 % is not rounded to 100 %.
     digits = 0 if probability < 0.99 else 1
     return f"{drawable(name, 14)}, {100 * probability:.{digits}f} %"

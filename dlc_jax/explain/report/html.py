@@ -95,7 +95,7 @@ class Section:
       name: Name of the method.
       summary: Description of the method.
       items: Pictures and tables.
-      skipped: Reason why the method does not suit the network, or "".
+      skipped: Reason why the method can't be applied to the network, or "".
     """
 
     name: str

@@ -11,7 +11,7 @@ from dlc_jax.explain.report.html import Picture, Table
 
 @dataclass(frozen=True)
 class Method:
-    """A method of explanation.
+    """An explanation method.
 
     Attributes:
       summary: Description and reference.
@@ -59,7 +59,7 @@ METHODS: dict[str, Method] = {
 
 
 def select_methods(name: str) -> list[str]:
-    """Names of the methods to draw: one, or all of them for "all".
+    """Returns the names of the methods to draw: one, or all of them for "all".
 
     Args:
       name: Name of a method, or "all".

@@ -50,7 +50,7 @@ class ImageCell:
 def image_row(
     images: Any, kind: ImageKind = "pixels", titles: Sequence[str] = (), *, background: Any = None
 ) -> list[ImageCell]:
-    """Cells of images of one kind.
+    """Returns cells of images of one kind.
 
     Args:
       images: [images, height, width] or [images, height, width, channels].
@@ -132,7 +132,7 @@ def _row_height(row: Sequence[ImageCell]) -> float:
 
 
 def _title_lines(cell: ImageCell) -> list[str]:
-    """Title of an image, and its range unless it is of pixels."""
+    """Title of an image, and its range unless it shows pixels."""
     lines = cell.title.split("\n") if cell.title else []
     return lines if cell.kind == "pixels" else [*lines, _format_range(cell)]
 

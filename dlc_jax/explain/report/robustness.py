@@ -30,7 +30,7 @@ _GENERATIONS, _PROGRESS_UPDATES = 1000, 20
 
 
 def draw_adversarial(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture | Table]:
-    """Attacks on test images as curves and tables, and on the images as pictures."""
+    """Draws attacks on test images as curves and tables, and attacks on the given images."""
     pixels, labels = _correctly_classified(context)
     errors = _errors_by_epsilon(context, pixels, labels, subprogress(progress, 0, 0.2))
     yield Picture(
@@ -171,7 +171,7 @@ def _attack_picture(context: ExplainContext, suffix: str, attacks: Attacks) -> P
 
 
 def draw_fooling(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """Fooling images by gradient ascent and by evolution, and the course of evolution."""
+    """Draws fooling images by gradient ascent and by evolution, and the course of evolution."""
     num_classes = len(context.class_names)
     images = {
         "gradient": np.asarray(

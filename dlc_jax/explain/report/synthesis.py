@@ -22,7 +22,7 @@ _MAX_OCTAVES, _OCTAVE_SCALE = 3, 1.4
 def draw_activation_maximization(
     context: ExplainContext, progress: ProgressFn
 ) -> Iterator[Picture]:
-    """An image that maximizes the logit of each class."""
+    """Draws an image that maximizes the logit of each class."""
     columns = 5
 
     def maximize(classes: np.ndarray) -> jax.Array:
@@ -50,7 +50,7 @@ def draw_activation_maximization(
 
 
 def draw_deep_dream(context: ExplainContext, progress: ProgressFn) -> Iterator[Picture]:
-    """DeepDream of the images at some stages."""
+    """Draws DeepDream of the images at some stages."""
     stages = evenly_spaced(context.spatial_stages, 4)[-3:]
     octaves = _num_octaves(context)
     for suffix, page in context.pages():
