@@ -46,7 +46,7 @@ class Settings:
     def dataset(self, name: str) -> Dataset:
         """Returns MNIST or CIFAR-10; in a rehearsal, random images of the same shape."""
         if self.rehearse:
-            return exported.random_dataset(name, 512)
+            return exported.random_dataset(name, 256)
         return exported.read(name, self.folder)
 
 
