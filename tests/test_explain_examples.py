@@ -26,13 +26,8 @@ def untrained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-SHORT = ("filters", "saliency")
-
-
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.slow]) for name in METHODS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_has_an_example(
     method: str,
     untrained: Run,

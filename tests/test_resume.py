@@ -184,6 +184,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     assert results(interrupted) == results(uninterrupted)
 
 
+@pytest.mark.slow
 def test_with_only_damaged_checkpoints_it_starts_again_with_a_warning(
     dlc_jax: Command, interrupted: Path, uninterrupted: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_run_whose_metrics_are_lost_resumes_with_a_warning(
     assert [line["epoch"] for line in copy.read_metrics()] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(("target", "name"), [(callbacks, "draw"), (CheckpointManager, "save")])
 def test_a_signal_while_results_are_written_loses_no_result(

@@ -83,6 +83,7 @@ def test_the_command_gives_the_same_with_stream_as_without(
     assert explained.code == 0, explained.err
 
 
+@pytest.mark.slow
 def test_any_prepared_dataset_is_learned_by_its_name(
     dlc_jax: Command,
     tmp_path: Path,

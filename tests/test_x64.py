@@ -95,6 +95,7 @@ DRAWS: dict[str, Callable[[jax.Array], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_x64_mode_draws_the_same(name: str) -> None:
     # Faster than one operation at a time.

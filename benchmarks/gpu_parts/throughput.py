@@ -35,7 +35,7 @@ def measure(settings: Settings, save: Save) -> None:
     size, classes = settings.size(224, 32), settings.size(1000, 10)
 
     def create(rngs: nnx.Rngs) -> Any:
-        name = "resnet18" if settings.rehearse else "resnet50"
+        name = "resnet20" if settings.rehearse else "resnet50"
         shape = (size, size, 3)
         return models.create(
             name, image_shape=shape, num_classes=classes, rngs=rngs, dtype=jnp.bfloat16
