@@ -1,6 +1,8 @@
+import json
 import re
 import unittest.mock
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
-from dlc_jax.ops import fourier, im2col, winograd, winograd_strided
+from dlc_jax.ops import choice, fourier, im2col, phases, rows, winograd, winograd_strided
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -90,17 +92,21 @@ def by_conv2d(strides: Any, padding: Any) -> Any:
     return values_and_gradients
 
 
-def by_formulation(formulation: Any, strides: Any, pads: Any) -> Any:
-    """Both gradients together and each alone."""
+def by_algorithm(algorithm: Any, strides: Any, pads: Any) -> Any:
+    """The parts that an algorithm has, both gradients alone and together, and XLA's others."""
     window = {"strides": strides, "pads": pads}
 
+    def part(name: str) -> Any:
+        return getattr(algorithm, name, None) or getattr(choice.xla, name)
+
     def values_and_gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
-        return (
-            formulation.convolve(x, kernel, **window),
-            *formulation.gradients(x, kernel, cotangent, **window),
-            formulation.input_gradient(kernel, cotangent, x.shape, **window),
-            formulation.kernel_gradient(x, cotangent, kernel.shape, **window),
+        alone = (
+            part("input_gradient")(kernel, cotangent, x.shape, **window),
+            part("kernel_gradient")(x, cotangent, kernel.shape, **window),
         )
+        together = getattr(algorithm, "gradients", None)
+        both = together(x, kernel, cotangent, **window) if together else ()
+        return part("convolve")(x, kernel, **window), *alone, *both
 
     return values_and_gradients
 
@@ -122,18 +128,18 @@ def test_conv2d_is_as_accurate_as_xla(
     compare_convolutions(by_conv2d(strides, padding), x, kernel, strides, padding)
 
 
-# Every formulation on shapes of its own, whether `conv2d` would choose it there or not.
-@settings(max_examples=12, deadline=None)
+# Every algorithm on shapes of its own, whether `conv2d` would choose it there or not.
+@settings(max_examples=18, deadline=None)
 @given(
-    st.sampled_from([im2col, fourier, winograd_strided, winograd]),
+    st.sampled_from([im2col, fourier, winograd_strided, winograd, rows, phases]),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
     st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
     st.booleans(),
 )
-def test_formulations_are_as_accurate_as_xla(
-    formulation: Any,
+def test_algorithms_are_as_accurate_as_xla(
+    algorithm: Any,
     case: tuple[Shape, tuple[int, int], tuple[int, int], Any],
     features: int,
     dtype: Any,
@@ -141,26 +147,31 @@ def test_formulations_are_as_accurate_as_xla(
     large: bool,
 ) -> None:
     shape, window, strides, _ = case
-    if formulation in (fourier, winograd):
+    if algorithm in (fourier, winograd, rows):
         strides = (1, 1)
-    if formulation is winograd_strided:
+    if algorithm is rows:
+        # At most as much padding as the window reads.
+        pads = tuple(
+            tuple(min(pad, w - 1) for pad in pair) for pair, w in zip(pads, window, strict=True)
+        )
+    if algorithm is winograd_strided:
         window, strides = (3, window[1]), (2, strides[1])
         shape = (shape[0], shape[1] + 2, *shape[2:])
-    if formulation is winograd:
+    if algorithm is winograd:
         window = (3, 3)
         # Large images have the larger tiles.
         more = 8 if large else 2
         shape = (shape[0], shape[1] + more, shape[2] + more, shape[3])
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
     # A transform sums over the whole image, even where the kernel is a single pixel.
-    units = 1 if formulation is im2col else 4
-    ours = by_formulation(formulation, strides, pads)
+    units = 1 if algorithm is im2col else 4
+    ours = by_algorithm(algorithm, strides, pads)
     compare_convolutions(ours, x, kernel, strides, pads, units)
 
 
 # The lecture's second layer, two wide layers with large and small tiles, a strided one, the
 # lecture's first layer, and one in which no patch of output columns divides the width.
-CHOICES = [
+CASES = [
     (fourier, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
     (winograd, (8, 9, 10, 16), (3, 3, 16, 16), 1, "SAME"),
     (winograd, (16, 7, 6, 16), (3, 3, 16, 16), 1, "VALID"),
@@ -168,19 +179,31 @@ CHOICES = [
     (im2col, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
     (im2col, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
 ]
-# One of each formulation, which is chosen for half of the batch as well.
-ONE_OF_EACH = [CHOICES[i] for i in (0, 1, 3, 4)]
+ONE_OF_EACH = [CASES[i] for i in (0, 1, 3, 4)]
 
 
-@pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), CHOICES)
-def test_chosen_formulation_is_as_accurate_as_xla(
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What makes `conv2d` use an algorithm, whatever the shapes."""
+
+    def choose(algorithm: Any) -> None:
+        [name] = [name for name, module in choice.ALGORITHMS.items() if module is algorithm]
+        monkeypatch.setattr(choice, "fastest", lambda *_, **__: name)
+
+    return choose
+
+
+@pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), CASES)
+def test_chosen_algorithm_is_as_accurate_as_xla(
     chosen: Any,
     x_shape: Shape,
     kernel_shape: Shape,
     stride: int,
     padding: Any,
     monkeypatch: pytest.MonkeyPatch,
+    choose: Any,
 ) -> None:
+    choose(chosen)
     x = normal(0, x_shape)
     kernel = normal(1, kernel_shape)
     called = [unittest.mock.Mock(wraps=f) for f in (chosen.convolve, chosen.gradients)]
@@ -189,6 +212,29 @@ def test_chosen_formulation_is_as_accurate_as_xla(
     strides = (stride, stride)
     compare_convolutions(by_conv2d(strides, padding), x, kernel, strides, padding)
     assert all(mock.called for mock in called)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_choices_are_never_measured_to_be_slower_than_xla(shared: bool) -> None:
+    table = json.loads(Path(choice.__file__).with_name("timings.json").read_text())
+    rows_of_table = table[choice.section(shared)]
+    assert len(rows_of_table) >= 60
+    for name, row in rows_of_table.items():
+        for part in choice.PARTS:
+            algorithm = choice.fastest(part, choice.from_sizes(name), shared=shared)
+            assert row[part].get(algorithm, 1.0) <= 1.05, (name, part, algorithm)
+
+
+def test_parts_choose_their_algorithms_independently(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"convolve": "rows", "input_gradient": "phases", "kernel_gradient": "im2col"}
+    monkeypatch.setattr(choice, "fastest", lambda part, *_, **__: names[part])
+    called = {}
+    for part, name in names.items():
+        called[part] = unittest.mock.Mock(wraps=getattr(choice.ALGORITHMS[name], part))
+        monkeypatch.setattr(choice.ALGORITHMS[name], part, called[part])
+    x, kernel = normal(0, (2, 6, 6, 3)), normal(1, (3, 3, 3, 4))
+    compare_convolutions(by_conv2d((1, 1), "SAME"), x, kernel, (1, 1), "SAME")
+    assert all(mock.called for mock in called.values())
 
 
 def mean_square(x: Any, kernel: Any, stride: int, padding: Any) -> Any:
@@ -203,9 +249,9 @@ def assert_within_rounding(ours: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), ONE_OF_EACH)
 def test_vmap_over_images(
-    chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
+    chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any, choose: Any
 ) -> None:
-    del chosen
+    choose(chosen)
     x, kernel = normal(0, (2, *x_shape)), normal(1, kernel_shape)
     grad = jax.grad(partial(mean_square, stride=stride, padding=padding), (0, 1))
     result = jax.jit(jax.vmap(grad, (0, None)))(x, kernel)
@@ -245,7 +291,7 @@ def test_groups_equal_separate_convolutions(groups: int) -> None:
         np.testing.assert_allclose(result, np.concatenate(expected, 3), rtol=1e-5, atol=1e-5)
 
 
-# Within an operation explicit axes are automatic ones, whatever its formulation.
+# Within an operation explicit axes are automatic ones, whatever the algorithm.
 @pytest.mark.parametrize(
     ("axis_type", "chosen", "x_shape", "kernel_shape", "stride", "padding"),
     [(AxisType.Auto, *case) for case in ONE_OF_EACH] + [(AxisType.Explicit, *ONE_OF_EACH[-1])],
@@ -257,8 +303,9 @@ def test_conv2d_of_a_sharded_batch(
     kernel_shape: Shape,
     stride: int,
     padding: Any,
+    choose: Any,
 ) -> None:
-    del chosen
+    choose(chosen)
     x, kernel = normal(0, x_shape), normal(1, kernel_shape)
     loss = partial(mean_square, stride=stride, padding=padding)
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(axis_type,))
@@ -290,9 +337,9 @@ def test_max_pool_of_a_sharded_batch(axis_type: AxisType, window: Any, strides: 
 @pytest.mark.versions
 @pytest.mark.parametrize(("chosen", "x_shape", "kernel_shape", "stride", "padding"), ONE_OF_EACH)
 def test_kernel_gradient_inside_shard_map_is_summed_over_devices(
-    chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any
+    chosen: Any, x_shape: Shape, kernel_shape: Shape, stride: int, padding: Any, choose: Any
 ) -> None:
-    del chosen
+    choose(chosen)
     x, kernel = normal(0, x_shape), normal(1, kernel_shape)
 
     def gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -308,22 +355,24 @@ def test_kernel_gradient_inside_shard_map_is_summed_over_devices(
 
 @settings(max_examples=6, deadline=None)
 @given(
-    st.sampled_from([im2col, winograd_strided]),
+    st.sampled_from([im2col, winograd_strided, rows]),
     windows(),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
 def test_chunks_are_as_accurate_as_xla(
-    formulation: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
+    algorithm: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
 ) -> None:
     (_, *shape), window, strides, padding = case
-    if formulation is winograd_strided:
+    if algorithm is winograd_strided:
         window, strides, shape[0] = (3, window[1]), (2, strides[1]), shape[0] + 2
+    if algorithm is rows:
+        strides = (1, 1)
     x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
     pads = explicit_padding(x.shape[1:3], window, strides, padding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formulation, "_MAX_BATCH_BYTES", 0)
-        patch.setattr(im2col, "_CHUNK_BYTES", 3000)
-        ours = by_formulation(formulation, strides, pads)
+        patch.setattr(im2col, "_MAX_BATCH_BYTES", 0)
+        patch.setattr(algorithm, "_CHUNK_BYTES", 3000)
+        ours = by_algorithm(algorithm, strides, pads)
         # The kernel's gradient is a sum of as many sums as there are parts of the batch.
         compare_convolutions(ours, x, kernel, strides, pads, units=4)
 
@@ -380,7 +429,8 @@ def test_gradient_formulation_depends_on_the_lowering_platform() -> None:
     assert "select_and_scatter" in lowered["cuda"].as_text()
 
 
-def test_forward_and_backward_pass_share_patches() -> None:
+def test_forward_and_backward_pass_share_patches(choose: Any) -> None:
+    choose(im2col)
     arguments = jnp.ones((4, 12, 12, 16)), jnp.ones((5, 5, 16, 8))
     conv2d = partial(ops.conv2d, padding="VALID")
     grad = jax.jit(jax.grad(lambda *a: (conv2d(*a) ** 2).sum(), (0, 1)))

@@ -1,6 +1,6 @@
-"""Two-dimensional convolution, and the choice between its formulations."""
+"""Two-dimensional convolution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from dlc_jax.ops import fourier, im2col, im2col_gpu, winograd, winograd_strided
-from dlc_jax.ops.differentiation import Formulation, differentiable_conv2d
+from dlc_jax.ops import choice, xla
+from dlc_jax.ops.differentiation import differentiable_conv2d
 from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.windows import (
     Padding,
@@ -21,11 +21,9 @@ from dlc_jax.ops.windows import (
     explicit_padding,
     int_pair,
     is_supported,
-    match_varying_axes,
 )
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
-_LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), _NHWC)
+_LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), xla.NHWC)
 
 # Each group is a separate convolution, which is slow for many groups.
 _MAX_GROUPS = 4
@@ -41,9 +39,9 @@ def conv2d(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Convolution (cross-correlation) of images with kernels.
 
-    On a CPU it uses the formulation that was measured to be fastest for the shapes: im2col,
-    products in the frequency domain, one of Winograd's algorithms, or XLA's own. All are as
-    accurate as XLA's.
+    On a CPU, the forward pass and each gradient use the algorithm that was measured to be fastest
+    for the shapes: im2col, products in the frequency domain, one of Winograd's algorithms, XLA's
+    own, and others (`dlc_jax.ops.choice`). All are as accurate as XLA's.
 
     Args:
       x: Images.
@@ -72,7 +70,7 @@ def conv2d(
     _check(x, kernel, groups)
     _, steps, pads = check_window("conv2d", x, kernel.shape[:2], strides, padding)
     if precision is not None or groups > _MAX_GROUPS or not is_supported(x, kernel, pads=pads):
-        return _xla_conv2d(x, kernel, steps, pads, precision, groups)
+        return xla.convolve(x, kernel, steps, pads, precision, groups)
     return _conv2d(x, kernel, steps, pads, int(groups))
 
 
@@ -207,144 +205,8 @@ def _conv2d_in_groups(
     return jnp.concatenate([_conv2d(*part, strides, pads, 1) for part in parts], 3)
 
 
-def _xla_conv2d(
-    x: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    pads: Pads,
-    precision: Any = None,
-    groups: int = 1,
-) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
-        dimension_numbers=_NHWC,
-        precision=precision,
-        feature_group_count=groups,
-    )
-
-
-def _xla_input_gradient(
-    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
-) -> Array:
-    convolve = partial(_xla_conv2d, kernel=kernel, strides=strides, pads=pads)
-    return _transpose(convolve, x_shape, grad)
-
-
-def _xla_kernel_gradient(
-    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
-) -> Array:
-    def convolve(kernel: Array) -> Array:
-        return _xla_conv2d(x, kernel, strides, pads)
-
-    return _transpose(convolve, kernel_shape, grad)
-
-
-def _transpose(convolve: Callable[[Array], Array], shape: Sequence[int], grad: Array) -> Array:
-    like = match_varying_axes(jnp.zeros(shape, grad.dtype), grad)[0]
-    (result,) = jax.linear_transpose(convolve, like)(grad)
-    return result
-
-
-def _xla_gradients(
-    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
-) -> tuple[Array, Array]:
-    grad_x = _xla_input_gradient(kernel, grad, x.shape, strides, pads)
-    return grad_x, _xla_kernel_gradient(x, grad, kernel.shape, strides, pads)
-
-
-def _choose_on_cpu(
-    x_shape: Sequence[int],
-    kernel_shape: Sequence[int],
-    strides: tuple[int, int],
-    pads: Pads,
-    *,
-    dtype: Any,
-    jointly_mapped: bool,
-) -> Any:
-    """The module with the fastest formulation on a CPU; None for XLA's own operations."""
-    del jointly_mapped
-    shapes = (x_shape, kernel_shape, strides, pads)
-    if fourier.is_fastest(*shapes):
-        return fourier
-    if winograd.is_fastest(*shapes):
-        return winograd
-    if winograd_strided.is_fastest(*shapes):
-        return winograd_strided
-    if im2col.is_fastest(*shapes, itemsize=jnp.dtype(dtype).itemsize):
-        return im2col
-    return None
-
-
-def _choose_on_gpu(
-    x_shape: Sequence[int],
-    kernel_shape: Sequence[int],
-    strides: tuple[int, int],
-    pads: Pads,
-    *,
-    dtype: Any,
-    jointly_mapped: bool,
-) -> Any:
-    """The module with the fastest formulation on a GPU; None for XLA's own operations."""
-    shapes = (x_shape, kernel_shape, strides, pads)
-    return (
-        im2col_gpu
-        if im2col_gpu.is_fastest(
-            *shapes, itemsize=jnp.dtype(dtype).itemsize, jointly_mapped=jointly_mapped
-        )
-        else None
-    )
-
-
-def _chosen_formulation(choose: Callable[..., Any]) -> Formulation:
-    """A formulation that delegates to the one that `choose` returns for the shapes.
-
-    Args:
-      choose: A function like `_choose_on_cpu`.
-    """
-
-    def convolve(x: Array, kernel: Array, strides: Any, pads: Pads, jointly_mapped: bool) -> Array:
-        chosen = choose(
-            x.shape, kernel.shape, strides, pads, dtype=x.dtype, jointly_mapped=jointly_mapped
-        )
-        return (chosen.convolve if chosen else _xla_conv2d)(x, kernel, strides, pads)
-
-    def input_gradient(
-        kernel: Array, grad: Array, x_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
-    ) -> Array:
-        chosen = choose(
-            x_shape, kernel.shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
-        )
-        function = chosen.input_gradient if chosen else _xla_input_gradient
-        return function(kernel, grad, x_shape, strides, pads)
-
-    def kernel_gradient(
-        x: Array, grad: Array, kernel_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
-    ) -> Array:
-        chosen = choose(
-            x.shape, kernel_shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
-        )
-        function = chosen.kernel_gradient if chosen else _xla_kernel_gradient
-        return function(x, grad, kernel_shape, strides, pads)
-
-    def gradients(
-        x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, jointly_mapped: bool
-    ) -> tuple[Array, Array]:
-        chosen = choose(
-            x.shape, kernel.shape, strides, pads, dtype=grad.dtype, jointly_mapped=jointly_mapped
-        )
-        function = chosen.gradients if chosen else _xla_gradients
-        return function(x, kernel, grad, strides, pads)
-
-    return Formulation(convolve, input_gradient, kernel_gradient, gradients)
-
-
 # Transformed arguments are not saved for the backward pass: XLA:CPU finds that it computes them
 # again, and computes them once.
 _convolve = differentiable_conv2d(
-    cpu=_chosen_formulation(_choose_on_cpu),
-    gpu=_chosen_formulation(_choose_on_gpu),
-    default=_chosen_formulation(lambda *shapes, dtype, jointly_mapped: None),
+    cpu=choice.on_cpu(), gpu=choice.on_gpu(), default=choice.always_xla()
 )

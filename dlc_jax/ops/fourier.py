@@ -23,11 +23,8 @@ from jax import Array, lax
 from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.windows import Pads
 
-# Largest transformed kernel, and smallest ratio of the multiplications of the direct computation
-# to ours, for which this was faster than im2col and Winograd's algorithm. (The ratio is under 1,
-# since patches have to be gathered, and transforms are fast products.)
-_MAX_KERNEL_BYTES = 8 * 2**20
-_MIN_GAIN = 0.6
+# Largest size of a transformed kernel.
+_MAX_KERNEL_SIZE = 2**22
 # Larger transforms would need an FFT.
 _MAX_FREQUENCIES = 100
 
@@ -46,25 +43,14 @@ class _Algorithm(NamedTuple):
     image: np.ndarray
 
 
-def is_fastest(
+def supports(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether this formulation is the fastest on a CPU."""
+    """Whether this algorithm computes convolutions of these shapes, without too much memory."""
     periods = _periods(x_shape, pads)
     if tuple(strides) != (1, 1) or math.prod(periods) > _MAX_FREQUENCIES:
         return False
-    batch, height, width, channels = x_shape
-    kernel_size = math.prod(kernel_shape[:2])
-    features = kernel_shape[3]
-    outputs = math.prod(out_shape(x_shape, kernel_shape, strides, pads)[1:3])
-    products = _products(*periods)
-    direct = batch * outputs * kernel_size * channels * features
-    ours = products * (
-        batch * (channels * features + height * width * channels + outputs * features)
-        + kernel_size * channels * features
-    )
-    small = products * channels * features * 4 <= _MAX_KERNEL_BYTES
-    return small and direct >= _MIN_GAIN * ours
+    return _products(*periods) * math.prod(kernel_shape[2:]) <= _MAX_KERNEL_SIZE
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:

@@ -15,8 +15,8 @@ from dlc_jax.ops.windows import Pads, map_chunks, slices
 # Patches up to the first size are gathered for the whole batch. Larger ones are gathered in
 # chunks of about the second size, which stay in the cache.
 _MAX_BATCH_BYTES, _CHUNK_BYTES = 16 * 2**20, 2 * 2**20
-# Images with larger patches are left to XLA.
-_MAX_IMAGE_BYTES = 64 * 2**20
+# Largest size of the patches of an image.
+_MAX_IMAGE_SIZE = 2**24
 
 # With fewer channels, patches are gathered a few bytes at a time. Then their transpose is
 # gathered directly, and several output columns share a patch.
@@ -26,17 +26,12 @@ _MIN_CHANNELS = 8
 _FULL_RATE_COLUMNS = 128
 
 
-def is_fastest(
-    x_shape: Sequence[int],
-    kernel_shape: Sequence[int],
-    strides: Sequence[int],
-    pads: Pads,
-    *,
-    itemsize: int,
+def supports(
+    x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether this formulation is faster than XLA's own on a CPU."""
+    """Whether this algorithm computes convolutions of these shapes, without too much memory."""
     out = out_shape(x_shape, kernel_shape, strides, pads)
-    return _bytes_per_image(kernel_shape, out, itemsize) <= _MAX_IMAGE_BYTES
+    return math.prod(out[1:3]) * math.prod(kernel_shape[:3]) <= _MAX_IMAGE_SIZE
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:

@@ -127,7 +127,7 @@ def slices(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Arra
 
 
 def map_chunks(
-    function: Callable[..., tuple[Any, Any]], max_images: int, *arrays: Array
+    function: Callable[..., tuple[Any, Any]], max_images: int, *arrays: Array, unroll: int = 1
 ) -> tuple[Any, Any]:
     """Computes `function(*arrays)` on chunks of the batch, to bound the memory it takes.
 
@@ -136,6 +136,8 @@ def map_chunks(
         sum over images.
       max_images: Largest size of a chunk.
       *arrays: Batches of the same size.
+      unroll: Number of chunks up to which there is no loop. XLA:CPU runs operations that are not
+        matrix products on all cores only outside of loops, but programs without loops are larger.
 
     Returns:
       Both results for the whole batch; the second is summed in at least float32, since small
@@ -156,5 +158,6 @@ def map_chunks(
         return jax.tree.map(operator.add, total, part), per_image
 
     _, parts = jax.eval_shape(function, *(chunk[0] for chunk in chunks))
-    total, per_image = lax.scan(add, jax.tree.map(zeros, parts), chunks)
+    straight = batch // images <= unroll
+    total, per_image = lax.scan(add, jax.tree.map(zeros, parts), chunks, unroll=straight)
     return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), per_image), total

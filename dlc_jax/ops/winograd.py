@@ -78,23 +78,18 @@ _FOUR = _Algorithm(
     ),
 )
 
-# With fewer channels, the transforms cost more than they save.
-_MIN_CHANNELS = 16
 # With this many channels, the larger kernels of F(4, 3) cost more than they save.
 _F4_MAX_CHANNELS = 128
-# With fewer output positions, products are too small to gain anything. With the second number
-# per chunk, they run at nearly full rate.
-_MIN_POSITIONS, _POSITIONS = 256, 1024
+# With this number of output positions per chunk, products run at nearly full rate.
+_POSITIONS = 1024
 
 
-def is_fastest(
+def supports(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether this formulation is the fastest on a CPU."""
-    batch, height, width, _ = out_shape(x_shape, kernel_shape, strides, pads)
-    fits = tuple(kernel_shape[:2]) == (3, 3) and tuple(strides) == (1, 1)
-    large = batch * height * width >= _MIN_POSITIONS and min(height, width) >= 4
-    return fits and large and min(kernel_shape[2:]) >= _MIN_CHANNELS
+    """Whether this algorithm computes convolutions of these shapes, without too much memory."""
+    del x_shape, pads
+    return tuple(kernel_shape[:2]) == (3, 3) and tuple(strides) == (1, 1)
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:

@@ -22,21 +22,16 @@ from jax import Array, lax
 from dlc_jax.ops.im2col import out_shape, transpose_slices
 from dlc_jax.ops.windows import Pads, map_chunks, slices
 
-# With fewer channels or output positions, the additions cost more than they save.
-_MIN_CHANNELS = 64
-_MIN_POSITIONS = 512
-# Rows up to this size are gathered for the whole batch, larger ones in chunks.
-_MAX_BATCH_BYTES = 64 * 2**20
+# Size of a chunk's gathered rows, which stay in the cache.
+_CHUNK_BYTES, _UNROLL = 4 * 2**20, 12
 
 
-def is_fastest(
+def supports(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether this formulation is the fastest on a CPU."""
-    batch, height, width, _ = out_shape(x_shape, kernel_shape, strides, pads)
-    fits = kernel_shape[0] == 3 and strides[0] == 2 and height >= 2
-    large = batch * height * width >= _MIN_POSITIONS
-    return fits and large and min(kernel_shape[2:]) >= _MIN_CHANNELS
+    """Whether this algorithm computes convolutions of these shapes, without too much memory."""
+    height = out_shape(x_shape, kernel_shape, strides, pads)[1]
+    return kernel_shape[0] == 3 and strides[0] == 2 and height >= 2
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
@@ -52,7 +47,9 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Arr
         y = jnp.stack(halves, 2).reshape(len(x), -1, *out[2:])
         return y[:, : out[1]].astype(kernel.dtype), None
 
-    y, _ = map_chunks(on_chunk, _images_per_chunk(kernel.shape, out, dtype.itemsize), x)
+    y, _ = map_chunks(
+        on_chunk, _images_per_chunk(kernel.shape, out, dtype.itemsize), x, unroll=_UNROLL
+    )
     return y
 
 
@@ -106,7 +103,8 @@ def _gradients(
         return grad_x, of_taps
 
     max_images = _images_per_chunk(kernel_shape, grad.shape, dtype.itemsize)
-    grad_x, of_taps = map_chunks(on_chunk, max_images, grad, *([] if x is None else [x]))
+    arrays = [grad] if x is None else [grad, x]
+    grad_x, of_taps = map_chunks(on_chunk, max_images, *arrays, unroll=_UNROLL)
     if of_taps is None:
         return grad_x, None
     return grad_x, _grad_of_kernel(of_taps).reshape(kernel_shape).astype(grad.dtype)
@@ -114,7 +112,7 @@ def _gradients(
 
 def _images_per_chunk(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:
     pair = 5 * math.prod(kernel_shape[1:3]) * out[2]
-    return max(1, _MAX_BATCH_BYTES // (-(-out[1] // 2) * pair * itemsize))
+    return max(1, _CHUNK_BYTES // (-(-out[1] // 2) * pair * itemsize))
 
 
 def _product(a: Array, b: Array) -> Array:
