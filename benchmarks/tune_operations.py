@@ -112,7 +112,7 @@ def tune(shapes: Sequence[str], *, shared: bool) -> dict[str, Any]:
         for index, shape in enumerate(shapes):
             progress(f"{name}: {shape}", index, len(shapes))
             measured = worker.request(shape=shape)
-            rows[shape] = {part: _relative(times) for part, times in measured.items()}
+            rows[shape] = _row(measured)
             _write(name, rows)
     return {"lines": [f"{len(rows)} shapes"], "rows": rows}
 
@@ -144,8 +144,18 @@ def _worker(shared: bool) -> Any:
     return partial(Worker, "algorithms_jax", (), [], devices=devices)
 
 
-def _relative(times: dict[str, float]) -> dict[str, float]:
-    return {name: round(value / times["xla"], 2) for name, value in times.items() if name != "xla"}
+def _row(measured: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The times of the algorithms relative to XLA's."""
+    row: dict[str, Any] = {
+        part: {
+            name: float(f"{value / times['xla']:.2g}")
+            for name, value in times.items()
+            if name != "xla"
+        }
+        for part, times in measured.items()
+    }
+    of_images, of_kernel = (measured[part]["xla"] for part in ("input_gradient", "kernel_gradient"))
+    return row | {"input_share": round(of_images / (of_images + of_kernel), 2)}
 
 
 def _write(section: str, rows: dict[str, Any]) -> None:

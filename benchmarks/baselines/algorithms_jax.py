@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from harness.workers import serve
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from dlc_jax import sharding
@@ -25,46 +26,58 @@ def respond(shape: str, only_chosen: bool = False) -> dict[str, dict[str, float]
       only_chosen: Whether to time only XLA's own algorithms and those that `conv2d` chooses.
 
     Returns:
-      The median milliseconds of each algorithm by part; in `only_chosen` also of XLA's again.
+      The median milliseconds of each algorithm by part.
     """
     shapes = choice.from_sizes(shape)
-    return {part: _time_part(part, shapes, only_chosen) for part in choice.PARTS}
-
-
-def _time_part(part: choice.Part, shapes: choice.Shapes, only_chosen: bool) -> dict[str, float]:
-    batch, strides, pads = shapes.images[0], shapes.strides, shapes.pads
-    out = choice.out_shape(*shapes)
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel, grad = map(jax.random.normal, keys, (shapes.images, shapes.kernel, out))
-    mesh = sharding.cpu_mesh(batch)
+    sizes = shapes.images, shapes.kernel, choice.out_shape(*shapes)
+    x, kernel, grad = map(jax.random.normal, keys, sizes)
+    mesh = sharding.cpu_mesh(len(x))
     x, grad = sharding.put_batch((x, grad), mesh)
-    kernel = sharding.replicate(kernel, mesh)
-    local = (batch // (mesh.size if mesh else 1), *shapes.images[1:])
+    arguments = x, sharding.replicate(kernel, mesh), grad
+    measured = {}
+    for part in choice.PARTS:
+        programs = {}
+        for name in _names(part, shapes, only_chosen, shared=mesh is not None):
+            function: Any = partial(_call, part, name.split(" and "), shapes)
+            if mesh is not None:
+                function = jax.shard_map(
+                    function, mesh=mesh, in_specs=(_BATCH, _REPLICATED, _BATCH), out_specs=_BATCH
+                )
+            programs[name] = partial(jax.jit(function).lower(*arguments).compile(), *arguments)
+        measured[part] = _medians(programs)
+    return measured
 
-    def call(name: str) -> Any:
-        module: Any = choice.ALGORITHMS[name]
-        if part == "convolve":
-            return lambda x, kernel, grad: module.convolve(x, kernel, strides, pads)
-        if part == "input_gradient":
-            return lambda x, kernel, grad: module.input_gradient(kernel, grad, local, strides, pads)
-        return lambda x, kernel, grad: module.kernel_gradient(
-            x, grad, shapes.kernel, strides, pads
-        )[None]
 
-    names = choice.applicable(part, shapes)
-    if only_chosen:
-        names = ["xla", choice.fastest(part, shapes, shared=mesh is not None)]
-    programs = {}
-    for name in dict.fromkeys(names):
-        function = call(name)
-        if mesh is not None:
-            function = jax.shard_map(
-                function, mesh=mesh, in_specs=(_BATCH, _REPLICATED, _BATCH), out_specs=_BATCH
-            )
-        programs[name] = partial(
-            jax.jit(function).lower(x, kernel, grad).compile(), x, kernel, grad
-        )
-    return _medians(programs)
+def _names(
+    part: choice.Part, shapes: choice.Shapes, only_chosen: bool, *, shared: bool
+) -> list[str]:
+    """The algorithms to time; two, with "and", for both gradients."""
+    if not only_chosen:
+        return ["xla", *(name for name in choice.applicable(part, shapes) if name != "xla")]
+    if part == "gradients":
+        chosen = " and ".join(choice.fastest_for_gradients(shapes, shared=shared))
+    else:
+        chosen = choice.fastest(part, shapes, shared=shared)
+    return ["xla", chosen]
+
+
+def _call(
+    part: choice.Part, names: list[str], shapes: choice.Shapes, x: Array, kernel: Array, grad: Array
+) -> Any:
+    window = shapes.strides, shapes.pads
+    first, last = (choice.ALGORITHMS[name] for name in (names[0], names[-1]))
+    if part == "convolve":
+        return first.convolve(x, kernel, *window)
+    if part == "gradients" and first is last and hasattr(first, "gradients"):
+        grad_x, grad_kernel = first.gradients(x, kernel, grad, *window)
+        return grad_x, grad_kernel[None]
+    results = []
+    if part != "kernel_gradient":
+        results.append(first.input_gradient(kernel, grad, x.shape, *window))
+    if part != "input_gradient":
+        results.append(last.kernel_gradient(x, grad, kernel.shape, *window)[None])
+    return results
 
 
 def _medians(programs: dict[str, Any]) -> dict[str, float]:

@@ -33,8 +33,9 @@ from dlc_jax.ops.differentiation import Formulation
 from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.windows import Pads, varying_axes
 
-Part = Literal["convolve", "input_gradient", "kernel_gradient"]
-PARTS: tuple[Part, ...] = ("convolve", "input_gradient", "kernel_gradient")
+# "gradients" are both gradients at once, which some algorithms compute faster than each alone.
+Part = Literal["convolve", "input_gradient", "kernel_gradient", "gradients"]
+PARTS: tuple[Part, ...] = ("convolve", "input_gradient", "kernel_gradient", "gradients")
 
 # The algorithms on CPUs. Each module has a function for some of the parts.
 ALGORITHMS: dict[str, ModuleType] = {
@@ -103,29 +104,46 @@ def fastest(part: Part, shapes: Shapes, *, shared: bool) -> str:
       shapes: Its shapes.
       shared: Whether several devices share the batch.
     """
-    return _fastest(section(shared), part, shapes)
+    return _fastest(section(shared), part, shapes)[0]
+
+
+def fastest_for_gradients(shapes: Shapes, *, shared: bool) -> tuple[str, str]:
+    """The names of the fastest algorithms for the gradients of the images and of the kernel.
+
+    Args:
+      shapes: The shapes of the convolution.
+      shared: Whether several devices share the batch.
+    """
+    name = section(shared)
+    of_images, images = _fastest(name, "input_gradient", shapes)
+    of_kernel, kernel = _fastest(name, "kernel_gradient", shapes)
+    both, together = _fastest(name, "gradients", shapes)
+    table = _timings()[name]
+    share = _mean_of_nearest(table.distances(shapes), table.input_share)
+    apart = share * images + (1 - share) * kernel
+    return (both, both) if together < apart else (of_images, of_kernel)
 
 
 @cache
-def _fastest(section_name: str, part: Part, shapes: Shapes) -> str:
-    points, ratios = _timings()[section_name]
-    distances = np.abs(points - shapes.logarithms).sum(1)
-    names = applicable(part, shapes)
+def _fastest(name: str, part: Part, shapes: Shapes) -> tuple[str, float]:
+    """The fastest algorithm, and its expected time relative to XLA's."""
+    table = _timings()[name]
+    distances = table.distances(shapes)
     expected = {
-        name: _mean_of_nearest(distances, ratios[part].get(name)) for name in names if name != "xla"
+        algorithm: math.exp(_mean_of_nearest(distances, table.ratios[part][algorithm]))
+        for algorithm in applicable(part, shapes)
+        if algorithm in table.ratios[part]
     }
-    best = min(expected, key=lambda name: expected[name], default="xla")
-    return best if expected.get(best, math.inf) <= math.log(_MAX_RATIO) else "xla"
+    best = min(expected, key=lambda algorithm: expected[algorithm], default="xla")
+    return (best, expected[best]) if expected.get(best, 1.0) <= _MAX_RATIO else ("xla", 1.0)
 
 
-def _mean_of_nearest(distances: np.ndarray, logarithms: np.ndarray | None) -> float:
-    """The mean logarithm of an algorithm's relative time at the nearest measured shapes."""
-    if logarithms is None:
-        return math.inf
-    measured = np.flatnonzero(~np.isnan(logarithms))
+def _mean_of_nearest(distances: np.ndarray, values: np.ndarray) -> float:
+    """The mean of a value at the nearest shapes for which it was measured."""
+    measured = np.flatnonzero(~np.isnan(values))
     nearest = measured[np.argsort(distances[measured])[:_NEIGHBORS]]
     weights = 1 / (0.1 + distances[nearest])
-    return float((weights * logarithms[nearest]).sum() / weights.sum())
+    return float((weights * values[nearest]).sum() / weights.sum())
 
 
 def section(shared: bool) -> str:
@@ -136,23 +154,41 @@ def section(shared: bool) -> str:
     return f"jax {generation}, {'several devices' if shared else 'one device'}"
 
 
+class _Table(NamedTuple):
+    """A section of the table.
+
+    Attributes:
+      points: Sizes of the measured shapes, see `Shapes.logarithms`.
+      ratios: For each part and algorithm, logarithms of its time relative to XLA's.
+      input_share: The share of the images' gradient in XLA's time for both gradients.
+    """
+
+    points: np.ndarray
+    ratios: dict[str, dict[str, np.ndarray]]
+    input_share: np.ndarray
+
+    def distances(self, shapes: Shapes) -> np.ndarray:
+        return np.abs(self.points - shapes.logarithms).sum(1)
+
+
 @cache
-def _timings() -> dict[str, tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]]:
-    """For each section the measured shapes, and the logarithms of relative times."""
+def _timings() -> dict[str, _Table]:
+    """The sections of the table."""
     sections = json.loads(Path(__file__).with_name("timings.json").read_text())
-    found = {}
-    for section, shapes in sections.items():
-        points = np.stack([from_sizes(name).logarithms for name in shapes])
-        ratios = {
-            part: {
-                name: np.log([row[part].get(name, math.nan) for row in shapes.values()])
-                for name in ALGORITHMS
-                if any(name in row[part] for row in shapes.values())
-            }
-            for part in PARTS
+    return {name: _read_section(rows) for name, rows in sections.items()}
+
+
+def _read_section(rows: dict[str, Any]) -> _Table:
+    ratios = {
+        part: {
+            name: np.log([row[part].get(name, math.nan) for row in rows.values()])
+            for name in ALGORITHMS
+            if any(name in row[part] for row in rows.values())
         }
-        found[section] = points, ratios
-    return found
+        for part in PARTS
+    }
+    points = np.stack([from_sizes(name).logarithms for name in rows])
+    return _Table(points, ratios, np.array([row["input_share"] for row in rows.values()]))
 
 
 def from_sizes(name: str) -> Shapes:
@@ -172,9 +208,13 @@ def from_sizes(name: str) -> Shapes:
 def on_cpu() -> Formulation:
     """The fastest algorithm of each part on a CPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> ModuleType:
+    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
         del jointly_mapped
-        return ALGORITHMS[fastest(part, shapes, shared=bool(varying_axes(like)))]
+        shared = bool(varying_axes(like))
+        if part == "gradients":
+            names = fastest_for_gradients(shapes, shared=shared)
+            return tuple(ALGORITHMS[name] for name in names)
+        return ALGORITHMS[fastest(part, shapes, shared=shared)]
 
     return _formulation(choose)
 
@@ -182,22 +222,30 @@ def on_cpu() -> Formulation:
 def on_gpu() -> Formulation:
     """The fastest algorithm on a GPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> ModuleType:
-        del part
+    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
         itemsize = jnp.dtype(like.dtype).itemsize
         fits = im2col_gpu.is_fastest(*shapes, itemsize=itemsize, jointly_mapped=jointly_mapped)
-        return im2col_gpu if fits else xla
+        module = im2col_gpu if fits else xla
+        return (module, module) if part == "gradients" else module
 
     return _formulation(choose)
 
 
 def always_xla() -> Formulation:
     """XLA's own algorithms."""
-    return _formulation(lambda part, like, shapes, jointly_mapped: xla)
+
+    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
+        del like, shapes, jointly_mapped
+        return (xla, xla) if part == "gradients" else xla
+
+    return _formulation(choose)
 
 
 def _formulation(choose: Callable[[Part, Array, Shapes, bool], Any]) -> Formulation:
-    """A formulation whose parts are computed by the modules that `choose` returns."""
+    """A formulation whose parts are computed by the modules that `choose` returns.
+
+    For "gradients" these are two, of the gradient of the images and of that of the kernel.
+    """
 
     def chosen(
         part: Part,
@@ -234,16 +282,15 @@ def _formulation(choose: Callable[[Part, Array, Shapes, bool], Any]) -> Formulat
     def gradients(
         x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, jointly_mapped: bool
     ) -> tuple[Array, Array]:
-        modules = {
-            chosen(part, grad, x.shape, kernel.shape, strides, pads, jointly_mapped)
-            for part in PARTS[1:]
-        }
-        if len(modules) == 1 and hasattr(module := modules.pop(), "gradients"):
-            return module.gradients(x, kernel, grad, strides, pads)
-        window = {"strides": strides, "pads": pads, "jointly_mapped": jointly_mapped}
+        of_images, of_kernel = chosen(
+            "gradients", grad, x.shape, kernel.shape, strides, pads, jointly_mapped
+        )
+        if of_images is of_kernel and hasattr(of_images, "gradients"):
+            both: tuple[Array, Array] = of_images.gradients(x, kernel, grad, strides, pads)
+            return both
         return (
-            input_gradient(kernel, grad, x.shape, **window),
-            kernel_gradient(x, grad, kernel.shape, **window),
+            of_images.input_gradient(kernel, grad, x.shape, strides, pads),
+            of_kernel.kernel_gradient(x, grad, kernel.shape, strides, pads),
         )
 
     return Formulation(convolve, input_gradient, kernel_gradient, gradients)
