@@ -283,7 +283,11 @@ def save(folder: Path, results: dict[str, Any]) -> list[Path]:
     path = machine.save_section(folder, "ops", results)
     files = [path]
     rows = [row for row in results["operations"] if row["kind"] == "convolution"]
-    for rival, ratio in results["summary"].get("convolution", {}).items():
+    summary = results["summary"].get("convolution", {})
+    # The strongest ones, if they were measured.
+    drawn = [name for name in (BETTER_LAYOUT, "xla") if name in summary] or list(summary)
+    for rival in drawn:
+        ratio = summary[rival]
         ratios = {
             f"{row['operation']}, batch {row['batch_size']}": row["ratio"][rival] for row in rows
         }

@@ -78,7 +78,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, rng: np.random.Gene
 def test_rehearsal_measures_all_parts_without_data_libraries(tmp_path: Path) -> None:
     hide = f"import sys\nsys.modules |= dict.fromkeys({MISSING_ON_GPU_MACHINES!r})\n"
     (tmp_path / "sitecustomize.py").write_text(hide)
-    command_line = [sys.executable, gpu.__file__, "--rehearse", "--output-dir", tmp_path]
+    command_line = [sys.executable, gpu.__file__, "--rehearse", "--output-dir", str(tmp_path)]
     done = subprocess.run(
         command_line,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},

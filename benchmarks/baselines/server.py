@@ -11,9 +11,8 @@ from harness.workers import serve
 
 from dlc_jax.data.dataset import Examples
 
-# Duration of a measurement of an operation, in seconds. Only its first calls use new memory,
-# which is slow.
-MIN_SECONDS = 1.0
+# Duration of a measurement of an operation, in seconds.
+MIN_SECONDS = 0.25
 
 
 class Program(Protocol):
