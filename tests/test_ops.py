@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
 from dlc_jax.ops import choice, fourier, im2col, phases, rows, winograd, winograd_strided
+from dlc_jax.ops.space_to_depth import SpaceToDepth
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -131,7 +132,9 @@ def test_conv2d_is_as_accurate_as_xla(
 # Every algorithm on shapes of its own, whether `conv2d` would choose it there or not.
 @settings(max_examples=18, deadline=None)
 @given(
-    st.sampled_from([im2col, fourier, winograd_strided, winograd, rows, phases]),
+    st.sampled_from(
+        [im2col, fourier, winograd_strided, winograd, rows, phases, SpaceToDepth(choice.xla)]
+    ),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -154,6 +157,9 @@ def test_algorithms_are_as_accurate_as_xla(
         pads = tuple(
             tuple(min(pad, w - 1) for pad in pair) for pair, w in zip(pads, window, strict=True)
         )
+    if isinstance(algorithm, SpaceToDepth):
+        window = tuple(max(w, s) for w, s in zip(window, strides, strict=True))
+        shape = (shape[0], shape[1] + 2, shape[2] + 2, shape[3])
     if algorithm is winograd_strided:
         window, strides = (3, window[1]), (2, strides[1])
         shape = (shape[0], shape[1] + 2, *shape[2:])

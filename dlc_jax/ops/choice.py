@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,14 +30,15 @@ from dlc_jax.ops import (
 )
 from dlc_jax.ops.differentiation import Formulation
 from dlc_jax.ops.im2col import out_shape
+from dlc_jax.ops.space_to_depth import SpaceToDepth
 from dlc_jax.ops.windows import Pads, varying_axes
 
 # "gradients" are both gradients at once, which some algorithms compute faster than each alone.
 Part = Literal["convolve", "input_gradient", "kernel_gradient", "gradients"]
 PARTS: tuple[Part, ...] = ("convolve", "input_gradient", "kernel_gradient", "gradients")
 
-# The algorithms on CPUs. Each module has a function for some of the parts.
-ALGORITHMS: dict[str, ModuleType] = {
+# The algorithms on CPUs. Each has a function for some of the parts.
+ALGORITHMS: dict[str, Any] = {
     "xla": xla,
     "phases": phases,
     "im2col": im2col,
@@ -46,6 +46,9 @@ ALGORITHMS: dict[str, ModuleType] = {
     "winograd": winograd,
     "winograd_strided": winograd_strided,
     "fourier": fourier,
+    "space_to_depth_xla": SpaceToDepth(xla),
+    "space_to_depth_rows": SpaceToDepth(rows),
+    "space_to_depth_winograd": SpaceToDepth(winograd),
 }
 
 # Another algorithm than XLA's own is used if it is expected to take at most this fraction of
