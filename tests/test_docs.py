@@ -79,6 +79,8 @@ NOT_RUN = {
     ),
 }
 PROGRAMS = ("dlc-jax", "python", "python3", "pip", "tensorboard", "srun", "ruff", "nox")
+# Pages whose Python snippets run on every version of Python and with the oldest packages.
+ON_ALL_VERSIONS = ("README.md", "docs/research.md", "docs/checkpoints.md")
 PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b")
 # The packages and modules of dlc_jax; each may import those before it.
 IMPORT_ORDER = (
@@ -174,8 +176,14 @@ def shell(code: str, folder: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.versions
-@pytest.mark.parametrize("name", [name for name in PAGES if PAGES[name].of_language("python")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.versions if name in ON_ALL_VERSIONS else ())
+        for name, page in PAGES.items()
+        if page.of_language("python")
+    ],
+)
 def test_the_python_snippets_of_a_page_run_one_after_the_other(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

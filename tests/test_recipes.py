@@ -269,8 +269,8 @@ def test_the_cpu_recipe_learns_digits_within_an_epoch(digits: Dataset, tmp_path:
     recipe = recipes.find("cifar10-cpu")
     # Flipped digits are not digits.
     no_flip: dict[str, Any] = {"flip": "none", "tta_flip": False}
-    digits = digits.take(2000)
-    config = runs.configure(digits, recipe, seed=0, epochs=1, batch_size=50, **no_flip)
+    digits = digits.take(1200)
+    config = runs.configure(digits, recipe, seed=0, epochs=1, batch_size=25, **no_flip)
     result = runs.train(config, digits, tmp_path, "run")
     assert result.summary["test_error_percent"] < 10
     assert result.run is not None
@@ -317,8 +317,8 @@ def test_the_fast_recipe_learns_in_bfloat16_with_float32_parameters() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised", "undrawn")
 def test_the_best_recipe_learns_digits_in_a_short_run(digits: Dataset, tmp_path: Path) -> None:
-    short: dict[str, Any] = {"epochs": 2, "batch_size": 50, "learning_rate": 0.05}
-    short |= {"num_examples": 1500, "model_options": {"widths": [32, 64, 64]}}
+    short: dict[str, Any] = {"epochs": 2, "batch_size": 25, "learning_rate": 0.05}
+    short |= {"num_examples": 1000, "model_options": {"widths": [32, 64, 64]}}
     config = runs.configure(digits, recipes.find("mnist-best"), seed=0, **short)
     result = runs.train(config, digits, tmp_path, "run")
     assert result.summary["test_error_percent"] < 30

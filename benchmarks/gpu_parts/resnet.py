@@ -24,9 +24,10 @@ def _measure(name: str, settings: Settings, save: Save) -> None:
     """Trains once per seed while time remains, but at least once."""
     recipe = recipe_training.find(name)
     if settings.rehearse:
-        recipe = dataclasses.replace(recipe, epochs=1, batch_size=128)
+        recipe = dataclasses.replace(recipe, epochs=1, batch_size=32)
     seeds = range(settings.size(4, 1))
-    trainer = recipe_training.Trainer(settings.dataset("cifar10"), recipe, seeds)
+    dataset = settings.dataset("cifar10", rehearsed=64)
+    trainer = recipe_training.Trainer(dataset, recipe, seeds)
     runs: list[list[dict[str, float]]] = []
     result = {
         "goal_percent": GOALS[name],

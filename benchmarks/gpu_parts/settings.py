@@ -43,10 +43,10 @@ class Settings:
         """Returns the first number, or in a rehearsal the second."""
         return tiny if self.rehearse else full
 
-    def dataset(self, name: str) -> Dataset:
+    def dataset(self, name: str, rehearsed: int = 256) -> Dataset:
         """Returns MNIST or CIFAR-10; in a rehearsal, random images of the same shape."""
         if self.rehearse:
-            return exported.random_dataset(name, 256)
+            return exported.random_dataset(name, rehearsed)
         return exported.read(name, self.folder)
 
 
