@@ -1,7 +1,7 @@
 """Max-pooling and average-pooling."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,8 @@ from dlc_jax.ops.windows import (
 # The gradient takes an operation per position in the window. For larger windows, compilation
 # takes longer than the gradient saves.
 _MAX_WINDOW_SIZE = 32
+# Larger windows are left to XLA for the same reason.
+_MAX_LENGTH = 16
 # For smaller inputs, XLA's own gradient is faster on a GPU.
 _MIN_BYTES = 12 * 2**20
 
@@ -126,7 +128,9 @@ def _xla_max_pool(x: Array, window: Sequence[int], strides: Sequence[int], paddi
 def _cpu_max_pool(x: Array, window: tuple[int, int], strides: Any, padding: Pads) -> Array:
     if _is_tiling(window, strides, padding):
         return _max_over_tiles(x, window)
-    return _xla_max_pool(x, window, strides, padding)
+    if max(window) > _MAX_LENGTH:
+        return _xla_max_pool(x, window, strides, padding)
+    return _max_along_axes(x, window, strides, padding)
 
 
 def _is_tiling(window: Any, strides: Any, padding: Pads) -> bool:
@@ -222,6 +226,20 @@ def _max_over_tiles(x: Array, window: tuple[int, int]) -> Array:
         len(x), height, rows, width, columns, x.shape[3]
     )
     return tiles.max((2, 4))
+
+
+def _max_along_axes(
+    x: Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads
+) -> Array:
+    """Max-pooling along the width, then along the height."""
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    maxima = lax.pad(x, lowest, ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
+    for axis in (2, 1):
+        size, stride = window[axis - 1], strides[axis - 1]
+        count = (maxima.shape[axis] - size) // stride + 1
+        taps = slices(maxima, axis, size, count, stride)
+        maxima = lax.optimization_barrier(reduce(jnp.maximum, taps))
+    return maxima
 
 
 def _positions(
