@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add(
         "--rounds",
         type=command.integer(1),
-        default=5,
+        default=3,
         help="measurements of each program; medians are reported (default: %(default)s)",
     )
     add(
@@ -131,8 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"what to compare with, separated by commas: {', '.join(RIVALS)} (default: all that "
         "are installed; the last two use each core as a device)",
     )
-    add("--random", type=command.integer(0), default=12, help="number of random convolutions")
-    add("--seed", type=command.integer(0), default=0, help="random seed of their shapes")
+    add(
+        "--random",
+        type=command.integer(0),
+        default=12,
+        help="number of random convolutions (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=command.integer(0),
+        default=0,
+        help="random seed of their shapes (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
 
     make_folder(options.output_dir)

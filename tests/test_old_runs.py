@@ -9,7 +9,9 @@ import pytest
 from conftest import Command
 from PIL import Image
 
+from dlc_jax import models
 from dlc_jax.data import Dataset
+from dlc_jax.runs import RunConfig
 from dlc_jax.runs.folder import Run
 
 FOLDER = Path(__file__).parent / "data" / "old_run"
@@ -35,6 +37,23 @@ def test_old_names_are_read() -> None:
         "num_devices": 2,
     }
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new"),
+    [
+        ("googlenet", {"auxiliary": True}, {"aux_logits": True}),
+        ("lenet5", {"rubbish": 4.0}, {"rubbish_penalty": 4.0}),
+        ("tc", {"kinds": 3}, {"features": 3}),
+    ],
+)
+def test_old_options_of_networks_are_read(
+    model: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    values = json.loads((FOLDER / "config.json").read_text())
+    config = RunConfig.from_json(json.dumps(values | {"model": model, "model_options": old}))
+    assert config.model_options == new
+    models.create_abstract(model, **config.model_options)
 
 
 def test_an_old_run_evaluates_to_the_same_error(dlc_jax: Command, old_run: Path) -> None:

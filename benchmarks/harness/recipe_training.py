@@ -11,7 +11,7 @@ from dlc_jax import runs, training
 from dlc_jax.data import ArraySource, Dataset
 from dlc_jax.runs import Recipe, recipes, setup
 from dlc_jax.runs.summary import percent
-from dlc_jax.training import EpochRecord, Progress
+from dlc_jax.training import Progress
 
 
 def find(name: str) -> Recipe:
@@ -34,11 +34,6 @@ def train(
     Returns:
       Seconds of compilation and of training, and the accuracies by epoch.
     """
-
-    class LambdaCallback(training.Callback):
-        def on_epoch_end(self, progress: Progress, record: EpochRecord) -> None:
-            on_epoch_end(record.epoch)
-
     config = runs.configure(dataset, recipe, seed=seed, name=name)
     run = setup.Setup.from_config(config, dataset)
     _, *records = training.train(
@@ -48,7 +43,7 @@ def train(
         progress=Progress(run.state),
         key=run.key,
         test=run.test,
-        callbacks=[LambdaCallback()],
+        callbacks=[training.LambdaCallback(lambda record: on_epoch_end(record.epoch))],
     )
     accuracies = [percent(1 - float(record.test["error"])) for record in records]
     return {

@@ -378,7 +378,7 @@ def _reading(folder: Path) -> Iterator[None]:
             ) from error
         raise InputError(
             f"the prepared dataset in {str(folder)!r} is damaged "
-            f"({type(error).__name__}); delete that folder and run again to prepare it again"
+            f"({type(error).__name__}); delete that folder, and run again to prepare it"
         ) from error
 
 

@@ -32,6 +32,12 @@ _FORMAT_1_NAMES = {
     "translated_test": "tta_translate",
     "devices": "num_devices",
 }
+# Of networks' options, which are in `model_options`.
+_FORMAT_1_MODEL_OPTIONS = {
+    "auxiliary": "aux_logits",
+    "rubbish": "rubbish_penalty",
+    "kinds": "features",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,10 @@ class RunConfig(Recipe):
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """Renames the fields of a configuration of format 1; current names stay."""
     values = {_FORMAT_1_NAMES.get(name, name): value for name, value in values.items()}
+    options = values.get("model_options", {})
+    values["model_options"] = {
+        _FORMAT_1_MODEL_OPTIONS.get(name, name): value for name, value in options.items()
+    }
     epochs = values.pop("whitening_bias_epochs", 0)
     return {"freeze_after": {"whitening_bias": epochs} if epochs else {}, **values}
 

@@ -137,8 +137,8 @@ def check_batch_size(config: RunConfig, dataset: AnyDataset) -> None:
     count = dataset.num_train
     if not 1 <= config.batch_size <= count:
         raise InputError(
-            f"the batch size {config.batch_size} does not match the {count} training examples of "
-            f"{dataset.name}; use 1 to {count}"
+            f"a batch size of {config.batch_size} is out of range for the {count} training "
+            f"examples of {dataset.name}; use 1 to {count}"
         )
     if not dataset.num_test:
         raise InputError(f"{dataset.name} has no test examples; use a dataset with a test split")
