@@ -33,7 +33,10 @@ BETTER_LAYOUT = "torch-better-layout"
 
 @dataclass(frozen=True)
 class Operation:
-    """A convolution or a max-pooling. Convolutions are padded so that stride 1 keeps the size.
+    """A convolution or a max-pooling.
+
+    Convolutions are padded so that stride 1 keeps the size, transposed ones so that the result is
+    larger by the stride.
 
     Attributes:
       networks: Networks that contain it.
@@ -43,6 +46,8 @@ class Operation:
       window: Height and width of the kernel or the window.
       stride: Stride along both axes.
       batch_size: Number of images.
+      groups: Groups of channels and features of a convolution.
+      transposed: Whether a convolution is transposed.
     """
 
     networks: str
@@ -52,15 +57,28 @@ class Operation:
     window: int = 3
     stride: int = 1
     batch_size: int = 64
+    groups: int = 1
+    transposed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The kind of which it is a part of the mean."""
+        if not self.features:
+            return "pooling"
+        if self.transposed:
+            return "transposed convolution"
+        return "convolution" if self.groups == 1 else "grouped convolution"
 
     @property
     def name(self) -> str:
         """A name such as `conv3x3 32x32x64 to 64`."""
         kind = "conv" if self.features else "pool"
+        kind = "transposed" if self.transposed else kind
         stride = f" / {self.stride}" if self.stride > 1 else ""
         shape = f"{self.size}x{self.size}x{self.channels}"
         result = f" to {self.features}" if self.features else ""
-        return f"{kind}{self.window}x{self.window}{stride} {shape}{result}"
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
+        return f"{kind}{self.window}x{self.window}{stride} {shape}{result}{groups}"
 
 
 # ResNet-18 with a 3x3 stem and no stem pooling and VGG-16 on images of 32x32; AlexNet and a part
@@ -104,6 +122,15 @@ OPERATIONS = [
     Operation("alexnet", 23, 64, 0, window=3, stride=2, batch_size=32),
     Operation("googlenet", 12, 192, 0, window=3, stride=1, batch_size=32),
     Operation("lecture", 24, 32, 0, window=3, stride=3, batch_size=100),
+    # The generator of DCGAN (Radford et al. 2015) for 32x32.
+    Operation("dcgan", 4, 256, 128, window=4, stride=2, transposed=True),
+    Operation("dcgan", 8, 128, 64, window=4, stride=2, transposed=True),
+    Operation("dcgan", 16, 64, 3, window=4, stride=2, transposed=True),
+    # MobileNet, ResNeXt-50 and the original AlexNet.
+    Operation("mobilenet", 32, 64, 64, batch_size=32, groups=64),
+    Operation("mobilenet", 16, 128, 128, stride=2, batch_size=32, groups=128),
+    Operation("resnext50", 16, 128, 128, batch_size=32, groups=32),
+    Operation("alexnet", 11, 96, 256, window=5, batch_size=32, groups=2),
 ]
 
 # Multiply-adds in the forward pass of a random convolution.
@@ -115,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.Parser(
         "Time the forward pass and both gradients of the convolutions and poolings of a ResNet-18, "
         "a VGG-16, an AlexNet, a GoogLeNet and the lecture's network, and of some random "
-        "convolutions. Each is a program of its own, on JAX's default single device.",
+        "convolutions, and transposed and grouped convolutions. Each is a program of its own, on "
+        "JAX's default single device.",
         "  python benchmarks/ops.py --rivals torch,xla --rounds 5",
     )
     add = parser.add_argument
@@ -211,10 +239,8 @@ def run(
             progress(operation.name, index, len(operations))
             rows.append(_measure(operation, by_name, rounds))
     measured = {"rounds": rounds, "operations": rows}
-    kinds = {
-        kind: [row for row in rows if row["kind"] == kind] for kind in ("convolution", "pooling")
-    }
-    summary = {kind: _summary(group) for kind, group in kinds.items() if group}
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    summary = {kind: _summary([row for row in rows if row["kind"] == kind]) for kind in kinds}
     return machine.describe() | measured | {"summary": summary}
 
 
@@ -234,7 +260,7 @@ def _measure(operation: Operation, workers: dict[str, Worker], rounds: int) -> d
     return {
         "operation": operation.name,
         "networks": operation.networks,
-        "kind": "convolution" if operation.features else "pooling",
+        "kind": operation.kind,
         "batch_size": operation.batch_size,
         "median_ms": medians,
         "ratio": ratios,

@@ -64,9 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "  python benchmarks/tune_operations.py --check --random 20 --seed 1",
     )
     add = parser.add_argument
-    add("--random", type=command.integer(0), default=60, help="number of random convolutions")
+    add("--random", type=command.integer(0), default=40, help="number of random convolutions")
     add("--seed", type=command.integer(0), default=0, help="random seed of their shapes")
     add("--sections", type=command.names, default=("one", "several"), help="numbers of devices")
+    add(
+        "--without-onednn",
+        action="store_true",
+        help="measure what is used where oneDNN can't be called, and for float64",
+    )
     add(
         "--check",
         action="store_true",
@@ -80,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for section in options.sections:
         measure = check if options.check else tune
         results[section] = measure(
-            shapes if options.check else [*SHAPES, *shapes], shared=section == "several"
+            shapes if options.check else [*SHAPES, *shapes],
+            shared=section == "several",
+            with_onednn=not options.without_onednn,
         )
         lines += [f"{section}:", *(f"  {line}" for line in results[section]["lines"])]
     command.show(lines, [] if options.check else [TABLE], results, options.json)
@@ -104,27 +111,27 @@ def random_shapes(count: int, seed: int) -> list[str]:
     return found
 
 
-def tune(shapes: Sequence[str], *, shared: bool) -> dict[str, Any]:
+def tune(shapes: Sequence[str], *, shared: bool, with_onednn: bool) -> dict[str, Any]:
     """Measures all algorithms, and writes the table after each shape."""
-    name = choice.section(shared)
+    name = choice.section(shared, with_onednn)
     rows: dict[str, Any] = {}
     with running(_worker(shared)) as [worker], command.progress() as progress:
         for index, shape in enumerate(shapes):
             progress(f"{name}: {shape}", index, len(shapes))
-            measured = worker.request(shape=shape)
+            measured = worker.request(shape=shape, with_onednn=with_onednn)
             rows[shape] = _row(measured)
             _write(name, rows)
     return {"lines": [f"{len(rows)} shapes"], "rows": rows}
 
 
-def check(shapes: Sequence[str], *, shared: bool) -> dict[str, Any]:
+def check(shapes: Sequence[str], *, shared: bool, with_onednn: bool) -> dict[str, Any]:
     """Times what is chosen and XLA's own algorithms."""
     rows: dict[str, Any] = {}
     lines = []
     with running(_worker(shared)) as [worker], command.progress() as progress:
         for index, shape in enumerate(shapes):
             progress(shape, index, len(shapes))
-            rows[shape] = worker.request(shape=shape, only_chosen=True)
+            rows[shape] = worker.request(shape=shape, with_onednn=with_onednn, only_chosen=True)
             for part, times in rows[shape].items():
                 name, milliseconds = list(times.items())[-1]
                 ratio = times["xla"] / milliseconds
@@ -146,7 +153,7 @@ def _worker(shared: bool) -> Any:
 
 def _row(measured: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The times of the algorithms relative to XLA's."""
-    row: dict[str, Any] = {
+    return {
         part: {
             name: float(f"{value / times['xla']:.2g}")
             for name, value in times.items()
@@ -154,8 +161,6 @@ def _row(measured: dict[str, dict[str, float]]) -> dict[str, Any]:
         }
         for part, times in measured.items()
     }
-    of_images, of_kernel = (measured[part]["xla"] for part in ("input_gradient", "kernel_gradient"))
-    return row | {"input_share": round(of_images / (of_images + of_kernel), 2)}
 
 
 def _write(section: str, rows: dict[str, Any]) -> None:

@@ -101,18 +101,45 @@ def test_ops_measures_xla() -> None:
         ops.Operation("small", 8, 4, 8, window=1, stride=2, batch_size=2),
         ops.Operation("small", 8, 4, 8, window=3, batch_size=2),
         ops.Operation("small", 8, 4, 0, window=2, stride=2, batch_size=2),
+        ops.Operation("small", 8, 4, 8, window=3, batch_size=2, groups=4),
+        ops.Operation("small", 8, 4, 8, window=4, stride=2, batch_size=2, transposed=True),
     ]
     result = ops.run(rounds=1, rivals=["xla"], operations=operations)
     names = [row["operation"] for row in result["operations"]]
-    assert names == ["conv1x1 / 2 8x8x4 to 8", "conv3x3 8x8x4 to 8", "pool2x2 / 2 8x8x4"]
+    assert names == [
+        "conv1x1 / 2 8x8x4 to 8",
+        "conv3x3 8x8x4 to 8",
+        "pool2x2 / 2 8x8x4",
+        "conv3x3 8x8x4 to 8 in 4 groups",
+        "transposed4x4 / 2 8x8x4 to 8",
+    ]
     for row in result["operations"]:
         medians = row["median_ms"]
         assert row["ratio"]["xla"] == pytest.approx(medians["xla"] / medians["dlc_jax"], rel=0.01)
-    *ratios, pooling = [row["ratio"]["xla"] for row in result["operations"]]
+    *ratios, pooling, grouped, transposed = [row["ratio"]["xla"] for row in result["operations"]]
     summary = result["summary"]["convolution"]["xla"]
     assert summary["geometric_mean"] == pytest.approx(np.sqrt(ratios[0] * ratios[1]), rel=0.01)
     assert summary["minimum"] == min(ratios)
-    assert result["summary"]["pooling"]["xla"]["minimum"] == pooling
+    for kind, ratio in (
+        ("pooling", pooling),
+        ("grouped convolution", grouped),
+        ("transposed convolution", transposed),
+    ):
+        assert result["summary"][kind]["xla"]["minimum"] == ratio
+
+
+@pytest.mark.slow
+def test_networks_measures_a_training_step(benchmark: Command, tmp_path: Path) -> None:
+    options = ["--networks", "lenet5", "--rivals", "torch", "--rounds", 1, "--json"]
+    done = benchmark("networks", *options)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    [row] = result["networks"]
+    medians = row["median_ms"]
+    assert row["ratio"]["torch"] == pytest.approx(medians["torch"] / medians["dlc_jax"], rel=0.01)
+    assert result["summary"]["torch"]["minimum"] == row["ratio"]["torch"]
+    [saved] = tmp_path.glob("*.json")
+    assert json.loads(saved.read_text())["networks"]["networks"] == [row]
 
 
 def test_random_convolutions_are_the_same_for_a_seed() -> None:
@@ -187,7 +214,7 @@ def test_lecture_loads_mnist_by_default(
     assert (done.code, done.err) == (2, "lecture.py: 4000 images, 5 epochs\n")
 
 
-@pytest.mark.parametrize("script", ["lecture", "ops", "cifar10", "startup", "scaling", "gpu"])
+@pytest.mark.parametrize("script", ["lecture", "ops", "networks", "cifar10", "startup", "scaling", "gpu"])
 def test_help_has_an_example(benchmark: Command, script: str) -> None:
     done = benchmark(script, "--help")
     assert done.code == 0

@@ -1,4 +1,5 @@
 import json
+import platform
 import re
 import unittest.mock
 from functools import partial
@@ -11,14 +12,13 @@ import numpy as np
 import oracle
 import pytest
 from conftest import normal
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlc_jax import ops
-from dlc_jax.ops import choice, fourier, im2col, phases, rows, winograd, winograd_strided
-from dlc_jax.ops.space_to_depth import SpaceToDepth
+from dlc_jax.ops import choice, im2col, onednn, winograd
 from dlc_jax.ops.windows import explicit_padding
 
 Shape = tuple[int, ...]
@@ -59,9 +59,8 @@ def compare_convolutions(
 ) -> None:
     """Values and both gradients are within rounding of float64's, or as near as XLA's own.
 
-    `ours` computes these, and perhaps both gradients once more, from images, kernel and the
-    gradient of the result. Rounding is that of sums of terms: some units in the last place of
-    the sum of the terms' absolute values.
+    `ours` computes these from images, kernel and the gradient of the result. Rounding is that of
+    sums of terms: some units in the last place of the sum of the terms' absolute values.
     """
     xla = xla_conv2d(strides, padding)
     cotangent = normal(2, jax.eval_shape(xla, x, kernel).shape, x.dtype)
@@ -72,8 +71,7 @@ def compare_convolutions(
     )
     rivals = None
     unit = float(jnp.finfo(x.dtype).eps)
-    for place, result in enumerate(jax.jit(ours)(x, kernel, cotangent)):
-        part = place if place < 3 else place - 2
+    for part, result in enumerate(jax.jit(ours)(x, kernel, cotangent)):
         assert (result.shape, result.dtype) == (exact[part].shape, x.dtype)
         error = np.abs(np.asarray(result, np.float64) - exact[part]).max()
         if error > units * unit * sizes[part].max():
@@ -94,20 +92,17 @@ def by_conv2d(strides: Any, padding: Any) -> Any:
 
 
 def by_algorithm(algorithm: Any, strides: Any, pads: Any) -> Any:
-    """The parts that an algorithm has, both gradients alone and together, and XLA's others."""
-    window = {"strides": strides, "pads": pads}
+    """The parts that an algorithm has, and XLA's others."""
 
     def part(name: str) -> Any:
         return getattr(algorithm, name, None) or getattr(choice.xla, name)
 
     def values_and_gradients(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
-        alone = (
-            part("input_gradient")(kernel, cotangent, x.shape, **window),
-            part("kernel_gradient")(x, cotangent, kernel.shape, **window),
+        return (
+            part("convolve")(x, kernel, strides, pads),
+            part("input_gradient")(kernel, cotangent, x.shape, strides, pads),
+            part("kernel_gradient")(x, cotangent, kernel.shape, strides, pads),
         )
-        together = getattr(algorithm, "gradients", None)
-        both = together(x, kernel, cotangent, **window) if together else ()
-        return part("convolve")(x, kernel, **window), *alone, *both
 
     return values_and_gradients
 
@@ -129,12 +124,22 @@ def test_conv2d_is_as_accurate_as_xla(
     compare_convolutions(by_conv2d(strides, padding), x, kernel, strides, padding)
 
 
+needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="JAX without oneDNN")
+
+
+@pytest.mark.versions
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="JAX without oneDNN"
+)
+def test_onednn_is_available_on_linux() -> None:
+    assert onednn.is_available()
+
+
 # Every algorithm on shapes of its own, whether `conv2d` would choose it there or not.
+@pytest.mark.versions
 @settings(max_examples=18, deadline=None)
 @given(
-    st.sampled_from(
-        [im2col, fourier, winograd_strided, winograd, rows, phases, SpaceToDepth(choice.xla)]
-    ),
+    st.sampled_from([name for name in choice.ALGORITHMS if name != "xla"]),
     windows(),
     st.integers(1, 3),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -142,50 +147,41 @@ def test_conv2d_is_as_accurate_as_xla(
     st.booleans(),
 )
 def test_algorithms_are_as_accurate_as_xla(
-    algorithm: Any,
+    name: str,
     case: tuple[Shape, tuple[int, int], tuple[int, int], Any],
     features: int,
     dtype: Any,
     pads: Any,
     large: bool,
 ) -> None:
+    assume(name not in ("onednn", "space_to_depth") or onednn.is_available())
     shape, window, strides, _ = case
-    if algorithm in (fourier, winograd, rows):
-        strides = (1, 1)
-    if algorithm is rows:
-        # At most as much padding as the window reads.
-        pads = tuple(
-            tuple(min(pad, w - 1) for pad in pair) for pair, w in zip(pads, window, strict=True)
-        )
-    if isinstance(algorithm, SpaceToDepth):
-        window = tuple(max(w, s) for w, s in zip(window, strides, strict=True))
-        shape = (shape[0], shape[1] + 2, shape[2] + 2, shape[3])
-    if algorithm is winograd_strided:
-        window, strides = (3, window[1]), (2, strides[1])
-        shape = (shape[0], shape[1] + 2, *shape[2:])
-    if algorithm is winograd:
-        window = (3, 3)
+    if name == "winograd":
+        window, strides = (3, 3), (1, 1)
         # Large images have the larger tiles.
         more = 8 if large else 2
         shape = (shape[0], shape[1] + more, shape[2] + more, shape[3])
+    if name == "space_to_depth":
+        window = tuple(max(w, s) for w, s in zip(window, strides, strict=True))
+        shape = (shape[0], shape[1] + 2, shape[2] + 2, shape[3])
     x, kernel = random_images_and_kernel(shape, window, features, dtype)
-    # A transform sums over the whole image, even where the kernel is a single pixel.
-    units = 1 if algorithm is im2col else 4
-    ours = by_algorithm(algorithm, strides, pads)
+    # Winograd's transforms are sums, also where the kernel is a single pixel.
+    units = 4 if name == "winograd" else 1
+    ours = by_algorithm(choice.ALGORITHMS[name], strides, pads)
     compare_convolutions(ours, x, kernel, strides, pads, units)
 
 
-# The lecture's second layer, two wide layers with large and small tiles, a strided one, the
-# lecture's first layer, and one in which no patch of output columns divides the width.
+# Wide layers, one of them with large tiles, a strided one, the lecture's first layer, and one in
+# which no patch of output columns divides the width.
 CASES = [
-    (fourier, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID"),
+    pytest.param(onednn, (16, 8, 8, 32), (5, 5, 32, 32), 1, "VALID", marks=needs_onednn),
     (winograd, (8, 9, 10, 16), (3, 3, 16, 16), 1, "SAME"),
     (winograd, (16, 7, 6, 16), (3, 3, 16, 16), 1, "VALID"),
-    (winograd_strided, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1))),
+    pytest.param(onednn, (26, 13, 12, 64), (3, 3, 64, 64), 2, ((1, 1), (1, 1)), marks=needs_onednn),
     (im2col, (4, 12, 12, 1), (5, 5, 1, 32), 1, "VALID"),
     (im2col, (2, 9, 9, 3), (3, 3, 3, 8), 1, "SAME"),
 ]
-ONE_OF_EACH = [CASES[i] for i in (0, 1, 3, 4)]
+ONE_OF_EACH = [CASES[i] for i in (1, 3, 4)]
 
 
 @pytest.fixture
@@ -212,27 +208,71 @@ def test_chosen_algorithm_is_as_accurate_as_xla(
     choose(chosen)
     x = normal(0, x_shape)
     kernel = normal(1, kernel_shape)
-    called = [unittest.mock.Mock(wraps=f) for f in (chosen.convolve, chosen.gradients)]
-    monkeypatch.setattr(chosen, "convolve", called[0])
-    monkeypatch.setattr(chosen, "gradients", called[1])
+    called = [unittest.mock.Mock(wraps=getattr(chosen, part)) for part in choice.PARTS]
+    for part, mock in zip(choice.PARTS, called, strict=True):
+        monkeypatch.setattr(chosen, part, mock)
     strides = (stride, stride)
     compare_convolutions(by_conv2d(strides, padding), x, kernel, strides, padding)
     assert all(mock.called for mock in called)
 
 
+@pytest.mark.parametrize("with_onednn", [False, pytest.param(True, marks=needs_onednn)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_choices_are_never_measured_to_be_slower_than_xla(shared: bool) -> None:
+def test_choices_are_never_measured_to_be_slower_than_xla(shared: bool, with_onednn: bool) -> None:
     table = json.loads(Path(choice.__file__).with_name("timings.json").read_text())
-    rows_of_table = table[choice.section(shared)]
-    assert len(rows_of_table) >= 60
-    for name, row in rows_of_table.items():
+    rows = table[choice.section(shared, with_onednn)]
+    assert len(rows) >= 60
+    for name, row in rows.items():
         for part in choice.PARTS:
-            algorithm = choice.fastest(part, choice.from_sizes(name), shared=shared)
+            shapes = choice.from_sizes(name)
+            algorithm = choice.fastest(part, shapes, shared=shared, with_onednn=with_onednn)
             assert row[part].get(algorithm, 1.0) <= 1.05, (name, part, algorithm)
 
 
+def calls_onednn(function: Any, *arguments: Any) -> bool:
+    return "__onednn$" in jax.jit(function).lower(*arguments).as_text()
+
+
+@needs_onednn
+def test_onednn_is_called_where_it_is_fastest() -> None:
+    x, kernel = normal(0, (64, 32, 32, 64)), normal(1, (3, 3, 64, 128))
+    assert calls_onednn(partial(ops.conv2d, strides=(2, 2)), x, kernel)
+
+
+def test_programs_that_are_exported_or_divided_by_xla_do_not_call_onednn(choose: Any) -> None:
+    choose(onednn)
+    x, kernel = normal(0, (4, 6, 6, 3)), normal(1, (3, 3, 3, 4))
+    exported = jax.export.export(jax.jit(ops.conv2d))(x, kernel)
+    assert "__onednn$" not in exported.mlir_module()
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    assert not calls_onednn(ops.conv2d, spread, kernel)
+
+
+def test_float64_is_not_rounded() -> None:
+    with jax.enable_x64(True):
+        x, kernel = normal(0, (64, 8, 8, 64), jnp.float64), normal(1, (3, 3, 64, 64), jnp.float64)
+        compare_convolutions(by_conv2d((1, 1), "SAME"), x, kernel, (1, 1), "SAME", units=4)
+
+
+@pytest.mark.parametrize("failure", ["raises", "differs"])
+def test_onednn_that_fails_is_not_called(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*arguments: Any) -> Any:
+        if failure == "raises":
+            raise jax.errors.JaxRuntimeError("NOT_FOUND: no oneDNN in this build")
+        return original(*arguments) + 1
+
+    original = onednn._call
+    monkeypatch.setattr(onednn, "_call", call)
+    monkeypatch.setattr(onednn, "is_available", onednn.is_available.__wrapped__)
+    assert not onednn.is_available()
+    x, kernel = normal(0, (64, 8, 8, 64)), normal(1, (3, 3, 64, 64))
+    assert not calls_onednn(ops.conv2d, x, kernel)
+    compare_convolutions(by_conv2d((1, 1), "SAME"), x, kernel, (1, 1), "SAME", units=4)
+
+
 def test_parts_choose_their_algorithms_independently(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"convolve": "rows", "input_gradient": "phases", "kernel_gradient": "im2col"}
+    names = {"convolve": "winograd", "input_gradient": "phases", "kernel_gradient": "im2col"}
     monkeypatch.setattr(choice, "fastest", lambda part, *_, **__: names[part])
     called = {}
     for part, name in names.items():
@@ -282,6 +322,53 @@ def test_gradients_inside_scan_and_checkpoint() -> None:
     assert_within_rounding(in_loops(x, kernel), [expected, expected])
 
 
+@pytest.mark.versions
+@settings(max_examples=10, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.one_of(
+        st.sampled_from(["SAME", "VALID"]),
+        st.tuples(*[st.tuples(st.integers(3, 5), st.integers(3, 5))] * 2),
+    ),
+)
+def test_conv_transpose_and_its_gradients_equal_xla(
+    shape: Shape, window: tuple[int, int], strides: tuple[int, int], padding: Any
+) -> None:
+    x, kernel = random_images_and_kernel(shape, window, 2, jnp.float32)
+    options = {"strides": strides, "padding": padding}
+    xla = partial(lax.conv_transpose, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    ours = partial(ops.conv_transpose, **options)
+    cotangent = normal(2, jax.eval_shape(xla, x, kernel).shape)
+    results, expected = (both_gradients(f, x, kernel, cotangent=cotangent) for f in (ours, xla))
+    for a, b in zip(results, expected, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_conv_transpose_and_groups_call_onednn() -> None:
+    x, kernel = normal(0, (32, 14, 14, 128)), normal(1, (5, 5, 128, 64))
+    assert calls_onednn(partial(ops.conv_transpose, strides=(2, 2)), x, kernel)
+    assert calls_onednn(partial(ops.conv2d, groups=128), x, kernel[:, :, :1, :1].repeat(128, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "FULL"}, "'FULL' is none of"),
+        ({"strides": (0, 1)}, r"\(0, 1\)"),
+        ({"padding": ((-2, -2), (0, 0))}, "does not fit"),
+    ],
+)
+def test_conv_transpose_names_the_argument_that_is_wrong(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.conv_transpose(jnp.ones((1, 2, 2, 3)), jnp.ones((3, 3, 3, 4)), **options)
+
+
 @pytest.mark.parametrize("groups", [2, 6])
 def test_groups_equal_separate_convolutions(groups: int) -> None:
     x, kernel = random_images_and_kernel((3, 5, 5, 6), (3, 2), 12, jnp.float32)
@@ -297,10 +384,10 @@ def test_groups_equal_separate_convolutions(groups: int) -> None:
         np.testing.assert_allclose(result, np.concatenate(expected, 3), rtol=1e-5, atol=1e-5)
 
 
-# Within an operation explicit axes are automatic ones, whatever the algorithm.
+# Within an operation explicit axes are automatic ones.
 @pytest.mark.parametrize(
     ("axis_type", "chosen", "x_shape", "kernel_shape", "stride", "padding"),
-    [(AxisType.Auto, *case) for case in ONE_OF_EACH] + [(AxisType.Explicit, *ONE_OF_EACH[-1])],
+    [(AxisType.Auto, *ONE_OF_EACH[0]), (AxisType.Explicit, *ONE_OF_EACH[-1])],
 )
 def test_conv2d_of_a_sharded_batch(
     axis_type: AxisType,
@@ -360,19 +447,12 @@ def test_kernel_gradient_inside_shard_map_is_summed_over_devices(
 
 
 @settings(max_examples=6, deadline=None)
-@given(
-    st.sampled_from([im2col, winograd_strided, rows]),
-    windows(),
-    st.sampled_from([jnp.float32, jnp.bfloat16]),
-)
+@given(st.sampled_from([im2col, onednn]), windows(), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_chunks_are_as_accurate_as_xla(
     algorithm: Any, case: tuple[Shape, tuple[int, int], tuple[int, int], Any], dtype: Any
 ) -> None:
+    assume(algorithm is not onednn or onednn.is_available())
     (_, *shape), window, strides, padding = case
-    if algorithm is winograd_strided:
-        window, strides, shape[0] = (3, window[1]), (2, strides[1]), shape[0] + 2
-    if algorithm is rows:
-        strides = (1, 1)
     x, kernel = random_images_and_kernel((6, *shape), window, 3, dtype)
     pads = explicit_padding(x.shape[1:3], window, strides, padding)
     with pytest.MonkeyPatch.context() as patch:

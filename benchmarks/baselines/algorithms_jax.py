@@ -11,35 +11,41 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from dlc_jax import sharding
-from dlc_jax.ops import choice
+from dlc_jax.ops import choice, onednn
+from dlc_jax.ops.windows import out_shape
 
 _BATCH, _REPLICATED = PartitionSpec(sharding.BATCH), PartitionSpec()
 # Duration of all measurements of a program, in seconds, and their number.
 _SECONDS, _MIN_ROUNDS, _MAX_ROUNDS = 0.2, 5, 15
 
 
-def respond(shape: str, only_chosen: bool = False) -> dict[str, dict[str, float]]:
+def respond(
+    shape: str, with_onednn: bool = True, only_chosen: bool = False
+) -> dict[str, dict[str, float]]:
     """Times the parts of a convolution.
 
     Args:
       shape: Name of the shapes, see `choice.from_sizes`.
+      with_onednn: Whether oneDNN is called.
       only_chosen: Whether to time only XLA's own algorithms and those that `conv2d` chooses.
 
     Returns:
       The median milliseconds of each algorithm by part.
     """
+    if not with_onednn:
+        onednn.is_available = lambda: False
     shapes = choice.from_sizes(shape)
     keys = jax.random.split(jax.random.key(0), 3)
-    sizes = shapes.images, shapes.kernel, choice.out_shape(*shapes)
+    sizes = shapes.images, shapes.kernel, out_shape(*shapes)
     x, kernel, grad = map(jax.random.normal, keys, sizes)
     mesh = sharding.cpu_mesh(len(x))
     x, grad = sharding.put_batch((x, grad), mesh)
     arguments = x, sharding.replicate(kernel, mesh), grad
-    measured = {}
+    measured: dict[str, dict[str, float]] = {}
     for part in choice.PARTS:
         programs = {}
         for name in _names(part, shapes, only_chosen, shared=mesh is not None):
-            function: Any = partial(_call, part, name.split(" and "), shapes)
+            function: Any = partial(_call, part, name, shapes)
             if mesh is not None:
                 function = jax.shard_map(
                     function, mesh=mesh, in_specs=(_BATCH, _REPLICATED, _BATCH), out_specs=_BATCH
@@ -52,32 +58,24 @@ def respond(shape: str, only_chosen: bool = False) -> dict[str, dict[str, float]
 def _names(
     part: choice.Part, shapes: choice.Shapes, only_chosen: bool, *, shared: bool
 ) -> list[str]:
-    """The algorithms to time; two, with "and", for both gradients."""
-    if not only_chosen:
-        return ["xla", *(name for name in choice.applicable(part, shapes) if name != "xla")]
-    if part == "gradients":
-        chosen = " and ".join(choice.fastest_for_gradients(shapes, shared=shared))
-    else:
-        chosen = choice.fastest(part, shapes, shared=shared)
-    return ["xla", chosen]
+    """The algorithms to time, XLA's first."""
+    if only_chosen:
+        return ["xla", choice.fastest(part, shapes, shared=shared)]
+    return ["xla", *(name for name in choice.applicable(part, shapes) if name != "xla")]
 
 
 def _call(
-    part: choice.Part, names: list[str], shapes: choice.Shapes, x: Array, kernel: Array, grad: Array
-) -> Any:
-    window = shapes.strides, shapes.pads
-    first, last = (choice.ALGORITHMS[name] for name in (names[0], names[-1]))
+    part: choice.Part, name: str, shapes: choice.Shapes, x: Array, kernel: Array, grad: Array
+) -> Array:
+    module, window = choice.ALGORITHMS[name], (shapes.strides, shapes.pads)
+    result: Array
     if part == "convolve":
-        return first.convolve(x, kernel, *window)
-    if part == "gradients" and first is last and hasattr(first, "gradients"):
-        grad_x, grad_kernel = first.gradients(x, kernel, grad, *window)
-        return grad_x, grad_kernel[None]
-    results = []
-    if part != "kernel_gradient":
-        results.append(first.input_gradient(kernel, grad, x.shape, *window))
-    if part != "input_gradient":
-        results.append(last.kernel_gradient(x, grad, kernel.shape, *window)[None])
-    return results
+        result = module.convolve(x, kernel, *window)
+    elif part == "input_gradient":
+        result = module.input_gradient(kernel, grad, x.shape, *window)
+    else:
+        result = module.kernel_gradient(x, grad, kernel.shape, *window)[None]
+    return result
 
 
 def _medians(programs: dict[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from baselines.server import MIN_SECONDS, serve_operations
 from dlc_jax import ops, sharding
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _BATCH, _REPLICATED = PartitionSpec(sharding.BATCH), PartitionSpec()
 
 
@@ -26,10 +27,12 @@ def _prepare(
     window: int,
     stride: int,
     batch_size: int,
+    groups: int,
+    transposed: bool,
 ) -> Callable[[], float]:
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch_size, size, size, channels))
-    kernel = jax.random.normal(keys[1], (window, window, channels, max(features, 1)))
+    kernel = jax.random.normal(keys[1], (window, window, channels // groups, max(features, 1)))
     before = (window - 1) // 2 if features else 0
     strides, padding = (stride, stride), ((before, before), (before, before))
 
@@ -37,10 +40,15 @@ def _prepare(
         if not features:
             pool = nnx.max_pool if xla else ops.max_pool
             return pool(x, (window, window), strides)
+        if transposed and xla:
+            return lax.conv_transpose(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
+        if transposed:
+            return ops.conv_transpose(x, kernel, strides)
         if not xla:
-            return ops.conv2d(x, kernel, strides, padding)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+            return ops.conv2d(x, kernel, strides, padding, groups=groups)
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=_LAYOUT, feature_group_count=groups
+        )
 
     grad = jax.random.normal(keys[2], jax.eval_shape(operation, x, kernel).shape)
     mesh = sharding.cpu_mesh(batch_size)

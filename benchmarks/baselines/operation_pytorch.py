@@ -21,17 +21,23 @@ def _prepare(
     window: int,
     stride: int,
     batch_size: int,
+    groups: int,
+    transposed: bool,
 ) -> Callable[[], float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     x = torch.randn(batch_size, channels, size, size, device=device)
     x = x.to(memory_format=layout).requires_grad_()
-    kernel = torch.randn(max(features, 1), channels, window, window, device=device)
+    sizes = (channels, features) if transposed else (max(features, 1), channels // groups)
+    kernel = torch.randn(*sizes, window, window, device=device)
     kernel = kernel.to(memory_format=layout).requires_grad_()
 
     def operation() -> torch.Tensor:
+        padding = (window - 1) // 2
+        if transposed:
+            return functional.conv_transpose2d(x, kernel, stride=stride, padding=padding)
         if features:
-            return functional.conv2d(x, kernel, stride=stride, padding=(window - 1) // 2)
+            return functional.conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
         return functional.max_pool2d(x, window, stride)
 
     grad = torch.randn_like(operation())

@@ -71,3 +71,50 @@ def serve_operations(prepare: Callable[..., Callable[[], float]]) -> None:
         return {"milliseconds": 1e3 * measure()}
 
     serve(respond)
+
+
+class NetworkProgram(Protocol):
+    """Training of a network. Each method waits for its results.
+
+    Attributes:
+      steps: Number of steps of a call of `train`.
+    """
+
+    steps: int
+
+    def compile(self) -> None:
+        """Does the work that precedes the first step."""
+
+    def train(self) -> None:
+        """Trains for some steps."""
+
+
+def serve_network(build: Callable[[argparse.Namespace], NetworkProgram]) -> None:
+    """Responds to requests to compile and to train, with the time taken.
+
+    Args:
+      build: Called with the command line; returns the program.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
+    program = build(parser.parse_args())
+
+    def respond(method: str) -> dict[str, float]:
+        if method == "compile":
+            return {"seconds": _seconds(program.compile)}
+        seconds, calls = 0.0, 0
+        while seconds < MIN_SECONDS:
+            seconds, calls = seconds + _seconds(program.train), calls + 1
+        return {"milliseconds": 1e3 * seconds / calls / program.steps}
+
+    serve(respond)
+
+
+def _seconds(function: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -2,14 +2,14 @@
 
 On CPUs it is the one that was fastest for similar shapes, by the table in `timings.json`:
 the time of each algorithm relative to XLA's own, measured by `benchmarks/tune_operations.py`. The
-table has a section for each generation of XLA, and for a device that is alone and devices that
-share a batch.
+table has a section for each generation of XLA, for a device that is alone and devices that share a
+batch, and for computers with and without oneDNN.
 """
 
 import json
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,42 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dlc_jax.ops import (
-    fourier,
-    im2col,
-    im2col_gpu,
-    phases,
-    rows,
-    winograd,
-    winograd_strided,
-    xla,
-)
+from dlc_jax.ops import im2col, im2col_gpu, onednn, phases, space_to_depth, winograd, xla
 from dlc_jax.ops.differentiation import Formulation
-from dlc_jax.ops.im2col import out_shape
-from dlc_jax.ops.space_to_depth import SpaceToDepth
-from dlc_jax.ops.windows import Pads, varying_axes
+from dlc_jax.ops.windows import Pads, out_shape, varying_axes
 
-# "gradients" are both gradients at once, which some algorithms compute faster than each alone.
-Part = Literal["convolve", "input_gradient", "kernel_gradient", "gradients"]
-PARTS: tuple[Part, ...] = ("convolve", "input_gradient", "kernel_gradient", "gradients")
+Part = Literal["convolve", "input_gradient", "kernel_gradient"]
+PARTS: tuple[Part, ...] = ("convolve", "input_gradient", "kernel_gradient")
 
 # The algorithms on CPUs. Each has a function for some of the parts.
 ALGORITHMS: dict[str, Any] = {
     "xla": xla,
     "phases": phases,
     "im2col": im2col,
-    "rows": rows,
     "winograd": winograd,
-    "winograd_strided": winograd_strided,
-    "fourier": fourier,
-    "space_to_depth_xla": SpaceToDepth(xla),
-    "space_to_depth_rows": SpaceToDepth(rows),
-    "space_to_depth_winograd": SpaceToDepth(winograd),
+    "onednn": onednn,
+    "space_to_depth": space_to_depth,
 }
 
 # Another algorithm than XLA's own is used if it is expected to take at most this fraction of
 # its time.
 _MAX_RATIO = 0.93
+# With few groups, a convolution per group is faster than XLA's.
+_MAX_SEPARATE_GROUPS = 4
 # Number of measured shapes that are averaged.
 _NEIGHBORS = 3
 
@@ -99,38 +85,24 @@ def applicable(part: Part, shapes: Shapes) -> list[str]:
     ]
 
 
-def fastest(part: Part, shapes: Shapes, *, shared: bool) -> str:
+def fastest(part: Part, shapes: Shapes, *, shared: bool, with_onednn: bool = True) -> str:
     """The name of the algorithm that is expected to be the fastest on a CPU.
 
     Args:
       part: The part of the convolution.
       shapes: Its shapes.
       shared: Whether several devices share the batch.
+      with_onednn: Whether oneDNN may be called, if it is available.
     """
-    return _fastest(section(shared), part, shapes)[0]
-
-
-def fastest_for_gradients(shapes: Shapes, *, shared: bool) -> tuple[str, str]:
-    """The names of the fastest algorithms for the gradients of the images and of the kernel.
-
-    Args:
-      shapes: The shapes of the convolution.
-      shared: Whether several devices share the batch.
-    """
-    name = section(shared)
-    of_images, images = _fastest(name, "input_gradient", shapes)
-    of_kernel, kernel = _fastest(name, "kernel_gradient", shapes)
-    both, together = _fastest(name, "gradients", shapes)
-    table = _timings()[name]
-    share = _mean_of_nearest(table.distances(shapes), table.input_share)
-    apart = share * images + (1 - share) * kernel
-    return (both, both) if together < apart else (of_images, of_kernel)
+    return _fastest(section(shared, with_onednn and onednn.is_available()), part, shapes)
 
 
 @cache
-def _fastest(name: str, part: Part, shapes: Shapes) -> tuple[str, float]:
-    """The fastest algorithm, and its expected time relative to XLA's."""
-    table = _timings()[name]
+def _fastest(name: str, part: Part, shapes: Shapes) -> str:
+    """The fastest algorithm by a section of the table; XLA's where nothing was measured."""
+    table = _timings().get(name)
+    if table is None:
+        return "xla"
     distances = table.distances(shapes)
     expected = {
         algorithm: math.exp(_mean_of_nearest(distances, table.ratios[part][algorithm]))
@@ -138,7 +110,7 @@ def _fastest(name: str, part: Part, shapes: Shapes) -> tuple[str, float]:
         if algorithm in table.ratios[part]
     }
     best = min(expected, key=lambda algorithm: expected[algorithm], default="xla")
-    return (best, expected[best]) if expected.get(best, 1.0) <= _MAX_RATIO else ("xla", 1.0)
+    return best if expected.get(best, 1.0) <= _MAX_RATIO else "xla"
 
 
 def _mean_of_nearest(distances: np.ndarray, values: np.ndarray) -> float:
@@ -149,12 +121,13 @@ def _mean_of_nearest(distances: np.ndarray, values: np.ndarray) -> float:
     return float((weights * values[nearest]).sum() / weights.sum())
 
 
-def section(shared: bool) -> str:
+def section(shared: bool, with_onednn: bool) -> str:
     """The name of the section of the table for the installed version of JAX."""
     version = tuple(int(number) for number in jax.__version__.split(".")[:2])
     # Since JAX 0.11, XLA's forward convolutions are much faster.
     generation = "0.12" if version >= (0, 11) else "0.10"
-    return f"jax {generation}, {'several devices' if shared else 'one device'}"
+    devices = "several devices" if shared else "one device"
+    return f"jax {generation}, {devices}{'' if with_onednn else ', without oneDNN'}"
 
 
 class _Table(NamedTuple):
@@ -163,12 +136,10 @@ class _Table(NamedTuple):
     Attributes:
       points: Sizes of the measured shapes, see `Shapes.logarithms`.
       ratios: For each part and algorithm, logarithms of its time relative to XLA's.
-      input_share: The share of the images' gradient in XLA's time for both gradients.
     """
 
     points: np.ndarray
-    ratios: dict[str, dict[str, np.ndarray]]
-    input_share: np.ndarray
+    ratios: dict[Part, dict[str, np.ndarray]]
 
     def distances(self, shapes: Shapes) -> np.ndarray:
         return np.abs(self.points - shapes.logarithms).sum(1)
@@ -182,7 +153,7 @@ def _timings() -> dict[str, _Table]:
 
 
 def _read_section(rows: dict[str, Any]) -> _Table:
-    ratios = {
+    ratios: dict[Part, dict[str, np.ndarray]] = {
         part: {
             name: np.log([row[part].get(name, math.nan) for row in rows.values()])
             for name in ALGORITHMS
@@ -191,7 +162,7 @@ def _read_section(rows: dict[str, Any]) -> _Table:
         for part in PARTS
     }
     points = np.stack([from_sizes(name).logarithms for name in rows])
-    return _Table(points, ratios, np.array([row["input_share"] for row in rows.values()]))
+    return _Table(points, ratios)
 
 
 def from_sizes(name: str) -> Shapes:
@@ -211,13 +182,13 @@ def from_sizes(name: str) -> Shapes:
 def on_cpu() -> Formulation:
     """The fastest algorithm of each part on a CPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
         del jointly_mapped
+        with_onednn = like.dtype != jnp.float64 and onednn.is_available()
+        if groups > 1:
+            return onednn if with_onednn else _separate_or_xla(groups)
         shared = bool(varying_axes(like))
-        if part == "gradients":
-            names = fastest_for_gradients(shapes, shared=shared)
-            return tuple(ALGORITHMS[name] for name in names)
-        return ALGORITHMS[fastest(part, shapes, shared=shared)]
+        return ALGORITHMS[fastest(part, shapes, shared=shared, with_onednn=with_onednn)]
 
     return _formulation(choose)
 
@@ -225,11 +196,13 @@ def on_cpu() -> Formulation:
 def on_gpu() -> Formulation:
     """The fastest algorithm on a GPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
+        del part
+        if groups > 1:
+            return _separate_or_xla(groups)
         itemsize = jnp.dtype(like.dtype).itemsize
         fits = im2col_gpu.is_fastest(*shapes, itemsize=itemsize, jointly_mapped=jointly_mapped)
-        module = im2col_gpu if fits else xla
-        return (module, module) if part == "gradients" else module
+        return im2col_gpu if fits else xla
 
     return _formulation(choose)
 
@@ -237,63 +210,85 @@ def on_gpu() -> Formulation:
 def always_xla() -> Formulation:
     """XLA's own algorithms."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, jointly_mapped: bool) -> Any:
-        del like, shapes, jointly_mapped
-        return (xla, xla) if part == "gradients" else xla
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
+        del part, like, shapes, groups, jointly_mapped
+        return xla
 
     return _formulation(choose)
 
 
-def _formulation(choose: Callable[[Part, Array, Shapes, bool], Any]) -> Formulation:
+def _separate_or_xla(groups: int) -> Any:
+    """None, for a convolution per group, if there are few groups."""
+    return None if groups <= _MAX_SEPARATE_GROUPS else xla
+
+
+def _formulation(choose: Callable[[Part, Array, Shapes, int, bool], Any]) -> Formulation:
     """A formulation whose parts are computed by the modules that `choose` returns.
 
-    For "gradients" these are two, of the gradient of the images and of that of the kernel.
+    `choose` returns None if each group is to be computed by itself.
     """
 
-    def chosen(
-        part: Part,
-        like: Array,
-        x_shape: Any,
-        kernel_shape: Any,
-        strides: Any,
-        pads: Any,
-        mapped: bool,
-    ) -> Any:
-        shapes = Shapes(tuple(x_shape), tuple(kernel_shape), tuple(strides), pads)
-        return choose(part, like, shapes, mapped)
+    def convolve(
+        x: Array, kernel: Array, strides: Any, pads: Pads, groups: int, jointly_mapped: bool
+    ) -> Array:
+        def in_groups(x: Array, kernel: Array, groups: int) -> Array:
+            shapes = Shapes(x.shape, kernel.shape, tuple(strides), pads)
+            module = choose("convolve", x, shapes, groups, jointly_mapped)
+            if module is None:
+                return _separately(partial(in_groups, groups=1), x, kernel, groups)
+            return module.convolve(x, kernel, strides, pads, **_groups(groups))
 
-    def convolve(x: Array, kernel: Array, strides: Any, pads: Pads, jointly_mapped: bool) -> Array:
-        module = chosen("convolve", x, x.shape, kernel.shape, strides, pads, jointly_mapped)
-        return module.convolve(x, kernel, strides, pads)
+        return in_groups(x, kernel, groups)
 
     def input_gradient(
-        kernel: Array, grad: Array, x_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
+        kernel: Array,
+        grad: Array,
+        x_shape: Any,
+        strides: Any,
+        pads: Pads,
+        groups: int,
+        jointly_mapped: bool,
     ) -> Array:
-        module = chosen(
-            "input_gradient", grad, x_shape, kernel.shape, strides, pads, jointly_mapped
-        )
-        return module.input_gradient(kernel, grad, x_shape, strides, pads)
+        def in_groups(kernel: Array, grad: Array, groups: int) -> Array:
+            shape = *x_shape[:3], kernel.shape[2] * groups
+            shapes = Shapes(shape, kernel.shape, tuple(strides), pads)
+            module = choose("input_gradient", grad, shapes, groups, jointly_mapped)
+            if module is None:
+                return _separately(partial(in_groups, groups=1), kernel, grad, groups)
+            return module.input_gradient(kernel, grad, shape, strides, pads, **_groups(groups))
+
+        return in_groups(kernel, grad, groups)
 
     def kernel_gradient(
-        x: Array, grad: Array, kernel_shape: Any, strides: Any, pads: Pads, jointly_mapped: bool
+        x: Array,
+        grad: Array,
+        kernel_shape: Any,
+        strides: Any,
+        pads: Pads,
+        groups: int,
+        jointly_mapped: bool,
     ) -> Array:
-        module = chosen(
-            "kernel_gradient", grad, x.shape, kernel_shape, strides, pads, jointly_mapped
-        )
-        return module.kernel_gradient(x, grad, kernel_shape, strides, pads)
+        def in_groups(x: Array, grad: Array, groups: int) -> Array:
+            shape = *kernel_shape[:3], grad.shape[3]
+            shapes = Shapes(x.shape, shape, tuple(strides), pads)
+            module = choose("kernel_gradient", grad, shapes, groups, jointly_mapped)
+            if module is None:
+                return _separately(partial(in_groups, groups=1), x, grad, groups)
+            return module.kernel_gradient(x, grad, shape, strides, pads, **_groups(groups))
 
-    def gradients(
-        x: Array, kernel: Array, grad: Array, strides: Any, pads: Pads, jointly_mapped: bool
-    ) -> tuple[Array, Array]:
-        of_images, of_kernel = chosen(
-            "gradients", grad, x.shape, kernel.shape, strides, pads, jointly_mapped
-        )
-        if of_images is of_kernel and hasattr(of_images, "gradients"):
-            both: tuple[Array, Array] = of_images.gradients(x, kernel, grad, strides, pads)
-            return both
-        return (
-            of_images.input_gradient(kernel, grad, x.shape, strides, pads),
-            of_kernel.kernel_gradient(x, grad, kernel.shape, strides, pads),
-        )
+        return in_groups(x, grad, groups)
 
-    return Formulation(convolve, input_gradient, kernel_gradient, gradients)
+    return Formulation(convolve, input_gradient, kernel_gradient)
+
+
+def _groups(groups: int) -> dict[str, int]:
+    """The keyword that the modules take that compute several groups."""
+    return {"groups": groups} if groups > 1 else {}
+
+
+def _separately(
+    function: Callable[[Array, Array], Array], a: Array, b: Array, groups: int
+) -> Array:
+    """Applies a function to each group of the last axis."""
+    parts = zip(jnp.split(a, groups, 3), jnp.split(b, groups, 3), strict=True)
+    return jnp.concatenate([function(*part) for part in parts], 3)

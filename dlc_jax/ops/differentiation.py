@@ -8,7 +8,7 @@ A convolution is linear in the images and in the kernel, and so are its two grad
 
 Two primitives are closed under differentiation. "conv2d" is a sum of convolutions: that of
 tangents is convolution(dx, kernel) + convolution(x, dkernel). "conv2d_gradients" is one of the
-two gradients or both; computed together, they share intermediate results.
+two gradients or both.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,42 +18,54 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from dlc_jax.ops.im2col import out_shape
 from dlc_jax.ops.primitives import Mapped, add, bind, is_zero, primitive, select, summed, zero_like
-from dlc_jax.ops.windows import Pads
+from dlc_jax.ops.windows import Pads, out_shape
 
 
 class Formulation(NamedTuple):
     """A way to compute a convolution and its gradients.
 
-    All functions take the keywords `strides`, `pads` and `jointly_mapped` (see `primitive`).
+    All functions take the keywords `strides`, `pads`, `groups` and `jointly_mapped` (see
+    `primitive`).
 
     Attributes:
       convolve: Function of (x, kernel).
       input_gradient: Function of (kernel, grad, x_shape).
       kernel_gradient: Function of (x, grad, kernel_shape).
-      gradients: Function of (x, kernel, grad) that returns both gradients.
     """
 
     convolve: Callable[..., Array]
     input_gradient: Callable[..., Array]
     kernel_gradient: Callable[..., Array]
-    gradients: Callable[..., tuple[Array, Array]]
 
 
-def differentiable_conv2d(
-    cpu: Formulation, gpu: Formulation, default: Formulation
-) -> Callable[..., Array]:
-    """A differentiable convolution (x, kernel, strides, padding).
+class Operations(NamedTuple):
+    """Differentiable operations.
+
+    Both take the keywords `strides`, `padding` and `groups`.
+
+    Attributes:
+      convolve: Function of (x, kernel).
+      input_gradient: Function of (kernel, grad, x_shape).
+    """
+
+    convolve: Callable[..., Array]
+    input_gradient: Callable[..., Array]
+
+
+def differentiable(cpu: Formulation, gpu: Formulation, default: Formulation) -> Operations:
+    """Makes differentiable operations of formulations.
 
     Args:
       cpu: Formulation on CPUs.
       gpu: Formulation on GPUs.
-      default: Formulation on other platforms.
+      default: Formulation on other platforms, and in programs that are exported or that XLA
+        divides among CPUs.
     """
-    conv2d = primitive("conv2d", _conv2d_shapes, *map(_sum_of_convolutions, (cpu, gpu, default)))
+    formulations = cpu, gpu, default, default
+    conv2d = primitive("conv2d", _conv2d_shapes, *map(_sum_of_convolutions, formulations))
     gradients = primitive(
-        "conv2d_gradients", _gradients_shapes, *map(_requested_gradients, (cpu, gpu, default))
+        "conv2d_gradients", _gradients_shapes, *map(_requested_gradients, formulations)
     )
     rules = _Rules(conv2d, gradients)
     ad.primitive_jvps[conv2d] = rules.conv2d_jvp
@@ -61,13 +73,20 @@ def differentiable_conv2d(
     ad.primitive_jvps[gradients] = rules.gradients_jvp
     ad.primitive_transposes[gradients] = rules.gradients_transpose
 
-    def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Pads) -> Array:
-        return bind(conv2d, x, kernel, strides=strides, padding=padding)[0]
+    def convolve(x: Array, kernel: Array, **window: Any) -> Array:
+        return bind(conv2d, x, kernel, **window)[0]
 
-    return convolve
+    def input_gradient(
+        kernel: Array, grad: Array, x_shape: tuple[int, ...], **window: Any
+    ) -> Array:
+        shapes = {"x_shape": x_shape, "kernel_shape": kernel.shape}
+        return bind(gradients, kernel, grad, requested=(True, False), **shapes, **window)[0]
+
+    return Operations(convolve, input_gradient)
 
 
-def _conv2d_shapes(*shapes: Any, strides: Any, padding: Pads) -> list[tuple[int, ...]]:
+def _conv2d_shapes(*shapes: Any, strides: Any, padding: Pads, groups: int) -> list[tuple[int, ...]]:
+    del groups
     return [out_shape(shapes[0], shapes[1], strides, padding)]
 
 
@@ -81,11 +100,9 @@ def _gradients_shapes(
 
 
 def _sum_of_convolutions(parts: Formulation) -> Callable[..., list[Array]]:
-    def conv2d(*operands: Array, strides: Any, padding: Pads, jointly_mapped: bool) -> list[Array]:
+    def conv2d(*operands: Array, padding: Pads, **window: Any) -> list[Array]:
         pairs = zip(operands[::2], operands[1::2], strict=True)
-        window = {"strides": strides, "pads": padding, "jointly_mapped": jointly_mapped}
-        terms = [parts.convolve(*pair, **window) for pair in pairs]
-        return [add(*terms)]
+        return [add(*(parts.convolve(*pair, pads=padding, **window) for pair in pairs))]
 
     return conv2d
 
@@ -96,16 +113,18 @@ def _requested_gradients(parts: Formulation) -> Callable[..., list[Array]]:
         x_shape: Any,
         kernel_shape: Any,
         requested: Any,
-        strides: Any,
         padding: Pads,
-        jointly_mapped: bool,
+        **window: Any,
     ) -> list[Array]:
-        window = {"strides": strides, "pads": padding, "jointly_mapped": jointly_mapped}
-        if all(requested):
-            return list(parts.gradients(*operands, **window))
-        if requested[0]:
-            return [parts.input_gradient(*operands, x_shape=x_shape, **window)]
-        return [parts.kernel_gradient(*operands, kernel_shape=kernel_shape, **window)]
+        window["pads"] = padding
+        images, kernels = requested
+        x, kernel, grad = operands[0], operands[-2], operands[-1]
+        results = []
+        if images:
+            results.append(parts.input_gradient(kernel, grad, x_shape=x_shape, **window))
+        if kernels:
+            results.append(parts.kernel_gradient(x, grad, kernel_shape=kernel_shape, **window))
+        return results
 
     return gradients
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dlc_jax.ops.windows import Pads, map_chunks, slices
+from dlc_jax.ops.onednn import matmul
+from dlc_jax.ops.windows import Pads, map_chunks, out_shape, slices
 
 # Patches up to the first size are gathered for the whole batch. Larger ones are gathered in
 # chunks of about the second size, which stay in the cache.
@@ -71,20 +72,6 @@ def kernel_gradient(
     return grad_kernel.astype(x.dtype)
 
 
-def gradients(
-    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
-) -> tuple[Array, Array]:
-    """Both gradients, in the same chunks of the batch."""
-
-    def on_chunk(x: Array, grad: Array) -> tuple[Array, Array]:
-        grad_x = _grad_of_images(x.shape, kernel, grad, strides, pads)
-        return grad_x, _grad_of_kernel(x, kernel.shape, grad, strides, pads)
-
-    max_images = _images_per_chunk(kernel.shape, grad.shape, x.dtype.itemsize)
-    grad_x, grad_kernel = map_chunks(on_chunk, max_images, x, grad)
-    return grad_x, grad_kernel.astype(kernel.dtype)
-
-
 def _bytes_per_image(kernel_shape: Sequence[int], out: Sequence[int], itemsize: int) -> int:
     return math.prod(out[1:3]) * math.prod(kernel_shape[:3]) * itemsize
 
@@ -98,7 +85,7 @@ def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Ar
     out = out_shape(x.shape, kernel.shape, strides, pads)
     shared = _columns_per_patch(kernel.shape, out, strides)
     patches = _patches(x, kernel.shape, out, strides, pads, shared)
-    product = lax.optimization_barrier(patches @ _widened(kernel, shared))
+    product = lax.optimization_barrier(matmul(patches, _widened(kernel, shared)))
     return product.reshape(out)
 
 
@@ -109,21 +96,11 @@ def _grad_of_kernel(
     flat_grad = lax.optimization_barrier(grad).reshape(-1, kernel_shape[3])
     if kernel_shape[2] < _MIN_CHANNELS:
         taps = _taps(x, kernel_shape, grad.shape, strides, pads)
-        grad_kernel = lax.optimization_barrier(taps @ flat_grad)
+        grad_kernel = lax.optimization_barrier(matmul(taps, flat_grad))
     else:
         patches = _patches(x, kernel_shape, grad.shape, strides, pads)
-        grad_kernel = lax.optimization_barrier(flat_grad.T @ patches).T
+        grad_kernel = lax.optimization_barrier(matmul(flat_grad, patches, transpose_a=True)).T
     return grad_kernel.reshape(kernel_shape)
-
-
-def out_shape(
-    x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
-) -> tuple[int, int, int, int]:
-    """The shape of the convolution's result."""
-    height, width = (
-        (x_shape[1 + i] + sum(pads[i]) - kernel_shape[i]) // strides[i] + 1 for i in (0, 1)
-    )
-    return x_shape[0], height, width, kernel_shape[3]
 
 
 def _columns_per_patch(
@@ -191,7 +168,9 @@ def _grad_of_images(
     """The gradients with respect to the patches, summed where these overlap."""
     kernel_height, kernel_width, channels, features = kernel.shape
     flat_grad = lax.optimization_barrier(grad).reshape(-1, features)
-    grad_patches = lax.optimization_barrier(flat_grad @ kernel.reshape(-1, features).T)
+    grad_patches = lax.optimization_barrier(
+        matmul(flat_grad, kernel.reshape(-1, features), transpose_b=True)
+    )
     (top, bottom), (left, right) = pads
     height, width = x_shape[1:3]
     grad_rows = transpose_slices(

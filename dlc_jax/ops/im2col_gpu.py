@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dlc_jax.ops.im2col import out_shape
-from dlc_jax.ops.windows import Pads
+from dlc_jax.ops.windows import Pads, out_shape
 
 # Size of the patches of a batch: of a single network, and of each of several networks.
 _MAX_BYTES, _MAX_BYTES_EACH = 8 * 2**20, 64 * 2**20

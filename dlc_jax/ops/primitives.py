@@ -27,6 +27,7 @@ def primitive(
     cpu: Callable[..., Sequence[Array]],
     gpu: Callable[..., Sequence[Array]],
     default: Callable[..., Sequence[Array]],
+    portable: Callable[..., Sequence[Array]] | None = None,
 ) -> Primitive:
     """Defines a primitive without differentiation rules. Apply it with `bind`.
 
@@ -40,6 +41,8 @@ def primitive(
       cpu: Implementation on CPUs.
       gpu: Implementation on GPUs.
       default: Implementation on other platforms.
+      portable: Implementation on CPUs in programs that are exported, or that XLA divides among
+        devices; by default `cpu`.
     """
     new = Primitive(name)
     new.multiple_results = True
@@ -59,7 +62,7 @@ def primitive(
             for shape in shapes(*inner, **params)
         ]
 
-    def lowered(function: Callable[..., Any]) -> Any:
+    def lowered(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Array, mapped: Mapped, precision: Any, **params: Any) -> list[Array]:
             jointly_mapped = any(sum(flags) > 1 for _, flags in mapped)
             with jax.default_matmul_precision(precision):
@@ -69,10 +72,14 @@ def primitive(
 
         return mlir.lower_fun(run, multiple_results=True)
 
+    def lowered_on_cpu(context: Any, *operands: Any, **params: Any) -> Any:
+        function = portable if portable is not None and _is_portable(context) else cpu
+        return lowered(function)(context, *operands, **params)
+
     new.def_impl(partial(xla.apply_primitive, new))
     new.def_abstract_eval(abstract)
     mlir.register_lowering(new, lowered(default))
-    mlir.register_lowering(new, lowered(cpu), platform="cpu")
+    mlir.register_lowering(new, lowered_on_cpu, platform="cpu")
     mlir.register_lowering(new, lowered(gpu), platform="gpu")
     batching.primitive_batchers[new] = partial(_batched, new)
     return new
@@ -120,6 +127,17 @@ def is_zero(x: Any) -> bool:
 def zero_like(x: Any) -> ad.Zero:
     """The symbolic zero that is the tangent of a constant."""
     return ad.Zero(jax.typeof(x).to_tangent_aval())
+
+
+def _is_portable(context: Any) -> bool:
+    """Whether a program is exported, or divided among devices by XLA rather than `shard_map`."""
+    module = context.module_context
+    if module.lowering_parameters.for_export:
+        return True
+    axes = module.axis_context
+    if hasattr(axes, "manual_axes"):
+        return frozenset(axes.manual_axes) != frozenset(axes.mesh.axis_names)
+    return (getattr(axes, "num_devices", None) or 1) > 1
 
 
 def _over_examples(function: Callable[..., Any], mapped: Mapped) -> Callable[..., Any]:

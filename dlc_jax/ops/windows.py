@@ -120,6 +120,16 @@ def varying_axes(x: Array) -> frozenset[str]:
     return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
 
 
+def out_shape(
+    x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+) -> tuple[int, int, int, int]:
+    """The shape of the convolution's result."""
+    height, width = (
+        (x_shape[1 + i] + sum(pads[i]) - kernel_shape[i]) // strides[i] + 1 for i in (0, 1)
+    )
+    return x_shape[0], height, width, kernel_shape[3]
+
+
 def slices(x: Array, axis: int, taps: int, count: int, stride: int) -> list[Array]:
     """The `count` values of `x` along `axis` that each tap of a window reads."""
     last = (count - 1) * stride + 1

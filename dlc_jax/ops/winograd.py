@@ -12,14 +12,14 @@ strided slices, along the rows first.
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dlc_jax.ops.im2col import out_shape
-from dlc_jax.ops.windows import Pads, map_chunks, slices
+from dlc_jax.ops.onednn import matmul
+from dlc_jax.ops.windows import Pads, map_chunks, out_shape, slices
 
 
 class _Algorithm(NamedTuple):
@@ -97,13 +97,13 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Arr
     out = out_shape(x.shape, kernel.shape, strides, pads)
     algorithm, max_images = _choose(kernel.shape, out)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    taps = kernel.astype(dtype).reshape(9, *kernel.shape[2:])
-    spectrum = _product(_in_two_dimensions(algorithm.kernel), taps)
+    spectrum = _spectrum(algorithm, kernel.astype(dtype))
 
     def on_chunk(x: Array) -> tuple[Array, None]:
         images = _padded(algorithm, x.astype(dtype), 1, out, pads)
         images = _transform(algorithm.image, images, 1, algorithm.tile)
-        products = _by_position(images.reshape(len(spectrum), -1, x.shape[3]), spectrum)
+        flat = images.reshape(len(spectrum), -1, x.shape[3])
+        products = lax.optimization_barrier(matmul(flat, spectrum))
         tiles = _product(_in_two_dimensions(algorithm.inverse), products)
         return _joined(algorithm, tiles, (len(x), *out[1:])).astype(x.dtype), None
 
@@ -116,7 +116,18 @@ def input_gradient(
 ) -> Array:
     """The gradient with respect to the images, computed in at least float32."""
     del strides
-    return _gradients(None, kernel, grad, x_shape, kernel.shape, pads)[0]
+    algorithm, max_images = _choose(kernel.shape, grad.shape)
+    dtype = jnp.promote_types(grad.dtype, jnp.float32)
+    spectrum = _spectrum(algorithm, kernel.astype(dtype))
+
+    def on_chunk(grad: Array) -> tuple[Array, None]:
+        products = _grad_of_inverse(algorithm, grad.astype(dtype))
+        flat = products.reshape(len(spectrum), -1, grad.shape[3])
+        tiles = lax.optimization_barrier(matmul(flat, spectrum, transpose_b=True))
+        tiles = tiles.reshape(*products.shape[:-1], x_shape[3])
+        return _grad_of_images(algorithm, tiles, x_shape, pads).astype(grad.dtype), None
+
+    return map_chunks(on_chunk, max_images, grad)[0]
 
 
 def kernel_gradient(
@@ -124,59 +135,19 @@ def kernel_gradient(
 ) -> Array:
     """The gradient with respect to the kernel, computed in at least float32."""
     del strides
-    return _gradients(x, None, grad, x.shape, kernel_shape, pads)[1]
-
-
-def gradients(
-    x: Array, kernel: Array, grad: Array, strides: Sequence[int], pads: Pads
-) -> tuple[Array, Array]:
-    """Both gradients, which share the transformed gradient of the result, in chunks."""
-    del strides
-    return _gradients(x, kernel, grad, x.shape, kernel.shape, pads)
-
-
-def _gradients(
-    x: Array | None,
-    kernel: Array | None,
-    grad: Array,
-    x_shape: Sequence[int],
-    kernel_shape: Sequence[int],
-    pads: Pads,
-) -> tuple[Any, Any]:
-    """The gradient of the images if `kernel` is given, that of the kernel if `x` is given."""
     algorithm, max_images = _choose(kernel_shape, grad.shape)
     dtype = jnp.promote_types(grad.dtype, jnp.float32)
-    kernel_matrix = _in_two_dimensions(algorithm.kernel)
-    spectrum = None
-    if kernel is not None:
-        taps = kernel.astype(dtype).reshape(9, *kernel_shape[2:]).transpose(0, 2, 1)
-        spectrum = _product(kernel_matrix, lax.optimization_barrier(taps))
+    matrix = _in_two_dimensions(algorithm.kernel)
 
-    def on_chunk(grad: Array, x: Array | None = None) -> tuple[Any, Any]:
-        grad_x = grad_spectrum = None
-        # A product over tiles needs its first factor transposed. Transposing the images is cheaper
-        # than transposing their transforms; images then are the last axis. The tiles of the other
-        # factor have to be in the same order.
-        products = lax.optimization_barrier(grad.astype(dtype).transpose(1, 2, 0, 3))
-        products = _grad_of_inverse(algorithm, products)
-        of_products = products.reshape(len(kernel_matrix), -1, grad.shape[3])
-        if x is not None:
-            images = lax.optimization_barrier(x.astype(dtype).transpose(3, 1, 2, 0))
-            images = _padded(algorithm, images, 1, grad.shape, pads)
-            images = _transform(algorithm.image, images, 1, algorithm.tile)
-            of_images = images.reshape(len(kernel_matrix), x.shape[3], -1)
-            grad_spectrum = _by_position(of_images, of_products)
-        if spectrum is not None:
-            tiles = _by_position(of_products, spectrum)
-            tiles = tiles.reshape(*products.shape[:-1], x_shape[3])
-            grad_x = _grad_of_images(algorithm, tiles, x_shape, pads).astype(grad.dtype)
-        return grad_x, grad_spectrum
+    def on_chunk(x: Array, grad: Array) -> tuple[None, Array]:
+        images = _padded(algorithm, x.astype(dtype), 1, grad.shape, pads)
+        images = _transform(algorithm.image, images, 1, algorithm.tile)
+        products = _grad_of_inverse(algorithm, grad.astype(dtype))
+        flat = (part.reshape(len(matrix), -1, part.shape[-1]) for part in (images, products))
+        return None, lax.optimization_barrier(matmul(*flat, transpose_a=True))
 
-    grad_x, grad_spectrum = map_chunks(on_chunk, max_images, grad, *([] if x is None else [x]))
-    if grad_spectrum is None:
-        return grad_x, None
-    grad_kernel = _product(kernel_matrix.T, grad_spectrum).reshape(kernel_shape)
-    return grad_x, grad_kernel.astype(grad.dtype)
+    _, grad_spectrum = map_chunks(on_chunk, max_images, x, grad)
+    return _product(matrix.T, grad_spectrum).reshape(kernel_shape).astype(grad.dtype)
 
 
 def _choose(kernel_shape: Sequence[int], out: Sequence[int]) -> tuple[_Algorithm, int]:
@@ -197,8 +168,9 @@ def _product(matrix: np.ndarray, x: Array) -> Array:
     return lax.optimization_barrier(product).reshape(len(matrix), *x.shape[1:])
 
 
-def _by_position(a: Array, b: Array) -> Array:
-    return lax.optimization_barrier(lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,)))))
+def _spectrum(algorithm: _Algorithm, kernel: Array) -> Array:
+    """The transformed kernel, [products, channels, features]."""
+    return _product(_in_two_dimensions(algorithm.kernel), kernel.reshape(9, *kernel.shape[2:]))
 
 
 def _sums(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
@@ -243,21 +215,21 @@ def _joined(algorithm: _Algorithm, y: Array, out: Sequence[int]) -> Array:
 
 
 def _grad_of_inverse(algorithm: _Algorithm, grad: Array) -> Array:
-    """The gradient of the products, from that of feature maps [height, width, ...]."""
+    """The gradient of the products, from that of feature maps."""
     tile = algorithm.tile
-    padding = [(0, -size % tile) for size in grad.shape[:2]]
-    return _transform(algorithm.inverse.T, jnp.pad(grad, [*padding, (0, 0), (0, 0)]), 0, tile)
+    padding = [(0, -size % tile) for size in grad.shape[1:3]]
+    return _transform(algorithm.inverse.T, jnp.pad(grad, [(0, 0), *padding, (0, 0)]), 1, tile)
 
 
 def _grad_of_images(
     algorithm: _Algorithm, tiles: Array, x_shape: Sequence[int], pads: Pads
 ) -> Array:
-    """The gradient of images, from tiles [products, products, rows, columns, images, channels]."""
+    """The gradient of images, from tiles [products, products, images, rows, columns, channels]."""
     columns = [tiles[:, i] for i in range(tiles.shape[1])]
-    by_row = _overlapped(algorithm, _sums(algorithm.image.T, columns), 2)
-    padded = _overlapped(algorithm, _sums(algorithm.image.T, list(by_row)), 0)
+    by_row = _overlapped(algorithm, _sums(algorithm.image.T, columns), 3)
+    padded = _overlapped(algorithm, _sums(algorithm.image.T, list(by_row)), 1)
     (top, _), (left, _) = pads
-    return padded[top : top + x_shape[1], left : left + x_shape[2]].transpose(2, 0, 1, 3)
+    return padded[:, top : top + x_shape[1], left : left + x_shape[2]]
 
 
 def _overlapped(algorithm: _Algorithm, parts: list[Array], axis: int) -> Array:

@@ -1,7 +1,6 @@
 """XLA's own convolution and its gradients."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,19 +33,33 @@ def convolve(
 
 
 def input_gradient(
-    kernel: Array, grad: Array, x_shape: Sequence[int], strides: Sequence[int], pads: Pads
+    kernel: Array,
+    grad: Array,
+    x_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+    groups: int = 1,
 ) -> Array:
     """The gradient with respect to the images, as JAX derives it."""
-    return _transpose(partial(convolve, kernel=kernel, strides=strides, pads=pads), x_shape, grad)
+
+    def of_images(x: Array) -> Array:
+        return convolve(x, kernel, strides, pads, groups=groups)
+
+    return _transpose(of_images, x_shape, grad)
 
 
 def kernel_gradient(
-    x: Array, grad: Array, kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
+    x: Array,
+    grad: Array,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+    groups: int = 1,
 ) -> Array:
     """The gradient with respect to the kernel, as JAX derives it."""
 
     def of_kernel(kernel: Array) -> Array:
-        return convolve(x, kernel, strides, pads)
+        return convolve(x, kernel, strides, pads, groups=groups)
 
     return _transpose(of_kernel, kernel_shape, grad)
 
