@@ -43,6 +43,8 @@ SHAPES = [
     "16x14x14x256 to 1024, kernel 1, stride 1",
     "100x28x28x1 to 32, kernel 5, stride 1",
     "100x12x12x32 to 64, kernel 5, stride 1",
+    "100x28x28x1 to 32, kernel 5, stride 1, valid",
+    "100x8x8x32 to 64, kernel 5, stride 1, valid",
     "32x12x12x16 to 32, kernel 5, stride 1",
     "32x11x11x64 to 192, kernel 5, stride 1",
     "32x96x96x3 to 64, kernel 11, stride 4",
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.Parser(
         "Time every algorithm of conv2d for the forward pass and each gradient of many "
         "convolutions, relative to XLA's own, and write the table by which conv2d chooses "
-        f"({TABLE.name}). Only the sections of the installed version of JAX are replaced.",
+        f"({TABLE.name}). The table in the repository is measured with the newest JAX.",
         "  python benchmarks/tune_operations.py\n"
         "  python benchmarks/tune_operations.py --check --random 20 --seed 1",
     )
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="measure what is used where oneDNN can't be called, and for float64",
     )
+    add("--keep", action="store_true", help="only measure shapes that the table lacks")
     add(
         "--check",
         action="store_true",
@@ -83,12 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines: list[str] = []
     results: dict[str, Any] = {}
     for section in options.sections:
-        measure = check if options.check else tune
-        results[section] = measure(
-            shapes if options.check else [*SHAPES, *shapes],
-            shared=section == "several",
-            with_onednn=not options.without_onednn,
-        )
+        where: dict[str, bool] = {
+            "shared": section == "several",
+            "with_onednn": not options.without_onednn,
+        }
+        if options.check:
+            results[section] = check(shapes, **where)
+        else:
+            results[section] = tune([*SHAPES, *shapes], **where, keep=options.keep)
         lines += [f"{section}:", *(f"  {line}" for line in results[section]["lines"])]
     command.show(lines, [] if options.check else [TABLE], results, options.json)
 
@@ -111,17 +116,42 @@ def random_shapes(count: int, seed: int) -> list[str]:
     return found
 
 
-def tune(shapes: Sequence[str], *, shared: bool, with_onednn: bool) -> dict[str, Any]:
-    """Measures all algorithms, and writes the table after each shape."""
+def tune(
+    shapes: Sequence[str], *, shared: bool, with_onednn: bool, keep: bool = False
+) -> dict[str, Any]:
+    """Measures all algorithms, and writes the table after each shape.
+
+    Args:
+      shapes: Names of the convolutions.
+      shared: Whether each core is a device.
+      with_onednn: Whether oneDNN is called.
+      keep: Whether shapes that the table has are not measured again.
+    """
     name = choice.section(shared, with_onednn)
-    rows: dict[str, Any] = {}
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    rows: dict[str, Any] = table.get(name, {}) if keep else {}
+    missing = [shape for shape in shapes if shape not in rows]
     with running(_worker(shared)) as [worker], command.progress() as progress:
-        for index, shape in enumerate(shapes):
-            progress(f"{name}: {shape}", index, len(shapes))
+        for index, shape in enumerate(missing):
+            progress(f"{name}: {shape}", index, len(missing))
             measured = worker.request(shape=shape, with_onednn=with_onednn)
-            rows[shape] = _row(measured)
+            rows[shape] = _row(measured) | _together(worker, shape, measured, with_onednn)
             _write(name, rows)
-    return {"lines": [f"{len(rows)} shapes"], "rows": rows}
+    return {"lines": [f"{len(missing)} shapes measured, {len(rows)} in all"], "rows": rows}
+
+
+def _together(
+    worker: Worker, shape: str, measured: dict[str, dict[str, float]], with_onednn: bool
+) -> dict[str, Any]:
+    """The times of all parts by one algorithm, relative to the fastest algorithm of each."""
+    fastest = {part: min(times, key=lambda name: times[name]) for part, times in measured.items()}
+    sharing = [name for name in choice.SHARING if all(name in t for t in measured.values())]
+    if not sharing:
+        return {}
+    programs = [fastest, *(dict.fromkeys(measured, name) for name in sharing)]
+    times = worker.request(shape=shape, with_onednn=with_onednn, together=programs)["together"]
+    ratios = {name: times[str(i)] / times["0"] for i, name in enumerate(sharing, 1)}
+    return {"together": {name: float(f"{ratio:.2g}") for name, ratio in ratios.items()}}
 
 
 def check(shapes: Sequence[str], *, shared: bool, with_onednn: bool) -> dict[str, Any]:

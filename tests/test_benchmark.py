@@ -214,7 +214,9 @@ def test_lecture_loads_mnist_by_default(
     assert (done.code, done.err) == (2, "lecture.py: 4000 images, 5 epochs\n")
 
 
-@pytest.mark.parametrize("script", ["lecture", "ops", "networks", "cifar10", "startup", "scaling", "gpu"])
+@pytest.mark.parametrize(
+    "script", ["lecture", "ops", "networks", "cifar10", "startup", "scaling", "gpu"]
+)
 def test_help_has_an_example(benchmark: Command, script: str) -> None:
     done = benchmark(script, "--help")
     assert done.code == 0

@@ -221,12 +221,38 @@ def test_chosen_algorithm_is_as_accurate_as_xla(
 def test_choices_are_never_measured_to_be_slower_than_xla(shared: bool, with_onednn: bool) -> None:
     table = json.loads(Path(choice.__file__).with_name("timings.json").read_text())
     rows = table[choice.section(shared, with_onednn)]
-    assert len(rows) >= 60
+    assert len(rows) >= (60 if with_onednn else 40)
     for name, row in rows.items():
+        shapes = choice.from_sizes(name)
         for part in choice.PARTS:
-            shapes = choice.from_sizes(name)
+            if part != "convolve":
+                in_loop = choice.fastest(
+                    part, shapes, shared=shared, in_loop=True, with_onednn=with_onednn
+                )
+                assert in_loop not in ("xla", "phases")
             algorithm = choice.fastest(part, shapes, shared=shared, with_onednn=with_onednn)
             assert row[part].get(algorithm, 1.0) <= 1.05, (name, part, algorithm)
+
+
+def test_the_choice_knows_whether_it_is_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(part: Any, shapes: Any, *, in_loop: bool, **options: Any) -> str:
+        asked.append((part, in_loop))
+        return "im2col"
+
+    monkeypatch.setattr(choice, "fastest", choose)
+    x, kernel = normal(0, (3, 2, 5, 5, 2)), normal(1, (3, 3, 2, 4))
+    grad = jax.grad(partial(mean_square, stride=1, padding="SAME"), (0, 1))
+
+    def step(total: Any, x: jax.Array) -> Any:
+        return jax.tree.map(jnp.add, total, grad(x, kernel)), None
+
+    jax.jit(lambda x: lax.scan(step, (x[0], kernel), x)).lower(x)
+    assert set(asked) == {(part, True) for part in choice.PARTS}
+    asked.clear()
+    jax.jit(grad).lower(x[0], kernel)
+    assert set(asked) == {(part, False) for part in choice.PARTS}
 
 
 def calls_onednn(function: Any, *arguments: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import unittest.mock
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,10 @@ _SECONDS, _MIN_ROUNDS, _MAX_ROUNDS = 0.2, 5, 15
 
 
 def respond(
-    shape: str, with_onednn: bool = True, only_chosen: bool = False
+    shape: str,
+    with_onednn: bool = True,
+    only_chosen: bool = False,
+    together: list[dict[str, str]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Times the parts of a convolution.
 
@@ -28,12 +32,14 @@ def respond(
       shape: Name of the shapes, see `choice.from_sizes`.
       with_onednn: Whether oneDNN is called.
       only_chosen: Whether to time only XLA's own algorithms and those that `conv2d` chooses.
+      together: Algorithms by part, to be timed as programs of all parts instead.
 
     Returns:
-      The median milliseconds of each algorithm by part.
+      The median milliseconds of each algorithm by part; of "together", those of each program, by
+      its number.
     """
     if not with_onednn:
-        onednn.is_available = lambda: False
+        unittest.mock.patch.object(onednn, "is_available", lambda: False).start()
     shapes = choice.from_sizes(shape)
     keys = jax.random.split(jax.random.key(0), 3)
     sizes = shapes.images, shapes.kernel, out_shape(*shapes)
@@ -41,17 +47,25 @@ def respond(
     mesh = sharding.cpu_mesh(len(x))
     x, grad = sharding.put_batch((x, grad), mesh)
     arguments = x, sharding.replicate(kernel, mesh), grad
+
+    def compiled(function: Any) -> Any:
+        if mesh is not None:
+            function = jax.shard_map(
+                function, mesh=mesh, in_specs=(_BATCH, _REPLICATED, _BATCH), out_specs=_BATCH
+            )
+        return partial(jax.jit(function).lower(*arguments).compile(), *arguments)
+
+    if together is not None:
+        programs = {
+            str(i): compiled(partial(_call, names, shapes)) for i, names in enumerate(together)
+        }
+        return {"together": _medians(programs)}
     measured: dict[str, dict[str, float]] = {}
     for part in choice.PARTS:
-        programs = {}
-        for name in _names(part, shapes, only_chosen, shared=mesh is not None):
-            function: Any = partial(_call, part, name, shapes)
-            if mesh is not None:
-                function = jax.shard_map(
-                    function, mesh=mesh, in_specs=(_BATCH, _REPLICATED, _BATCH), out_specs=_BATCH
-                )
-            programs[name] = partial(jax.jit(function).lower(*arguments).compile(), *arguments)
-        measured[part] = _medians(programs)
+        names = _names(part, shapes, only_chosen, shared=mesh is not None)
+        measured[part] = _medians(
+            {name: compiled(partial(_call, {part: name}, shapes)) for name in names}
+        )
     return measured
 
 
@@ -65,17 +79,20 @@ def _names(
 
 
 def _call(
-    part: choice.Part, name: str, shapes: choice.Shapes, x: Array, kernel: Array, grad: Array
-) -> Array:
-    module, window = choice.ALGORITHMS[name], (shapes.strides, shapes.pads)
-    result: Array
-    if part == "convolve":
-        result = module.convolve(x, kernel, *window)
-    elif part == "input_gradient":
-        result = module.input_gradient(kernel, grad, x.shape, *window)
-    else:
-        result = module.kernel_gradient(x, grad, kernel.shape, *window)[None]
-    return result
+    names: dict[str, str], shapes: choice.Shapes, x: Array, kernel: Array, grad: Array
+) -> list[Array]:
+    window = shapes.strides, shapes.pads
+    modules = {part: choice.ALGORITHMS[name] for part, name in names.items()}
+    results = []
+    if "convolve" in modules:
+        results.append(modules["convolve"].convolve(x, kernel, *window))
+    if "input_gradient" in modules:
+        module = modules["input_gradient"]
+        results.append(module.input_gradient(kernel, grad, x.shape, *window))
+    if "kernel_gradient" in modules:
+        module = modules["kernel_gradient"]
+        results.append(module.kernel_gradient(x, grad, kernel.shape, *window)[None])
+    return results
 
 
 def _medians(programs: dict[str, Any]) -> dict[str, float]:

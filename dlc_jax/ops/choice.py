@@ -1,9 +1,9 @@
 """Which algorithm computes a part of a convolution: its forward pass or one of its gradients.
 
 On CPUs it is the one that was fastest for similar shapes, by the table in `timings.json`:
-the time of each algorithm relative to XLA's own, measured by `benchmarks/tune_operations.py`. The
-table has a section for each generation of XLA, for a device that is alone and devices that share a
-batch, and for computers with and without oneDNN.
+the time of each algorithm relative to XLA's own, measured by `benchmarks/tune_operations.py` with
+JAX 0.12. The table has sections for a device that is alone and devices that share a batch, and for
+computers with and without oneDNN.
 """
 
 import json
@@ -13,13 +13,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dlc_jax.ops import im2col, im2col_gpu, onednn, phases, space_to_depth, winograd, xla
+from dlc_jax.ops import fourier, im2col, im2col_gpu, onednn, phases, space_to_depth, winograd, xla
 from dlc_jax.ops.differentiation import Formulation
+from dlc_jax.ops.primitives import Context
 from dlc_jax.ops.windows import Pads, out_shape, varying_axes
 
 Part = Literal["convolve", "input_gradient", "kernel_gradient"]
@@ -32,8 +32,12 @@ ALGORITHMS: dict[str, Any] = {
     "im2col": im2col,
     "winograd": winograd,
     "onednn": onednn,
+    "fourier": fourier,
     "space_to_depth": space_to_depth,
 }
+
+# The parts of this algorithm share transformed images, kernels and gradients.
+SHARING: tuple[str, ...] = ("fourier",)
 
 # Another algorithm than XLA's own is used if it is expected to take at most this fraction of
 # its time.
@@ -85,32 +89,42 @@ def applicable(part: Part, shapes: Shapes) -> list[str]:
     ]
 
 
-def fastest(part: Part, shapes: Shapes, *, shared: bool, with_onednn: bool = True) -> str:
+def fastest(
+    part: Part, shapes: Shapes, *, shared: bool, in_loop: bool = False, with_onednn: bool = True
+) -> str:
     """The name of the algorithm that is expected to be the fastest on a CPU.
 
     Args:
       part: The part of the convolution.
       shapes: Its shapes.
       shared: Whether several devices share the batch.
+      in_loop: Whether it is in the body of a loop, as in training. There, XLA's own gradients are
+        very slow, and all parts of an algorithm are likely to be computed.
       with_onednn: Whether oneDNN may be called, if it is available.
     """
-    return _fastest(section(shared, with_onednn and onednn.is_available()), part, shapes)
+    name = section(shared, with_onednn and onednn.is_available())
+    return _fastest(name, part, shapes, in_loop)
 
 
 @cache
-def _fastest(name: str, part: Part, shapes: Shapes) -> str:
-    """The fastest algorithm by a section of the table; XLA's where nothing was measured."""
-    table = _timings().get(name)
-    if table is None:
-        return "xla"
+def _fastest(name: str, part: Part, shapes: Shapes, in_loop: bool) -> str:
+    """The fastest algorithm by a section of the table."""
+    table = _timings()[name]
     distances = table.distances(shapes)
+    names = applicable(part, shapes)
+    for algorithm, ratios in table.together.items() if in_loop else ():
+        if algorithm in names and math.exp(_mean_of_nearest(distances, ratios)) <= _MAX_RATIO:
+            return algorithm
     expected = {
         algorithm: math.exp(_mean_of_nearest(distances, table.ratios[part][algorithm]))
-        for algorithm in applicable(part, shapes)
+        for algorithm in names
         if algorithm in table.ratios[part]
     }
-    best = min(expected, key=lambda algorithm: expected[algorithm], default="xla")
-    return best if expected.get(best, 1.0) <= _MAX_RATIO else "xla"
+    if in_loop and part != "convolve":
+        expected = {name: expected[name] for name in expected if name != "phases"}
+    elif min(expected.values(), default=1.0) > _MAX_RATIO:
+        return "xla"
+    return min(expected, key=lambda algorithm: expected[algorithm], default="xla")
 
 
 def _mean_of_nearest(distances: np.ndarray, values: np.ndarray) -> float:
@@ -122,12 +136,9 @@ def _mean_of_nearest(distances: np.ndarray, values: np.ndarray) -> float:
 
 
 def section(shared: bool, with_onednn: bool) -> str:
-    """The name of the section of the table for the installed version of JAX."""
-    version = tuple(int(number) for number in jax.__version__.split(".")[:2])
-    # Since JAX 0.11, XLA's forward convolutions are much faster.
-    generation = "0.12" if version >= (0, 11) else "0.10"
+    """The name of a section of the table."""
     devices = "several devices" if shared else "one device"
-    return f"jax {generation}, {devices}{'' if with_onednn else ', without oneDNN'}"
+    return devices if with_onednn else f"{devices}, without oneDNN"
 
 
 class _Table(NamedTuple):
@@ -136,10 +147,13 @@ class _Table(NamedTuple):
     Attributes:
       points: Sizes of the measured shapes, see `Shapes.logarithms`.
       ratios: For each part and algorithm, logarithms of its time relative to XLA's.
+      together: For algorithms whose parts share intermediate results, logarithms of their time
+        for all parts, relative to the fastest algorithm of each part.
     """
 
     points: np.ndarray
     ratios: dict[Part, dict[str, np.ndarray]]
+    together: dict[str, np.ndarray]
 
     def distances(self, shapes: Shapes) -> np.ndarray:
         return np.abs(self.points - shapes.logarithms).sum(1)
@@ -153,24 +167,28 @@ def _timings() -> dict[str, _Table]:
 
 
 def _read_section(rows: dict[str, Any]) -> _Table:
-    ratios: dict[Part, dict[str, np.ndarray]] = {
-        part: {
-            name: np.log([row[part].get(name, math.nan) for row in rows.values()])
+    def logarithms(part: str) -> dict[str, np.ndarray]:
+        measured = [row.get(part, {}) for row in rows.values()]
+        return {
+            name: np.log([times.get(name, math.nan) for times in measured])
             for name in ALGORITHMS
-            if any(name in row[part] for row in rows.values())
+            if any(name in times for times in measured)
         }
-        for part in PARTS
-    }
+
     points = np.stack([from_sizes(name).logarithms for name in rows])
-    return _Table(points, ratios)
+    ratios: dict[Part, dict[str, np.ndarray]] = {part: logarithms(part) for part in PARTS}
+    return _Table(points, ratios, logarithms("together"))
 
 
 def from_sizes(name: str) -> Shapes:
-    """Shapes from a name such as `64x32x32x3 to 64, kernel 3, stride 1`; same padding."""
-    images, rest = name.split(" to ")
+    """Shapes from a name such as `64x32x32x3 to 64, kernel 3, stride 1`.
+
+    Images are padded so that stride 1 keeps the size, unless the name ends with ", valid".
+    """
+    images, rest = name.removesuffix(", valid").split(" to ")
     batch, height, width, channels = map(int, images.split("x"))
     features, kernel, stride = (int(word.split()[-1]) for word in rest.split(","))
-    before = (kernel - 1) // 2
+    before = 0 if name.endswith(", valid") else (kernel - 1) // 2
     return Shapes(
         (batch, height, width, channels),
         (kernel, kernel, channels, features),
@@ -182,13 +200,15 @@ def from_sizes(name: str) -> Shapes:
 def on_cpu() -> Formulation:
     """The fastest algorithm of each part on a CPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
-        del jointly_mapped
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
         with_onednn = like.dtype != jnp.float64 and onednn.is_available()
         if groups > 1:
             return onednn if with_onednn else _separate_or_xla(groups)
         shared = bool(varying_axes(like))
-        return ALGORITHMS[fastest(part, shapes, shared=shared, with_onednn=with_onednn)]
+        name = fastest(
+            part, shapes, shared=shared, in_loop=context.in_loop, with_onednn=with_onednn
+        )
+        return ALGORITHMS[name]
 
     return _formulation(choose)
 
@@ -196,12 +216,14 @@ def on_cpu() -> Formulation:
 def on_gpu() -> Formulation:
     """The fastest algorithm on a GPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
         del part
         if groups > 1:
             return _separate_or_xla(groups)
         itemsize = jnp.dtype(like.dtype).itemsize
-        fits = im2col_gpu.is_fastest(*shapes, itemsize=itemsize, jointly_mapped=jointly_mapped)
+        fits = im2col_gpu.is_fastest(
+            *shapes, itemsize=itemsize, jointly_mapped=context.jointly_mapped
+        )
         return im2col_gpu if fits else xla
 
     return _formulation(choose)
@@ -210,8 +232,8 @@ def on_gpu() -> Formulation:
 def always_xla() -> Formulation:
     """XLA's own algorithms."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
-        del part, like, shapes, groups, jointly_mapped
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
+        del part, like, shapes, groups, context
         return xla
 
     return _formulation(choose)
@@ -222,18 +244,18 @@ def _separate_or_xla(groups: int) -> Any:
     return None if groups <= _MAX_SEPARATE_GROUPS else xla
 
 
-def _formulation(choose: Callable[[Part, Array, Shapes, int, bool], Any]) -> Formulation:
+def _formulation(choose: Callable[[Part, Array, Shapes, int, Context], Any]) -> Formulation:
     """A formulation whose parts are computed by the modules that `choose` returns.
 
     `choose` returns None if each group is to be computed by itself.
     """
 
     def convolve(
-        x: Array, kernel: Array, strides: Any, pads: Pads, groups: int, jointly_mapped: bool
+        x: Array, kernel: Array, strides: Any, pads: Pads, groups: int, context: Context
     ) -> Array:
         def in_groups(x: Array, kernel: Array, groups: int) -> Array:
             shapes = Shapes(x.shape, kernel.shape, tuple(strides), pads)
-            module = choose("convolve", x, shapes, groups, jointly_mapped)
+            module = choose("convolve", x, shapes, groups, context)
             if module is None:
                 return _separately(partial(in_groups, groups=1), x, kernel, groups)
             return module.convolve(x, kernel, strides, pads, **_groups(groups))
@@ -247,12 +269,12 @@ def _formulation(choose: Callable[[Part, Array, Shapes, int, bool], Any]) -> For
         strides: Any,
         pads: Pads,
         groups: int,
-        jointly_mapped: bool,
+        context: Context,
     ) -> Array:
         def in_groups(kernel: Array, grad: Array, groups: int) -> Array:
             shape = *x_shape[:3], kernel.shape[2] * groups
             shapes = Shapes(shape, kernel.shape, tuple(strides), pads)
-            module = choose("input_gradient", grad, shapes, groups, jointly_mapped)
+            module = choose("input_gradient", grad, shapes, groups, context)
             if module is None:
                 return _separately(partial(in_groups, groups=1), kernel, grad, groups)
             return module.input_gradient(kernel, grad, shape, strides, pads, **_groups(groups))
@@ -266,12 +288,12 @@ def _formulation(choose: Callable[[Part, Array, Shapes, int, bool], Any]) -> For
         strides: Any,
         pads: Pads,
         groups: int,
-        jointly_mapped: bool,
+        context: Context,
     ) -> Array:
         def in_groups(x: Array, grad: Array, groups: int) -> Array:
             shape = *kernel_shape[:3], grad.shape[3]
             shapes = Shapes(x.shape, shape, tuple(strides), pads)
-            module = choose("kernel_gradient", grad, shapes, groups, jointly_mapped)
+            module = choose("kernel_gradient", grad, shapes, groups, context)
             if module is None:
                 return _separately(partial(in_groups, groups=1), x, grad, groups)
             return module.kernel_gradient(x, grad, shape, strides, pads, **_groups(groups))
