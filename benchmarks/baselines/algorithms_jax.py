@@ -39,7 +39,7 @@ def respond(
       its number.
     """
     if not with_onednn:
-        unittest.mock.patch.object(onednn, "is_available", lambda: False).start()
+        unittest.mock.patch.object(onednn, "is_available", return_value=False).start()
     shapes = choice.from_sizes(shape)
     keys = jax.random.split(jax.random.key(0), 3)
     sizes = shapes.images, shapes.kernel, out_shape(*shapes)

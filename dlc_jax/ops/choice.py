@@ -19,7 +19,6 @@ from jax import Array
 
 from dlc_jax.ops import fourier, im2col, im2col_gpu, onednn, phases, space_to_depth, winograd, xla
 from dlc_jax.ops.differentiation import Formulation
-from dlc_jax.ops.primitives import Context
 from dlc_jax.ops.windows import Pads, out_shape, varying_axes
 
 Part = Literal["convolve", "input_gradient", "kernel_gradient"]
@@ -89,30 +88,28 @@ def applicable(part: Part, shapes: Shapes) -> list[str]:
     ]
 
 
-def fastest(
-    part: Part, shapes: Shapes, *, shared: bool, in_loop: bool = False, with_onednn: bool = True
-) -> str:
+def fastest(part: Part, shapes: Shapes, *, shared: bool, with_onednn: bool = True) -> str:
     """The name of the algorithm that is expected to be the fastest on a CPU.
+
+    Gradients are never XLA's own, which are very slow in the body of a loop. Whether a program
+    is one is not known here.
 
     Args:
       part: The part of the convolution.
       shapes: Its shapes.
-      shared: Whether several devices share the batch.
-      in_loop: Whether it is in the body of a loop, as in training. There, XLA's own gradients are
-        very slow, and all parts of an algorithm are likely to be computed.
+      shared: Whether several devices share the batch, as in training. There, all parts are likely
+        to be computed, so the time of all counts for algorithms whose parts share results.
       with_onednn: Whether oneDNN may be called, if it is available.
     """
-    name = section(shared, with_onednn and onednn.is_available())
-    return _fastest(name, part, shapes, in_loop)
+    return _fastest(part, shapes, shared, with_onednn and onednn.is_available())
 
 
 @cache
-def _fastest(name: str, part: Part, shapes: Shapes, in_loop: bool) -> str:
-    """The fastest algorithm by a section of the table."""
-    table = _timings()[name]
+def _fastest(part: Part, shapes: Shapes, shared: bool, with_onednn: bool) -> str:
+    table = _timings()[section(shared, with_onednn)]
     distances = table.distances(shapes)
     names = applicable(part, shapes)
-    for algorithm, ratios in table.together.items() if in_loop else ():
+    for algorithm, ratios in table.together.items() if shared else ():
         if algorithm in names and math.exp(_mean_of_nearest(distances, ratios)) <= _MAX_RATIO:
             return algorithm
     expected = {
@@ -120,10 +117,10 @@ def _fastest(name: str, part: Part, shapes: Shapes, in_loop: bool) -> str:
         for algorithm in names
         if algorithm in table.ratios[part]
     }
-    if in_loop and part != "convolve":
-        expected = {name: expected[name] for name in expected if name != "phases"}
-    elif min(expected.values(), default=1.0) > _MAX_RATIO:
-        return "xla"
+    if part == "convolve":
+        expected["xla"] = _MAX_RATIO
+    elif len(expected) > 1:
+        expected.pop("phases", None)
     return min(expected, key=lambda algorithm: expected[algorithm], default="xla")
 
 
@@ -200,15 +197,14 @@ def from_sizes(name: str) -> Shapes:
 def on_cpu() -> Formulation:
     """The fastest algorithm of each part on a CPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
         with_onednn = like.dtype != jnp.float64 and onednn.is_available()
         if groups > 1:
-            return onednn if with_onednn else _separate_or_xla(groups)
+            unsafe = part == "kernel_gradient" and not onednn.supports(*shapes)
+            return onednn if with_onednn and not unsafe else _separate_or_xla(groups)
+        del jointly_mapped
         shared = bool(varying_axes(like))
-        name = fastest(
-            part, shapes, shared=shared, in_loop=context.in_loop, with_onednn=with_onednn
-        )
-        return ALGORITHMS[name]
+        return ALGORITHMS[fastest(part, shapes, shared=shared, with_onednn=with_onednn)]
 
     return _formulation(choose)
 
@@ -216,14 +212,12 @@ def on_cpu() -> Formulation:
 def on_gpu() -> Formulation:
     """The fastest algorithm on a GPU."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
         del part
         if groups > 1:
             return _separate_or_xla(groups)
         itemsize = jnp.dtype(like.dtype).itemsize
-        fits = im2col_gpu.is_fastest(
-            *shapes, itemsize=itemsize, jointly_mapped=context.jointly_mapped
-        )
+        fits = im2col_gpu.is_fastest(*shapes, itemsize=itemsize, jointly_mapped=jointly_mapped)
         return im2col_gpu if fits else xla
 
     return _formulation(choose)
@@ -232,8 +226,8 @@ def on_gpu() -> Formulation:
 def always_xla() -> Formulation:
     """XLA's own algorithms."""
 
-    def choose(part: Part, like: Array, shapes: Shapes, groups: int, context: Context) -> Any:
-        del part, like, shapes, groups, context
+    def choose(part: Part, like: Array, shapes: Shapes, groups: int, jointly_mapped: bool) -> Any:
+        del part, like, shapes, groups, jointly_mapped
         return xla
 
     return _formulation(choose)
@@ -244,18 +238,18 @@ def _separate_or_xla(groups: int) -> Any:
     return None if groups <= _MAX_SEPARATE_GROUPS else xla
 
 
-def _formulation(choose: Callable[[Part, Array, Shapes, int, Context], Any]) -> Formulation:
+def _formulation(choose: Callable[[Part, Array, Shapes, int, bool], Any]) -> Formulation:
     """A formulation whose parts are computed by the modules that `choose` returns.
 
     `choose` returns None if each group is to be computed by itself.
     """
 
     def convolve(
-        x: Array, kernel: Array, strides: Any, pads: Pads, groups: int, context: Context
+        x: Array, kernel: Array, strides: Any, pads: Pads, groups: int, jointly_mapped: bool
     ) -> Array:
         def in_groups(x: Array, kernel: Array, groups: int) -> Array:
             shapes = Shapes(x.shape, kernel.shape, tuple(strides), pads)
-            module = choose("convolve", x, shapes, groups, context)
+            module = choose("convolve", x, shapes, groups, jointly_mapped)
             if module is None:
                 return _separately(partial(in_groups, groups=1), x, kernel, groups)
             return module.convolve(x, kernel, strides, pads, **_groups(groups))
@@ -269,12 +263,12 @@ def _formulation(choose: Callable[[Part, Array, Shapes, int, Context], Any]) -> 
         strides: Any,
         pads: Pads,
         groups: int,
-        context: Context,
+        jointly_mapped: bool,
     ) -> Array:
         def in_groups(kernel: Array, grad: Array, groups: int) -> Array:
             shape = *x_shape[:3], kernel.shape[2] * groups
             shapes = Shapes(shape, kernel.shape, tuple(strides), pads)
-            module = choose("input_gradient", grad, shapes, groups, context)
+            module = choose("input_gradient", grad, shapes, groups, jointly_mapped)
             if module is None:
                 return _separately(partial(in_groups, groups=1), kernel, grad, groups)
             return module.input_gradient(kernel, grad, shape, strides, pads, **_groups(groups))
@@ -288,12 +282,12 @@ def _formulation(choose: Callable[[Part, Array, Shapes, int, Context], Any]) -> 
         strides: Any,
         pads: Pads,
         groups: int,
-        context: Context,
+        jointly_mapped: bool,
     ) -> Array:
         def in_groups(x: Array, grad: Array, groups: int) -> Array:
             shape = *kernel_shape[:3], grad.shape[3]
             shapes = Shapes(x.shape, shape, tuple(strides), pads)
-            module = choose("kernel_gradient", grad, shapes, groups, context)
+            module = choose("kernel_gradient", grad, shapes, groups, jointly_mapped)
             if module is None:
                 return _separately(partial(in_groups, groups=1), x, grad, groups)
             return module.kernel_gradient(x, grad, shape, strides, pads, **_groups(groups))

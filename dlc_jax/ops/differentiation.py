@@ -25,7 +25,7 @@ from dlc_jax.ops.windows import Pads, out_shape
 class Formulation(NamedTuple):
     """A way to compute a convolution and its gradients.
 
-    All functions take the keywords `strides`, `pads`, `groups` and `context` (see
+    All functions take the keywords `strides`, `pads`, `groups` and `jointly_mapped` (see
     `primitive`).
 
     Attributes:

@@ -25,6 +25,8 @@ from dlc_jax.ops.windows import Pads, out_shape
 
 # Largest size of a transformed kernel.
 _MAX_KERNEL_SIZE = 2**22
+# With fewer channels, the transforms cost more than they save.
+_MIN_CHANNELS = 8
 # Larger transforms would need an FFT.
 _MAX_FREQUENCIES = 100
 
@@ -46,7 +48,9 @@ class _Algorithm(NamedTuple):
 def supports(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether this algorithm computes convolutions of these shapes, without too much memory."""
+    """Whether this algorithm is sensible for convolutions of these shapes."""
+    if min(kernel_shape[2:]) < _MIN_CHANNELS or math.prod(kernel_shape[:2]) == 1:
+        return False
     periods = _periods(x_shape, pads)
     if tuple(strides) != (1, 1) or math.prod(periods) > _MAX_FREQUENCIES:
         return False

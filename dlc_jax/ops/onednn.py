@@ -1,27 +1,37 @@
 """Convolutions and matrix products by oneDNN, the library of CPU kernels that PyTorch uses too.
 
-JAX's packages for x86 processors contain oneDNN, but XLA calls it only if a flag asks for that.
-Here its convolution and its product are called directly, in float32. They are not part of JAX's
-public interface, so each process tries once whether they work; if not, they are not used.
+JAX's packages for x86 processors contain oneDNN, but XLA calls it only if a compiler option asks
+for that. The option is one of whole programs. So an operation is first compiled by itself with the
+option, and the call that XLA makes of it is then part of programs that are compiled without.
+Where XLA makes no such call, the operation is XLA's own. Numbers are float32.
 
 oneDNN's gradients cannot be called, so both are forward convolutions here.
 """
 
-import json
+import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.sharding import SingleDeviceSharding
 
-from dlc_jax.ops import phases
-from dlc_jax.ops.windows import Pads, map_chunks, out_shape, slices
+from dlc_jax.ops import phases, xla
+from dlc_jax.ops.windows import Pads, map_chunks, slices
 
-_CONVOLUTION, _MATMUL = "__onednn$convolution", "__onednn$matmul"
-_LAYOUT = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}
+_OPTIONS: dict[str, Any] = {
+    "xla_cpu_use_onednn": True,
+    "xla_cpu_experimental_onednn_custom_call": True,
+    # Otherwise another library of XLA's takes the operations first.
+    "xla_cpu_experimental_ynn_fusion_type": "",
+}
+# A call in a compiled program: size of the memory it works in, target, configuration.
+_CALL = re.compile(
+    r'= \(f32\S*, u8\[(\d+)\]\S*\) custom-call\(.*custom_call_target="(__onednn\$\w+)".*?'
+    r"backend_config=(\{.*\})"
+)
 _NO_PADS: Pads = ((0, 0), (0, 0))
 # Size of the arrays of a chunk of the kernel's gradient, which stay in the cache.
 _CHUNK_BYTES = 4 * 2**20
@@ -35,56 +45,63 @@ class _Window(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def out_shape(self, x: Any, kernel: Any) -> tuple[int, ...]:
-        """The shape of the result."""
-        height, width = (1 + (kernel.shape[i] - 1) * self.dilation[i] for i in (0, 1))
-        return out_shape(x.shape, (height, width, *kernel.shape[2:]), self.strides, self.pads)
+
+class _Call(NamedTuple):
+    """A call of oneDNN, as XLA makes it."""
+
+    target: str
+    config: str
+    scratch_bytes: int
 
 
 @cache
 def is_available() -> bool:
-    """Whether oneDNN can be called, and computes what is expected of it."""
-    rng = np.random.default_rng(0)
-    x, kernel, matrix = (
-        rng.integers(-4, 5, shape).astype(np.float32)
-        for shape in ((2, 6, 7, 4), (3, 2, 2, 6), (6, 5))
+    """Whether XLA can call oneDNN here."""
+    return (
+        _call(_xla_convolution(_Window((1, 1), _NO_PADS)), (8, 8, 8, 16), (3, 3, 16, 16))
+        is not None
     )
-    window = _Window((2, 1), ((1, 0), (0, 2)), (1, 2), groups=2)
 
-    def results(x: Any, kernel: Any, matrix: Any) -> Any:
-        return _convolve(window, x, kernel), _matmul(True, False, matrix, x[0, :, :, 0])
 
+@cache
+def _call(function: Callable[..., Array], *shapes: tuple[int, ...]) -> _Call | None:
+    """The call that XLA makes of a function of float32 arrays; None if it makes none."""
+    cpu = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=cpu) for shape in shapes]
     try:
-        cpu = jax.local_devices(backend="cpu")[0]
-        with jax.ensure_compile_time_eval(), jax.default_device(cpu):
-            y, product = map(np.asarray, jax.jit(results)(x, kernel, matrix))
-    except Exception:  # the type depends on the release of JAX, and on what it lacks
-        return False
-    same = np.array_equal(product, matrix.T @ x[0, :, :, 0])
-    return same and np.array_equal(y, _reference(window, x, kernel))
+        compiled = jax.jit(function).lower(*arrays).compile(compiler_options=_OPTIONS)
+    except (ValueError, jax.errors.JaxRuntimeError):  # a release of JAX without these options
+        return None
+    found = _CALL.search(str(compiled.as_text()))
+    return _Call(found[2], found[3], int(found[1])) if found else None
 
 
-def _reference(window: _Window, x: Any, kernel: Any) -> Any:
-    """The convolution, by NumPy."""
-    y = np.zeros(window.out_shape(x, kernel), x.dtype)
-    padded = np.pad(x, ((0, 0), *window.pads, (0, 0)))
-    for position in np.ndindex(y.shape[1:3]):
-        rows, columns = (
-            position[i] * window.strides[i] + window.dilation[i] * np.arange(kernel.shape[i])
-            for i in (0, 1)
-        )
-        patch = padded[:, rows][:, :, columns]
-        groups = zip(*(np.split(part, window.groups, 3) for part in (patch, kernel)), strict=True)
-        y[:, *position] = np.concatenate([np.tensordot(a, b, 3) for a, b in groups], 1)
-    return y
+def _apply(function: Callable[..., Array], *operands: Array) -> Array:
+    """Applies a function of float32 arrays, by oneDNN if XLA would with the compiler option."""
+    call = _call(function, *(x.shape for x in operands))
+    if call is None:
+        return function(*operands)
+    results = (
+        jax.eval_shape(function, *operands),
+        jax.ShapeDtypeStruct((call.scratch_bytes,), "uint8"),
+    )
+    custom = jax.ffi.ffi_call(
+        call.target, results, custom_call_api_version=2, legacy_backend_config=call.config
+    )
+    result: Array = custom(*operands)[0]
+    return result
 
 
 def supports(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> bool:
-    """Whether oneDNN can be called."""
-    del x_shape, kernel_shape, strides, pads
-    return is_available()
+    """Whether oneDNN can be called, and is safe for all parts of the convolution.
+
+    With a single channel, the images of `kernel_gradient` are one pixel wide. For such images,
+    oneDNN 3.12 may read beyond the end of its memory, and the process ends.
+    """
+    del x_shape, strides, pads
+    return kernel_shape[2] > 1 and is_available()
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, groups: int = 1) -> Array:
@@ -162,12 +179,34 @@ def _float32(function: Callable[..., Array], *operands: Array) -> Array:
 
 
 @cache
+def _xla_convolution(window: _Window) -> Callable[[Array, Array], Array]:
+    return partial(
+        lax.conv_general_dilated,
+        window_strides=window.strides,
+        padding=window.pads,
+        rhs_dilation=window.dilation,
+        dimension_numbers=xla.NHWC,
+        feature_group_count=window.groups,
+    )
+
+
+@cache
+def _xla_matmul(transpose_a: bool, transpose_b: bool) -> Callable[[Array, Array], Array]:
+    def function(a: Array, b: Array) -> Array:
+        batch = tuple(range(a.ndim - 2))
+        terms = (a.ndim - 1 - transpose_a,), (b.ndim - 2 + transpose_b,)
+        return lax.dot_general(a, b, (terms, (batch, batch)))
+
+    return function
+
+
+@cache
 def _batched_convolve(window: _Window) -> Callable[[Array, Array], Array]:
     """A convolution that `jax.vmap` accepts."""
 
     @jax.custom_batching.custom_vmap
     def function(x: Array, kernel: Array) -> Array:
-        return _convolve(window, x, kernel)
+        return _apply(_xla_convolution(window), x, kernel)
 
     @function.def_vmap
     def rule(size: int, mapped: Any, x: Array, kernel: Array) -> tuple[Array, bool]:
@@ -188,7 +227,7 @@ def _batched_matmul(transpose_a: bool, transpose_b: bool) -> Callable[[Array, Ar
 
     @jax.custom_batching.custom_vmap
     def function(a: Array, b: Array) -> Array:
-        return _matmul(transpose_a, transpose_b, a, b)
+        return _apply(_xla_matmul(transpose_a, transpose_b), a, b)
 
     @function.def_vmap
     def rule(size: int, mapped: Any, a: Array, b: Array) -> tuple[Array, bool]:
@@ -197,56 +236,3 @@ def _batched_matmul(transpose_a: bool, transpose_b: bool) -> Callable[[Array, Ar
         return function(a, b), True
 
     return function
-
-
-def _convolve(window: _Window, x: Any, kernel: Any) -> Array:
-    height, width = window.pads
-    config = {
-        "dims": "4",
-        "feature_groups": str(window.groups),
-        "input": {"dims": "0", "data": _LAYOUT},
-        "kernel": {
-            "dims": "0",
-            "filter": {
-                "input_feature_dim": "2",
-                "output_feature_dim": "3",
-                "shape": _strings(kernel.shape),
-                "spatial_dims": ["0", "1"],
-            },
-        },
-        "output": {"dims": "0", "data": _LAYOUT},
-        "window": {
-            "size": [],
-            "pad_left": _strings((height[0], width[0])),
-            "pad_right": _strings((height[1], width[1])),
-            "strides": _strings(window.strides),
-            "window_dilations": _strings(window.dilation),
-        },
-    }
-    return _call(_CONVOLUTION, "onednn_conv_config", config, window.out_shape(x, kernel), x, kernel)
-
-
-def _matmul(transpose_a: bool, transpose_b: bool, a: Any, b: Any) -> Array:
-    config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
-    rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
-    return _call(_MATMUL, "onednn_matmul_config", config, (*a.shape[:-2], rows, columns), a, b)
-
-
-def _call(
-    target: str, name: str, config: dict[str, Any], shape: Sequence[int], *operands: Any
-) -> Array:
-    """Calls oneDNN with a configuration in the JSON form of XLA's protocol buffer."""
-    options = config | {"optimization_config": {"user_scratchpad": False}}
-    call = jax.ffi.ffi_call(
-        target,
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        custom_call_api_version=2,
-        legacy_backend_config=json.dumps({name: options}),
-    )
-    result: Array = call(*operands)
-    return result
-
-
-def _strings(numbers: Sequence[int]) -> list[str]:
-    """Numbers as they are in the JSON form of a protocol buffer."""
-    return [str(number) for number in numbers]

@@ -355,7 +355,7 @@ def _linear_transpose(
 
 
 def _listed(function: Callable[..., Array]) -> Callable[..., list[Array]]:
-    return lambda *operands, context, **params: [function(*operands, **params)]
+    return lambda *operands, jointly_mapped, **params: [function(*operands, **params)]
 
 
 _max_pool_p = primitive(

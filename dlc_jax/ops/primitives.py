@@ -7,7 +7,7 @@ axis, so its differentiation rules still apply.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,6 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding, PartitionSpec
-
-
-class Context(NamedTuple):
-    """Where a primitive is computed.
-
-    Attributes:
-      jointly_mapped: Whether a `jax.vmap` maps over several operands, as over the images and
-        kernels of several networks.
-      in_loop: Whether it is in the body of a loop, such as `jax.lax.scan`.
-    """
-
-    jointly_mapped: bool = False
-    in_loop: bool = False
-
 
 # For each `jax.vmap` around a primitive, the outermost first: the size of the mapped axis, and
 # which operands have it. It is the first axis of these operands and of every result.
@@ -46,7 +32,8 @@ def primitive(
     """Defines a primitive without differentiation rules. Apply it with `bind`.
 
     The functions take the operands, and the parameters of the primitive as keywords.
-    Implementations also take the keyword `context`, a `Context`.
+    Implementations also take `jointly_mapped`: whether a `jax.vmap` maps over several operands, as
+    over the images and kernels of several networks.
 
     Args:
       name: Name in a jaxpr.
@@ -75,33 +62,25 @@ def primitive(
             for shape in shapes(*inner, **params)
         ]
 
-    def lower(
-        function: Callable[..., Any],
-        context: Any,
-        *operands: Any,
-        mapped: Mapped,
-        precision: Any,
-        **params: Any,
-    ) -> Any:
-        jointly_mapped = any(sum(flags) > 1 for _, flags in mapped)
-        where = Context(jointly_mapped, "while" in str(context.name_stack).split("/"))
-
-        def run(*operands: Array) -> list[Array]:
+    def lowered(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*operands: Array, mapped: Mapped, precision: Any, **params: Any) -> list[Array]:
+            jointly_mapped = any(sum(flags) > 1 for _, flags in mapped)
             with jax.default_matmul_precision(precision):
-                over_examples = _over_examples(partial(function, context=where, **params), mapped)
-                return over_examples(*operands)
+                return _over_examples(
+                    partial(function, jointly_mapped=jointly_mapped, **params), mapped
+                )(*operands)
 
-        return mlir.lower_fun(run, multiple_results=True)(context, *operands)
+        return mlir.lower_fun(run, multiple_results=True)
 
-    def lower_on_cpu(context: Any, *operands: Any, **params: Any) -> Any:
+    def lowered_on_cpu(context: Any, *operands: Any, **params: Any) -> Any:
         function = portable if portable is not None and _is_portable(context) else cpu
-        return lower(function, context, *operands, **params)
+        return lowered(function)(context, *operands, **params)
 
     new.def_impl(partial(xla.apply_primitive, new))
     new.def_abstract_eval(abstract)
-    mlir.register_lowering(new, partial(lower, default))
-    mlir.register_lowering(new, lower_on_cpu, platform="cpu")
-    mlir.register_lowering(new, partial(lower, gpu), platform="gpu")
+    mlir.register_lowering(new, lowered(default))
+    mlir.register_lowering(new, lowered_on_cpu, platform="cpu")
+    mlir.register_lowering(new, lowered(gpu), platform="gpu")
     batching.primitive_batchers[new] = partial(_batched, new)
     return new
 
